@@ -1,0 +1,118 @@
+"""Everything that can go wrong, as one tree. Foreign exceptions are translated into it once, at the boundary.
+
+    MemuError                  1   code "error"
+    ├── UsageError             2   what was typed cannot be done as typed
+    │   ├── SettingsError      2   config.toml or the environment; holds every mistake found
+    │   └── UnknownBackup      2   no backup of that name
+    ├── LockHeld              75   another run holds the backup directory
+    ├── Interrupted            1   cancelled, or the daemon is stopping
+    ├── SourceError            1   something to back up is not there or cannot be read
+    │   └── DatabaseError      1   a database refuses, is too new, or is away
+    ├── StoreError             1   the place for backups cannot be used
+    │   ├── DiskFull           1
+    │   └── WriteFailed        1   the disk took the data and then said no
+    ├── ArchiveError           1
+    │   ├── NotAnArchive       2   the file is something else
+    │   ├── DamagedArchive     1   bytes differ from what was written
+    │   └── HostileArchive     1   an entry that would write outside its folder
+    ├── RestoreError           1   target not empty, not enough space
+    └── HistoryAway            1   Postgres cannot be reached; nothing is lost, rows are spooled
+
+The number is the exit status of the command line. ``str(error)`` is one sentence for the person who meets it:
+what happened, what it means for their data, what to do. ``code`` never changes once it is released.
+"""
+
+from collections.abc import Sequence
+
+
+class MemuError(Exception):
+    """Root of the tree. ``retryable`` says whether waiting alone may help."""
+
+    code: str = "error"
+    retryable: bool = False
+    exit_status: int = 1
+
+
+class UsageError(MemuError):
+    code = "usage"
+    exit_status = 2
+
+
+class SettingsError(UsageError):
+    """``problems`` holds one sentence a mistake, each with its path in the file."""
+
+    code = "settings"
+
+    def __init__(self, problems: Sequence[str], origin: str = "the settings") -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        head = f"{origin} has {count} mistake{'' if count == 1 else 's'}; nothing was started."
+        super().__init__("\n".join([head, *(f"  {p}" for p in self.problems)]))
+
+
+class UnknownBackup(UsageError):
+    code = "unknown_backup"
+
+
+class LockHeld(MemuError):
+    code = "lock_held"
+    retryable = True
+    exit_status = 75
+
+
+class Interrupted(MemuError):
+    code = "interrupted"
+    retryable = True
+
+
+class SourceError(MemuError):
+    code = "source"
+
+
+class DatabaseError(SourceError):
+    code = "database"
+
+
+class DatabaseAway(DatabaseError):
+    """Cannot be reached now; may be back in a minute."""
+
+    code = "database_away"
+    retryable = True
+
+
+class StoreError(MemuError):
+    code = "store"
+
+
+class DiskFull(StoreError):
+    code = "disk_full"
+
+
+class WriteFailed(StoreError):
+    code = "write_failed"
+
+
+class ArchiveError(MemuError):
+    code = "archive"
+
+
+class NotAnArchive(ArchiveError):
+    code = "not_an_archive"
+    exit_status = 2
+
+
+class DamagedArchive(ArchiveError):
+    code = "damaged"
+
+
+class HostileArchive(ArchiveError):
+    code = "hostile"
+
+
+class RestoreError(MemuError):
+    code = "restore"
+
+
+class HistoryAway(MemuError):
+    code = "history_away"
+    retryable = True

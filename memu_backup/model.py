@@ -1,0 +1,202 @@
+"""The nouns of the project. Frozen, without behaviour beyond what follows from their own fields.
+
+All times are aware datetimes in UTC, all sizes are bytes, all durations are seconds. Paths inside an archive are
+``str`` with ``/`` between parts; bytes that are not UTF-8 stand in them as surrogates (``os.fsdecode``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+
+class Status(StrEnum):
+    """What became of a run. ``PARTIAL`` is a backup that can be restored but lacks something."""
+
+    IN_PROGRESS = "in_progress"
+    SUCCESS = "success"
+    PARTIAL = "partial"
+    FAILED = "failed"
+
+
+class Trigger(StrEnum):
+    """What set a run off."""
+
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    CATCH_UP = "catch_up"
+
+
+class Level(StrEnum):
+    """How deep a verification looks."""
+
+    QUICK = "quick"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """One file or one directory tree on this machine, and where it stands in the backup.
+
+    ``place`` ends in ``/`` for a directory (its content goes below it) and names a file otherwise.
+    ``exclude`` holds globs relative to ``path``, in gitignore manner: ``*.tmp`` anywhere, ``/cache/`` at the top,
+    ``**`` across folders.
+    """
+
+    path: Path
+    place: str
+    exclude: tuple[str, ...] = ()
+    cross_filesystems: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """What a source hands to a store: trees that hold still, or of which it is said how they move.
+
+    ``consistency`` is one phrase for people ("pg_dump in one snapshot"). ``details`` is JSON for metadata.json and
+    never holds a secret. ``warnings`` are sentences; a warning alone does not make a run partial, ``missing`` does:
+    things that were asked for and could not be had.
+    """
+
+    source: str
+    kind: str
+    place: str
+    roots: tuple[Root, ...]
+    consistency: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSummary:
+    """One source as metadata.json tells it. ``checksum`` is the SHA-256 of its lines in SHA256SUMS."""
+
+    name: str
+    kind: str
+    place: str
+    files: int
+    directories: int
+    links: int
+    size_bytes: int
+    checksum: str
+    modes_checksum: str
+    consistency: str
+    newest_mtime: datetime | None = None
+    skipped: int = 0
+    details: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup says of itself (metadata.json). ``utc_offset`` is that of the machine, as ``+02:00``."""
+
+    format: str
+    name: str
+    run_id: str
+    created_at: datetime
+    utc_offset: str
+    host: str
+    job: str
+    version: str
+    sources: tuple[SourceSummary, ...]
+    sha256sums: str
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of content before compression."""
+        return sum(s.size_bytes for s in self.sources)
+
+    @property
+    def files(self) -> int:
+        return sum(s.files for s in self.sources)
+
+    @property
+    def partial(self) -> bool:
+        return any(s.missing for s in self.sources)
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A backup that lies in a store. ``manifest`` is None where the archive tells nothing of itself."""
+
+    name: str
+    path: Path
+    size_bytes: int
+    created_at: datetime
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One row of ``backup_history``.
+
+    ``run_id`` is the key by which a row is written and written again. ``filename`` is final from the start, with
+    ``size_bytes`` 0 until the backup lies there. ``error`` is the sentence, ``error_code`` the stable code of
+    ``errors``. ``deleted_at`` is set when the backup was pruned.
+    """
+
+    run_id: str
+    host: str
+    job: str
+    trigger: Trigger
+    filename: str
+    status: Status
+    created_at: datetime
+    location: str = ""
+    size_bytes: int = 0
+    content_bytes: int = 0
+    files: int = 0
+    error: str | None = None
+    error_code: str | None = None
+    duration_seconds: int | None = None
+    downtime_seconds: float | None = None
+    finished_at: datetime | None = None
+    verified_at: datetime | None = None
+    usb_copied_at: datetime | None = None
+    deleted_at: datetime | None = None
+    sha256: str | None = None
+    warnings: tuple[str, ...] = ()
+    notification_sent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEvent:
+    """Who did what, when and from where. ``origin`` is ``cli``, ``chat``, ``web`` or ``scheduler``."""
+
+    event_id: str
+    created_at: datetime
+    host: str
+    actor: str
+    origin: str
+    action: str
+    subject: str = ""
+    outcome: str = ""
+
+
+class Phase(StrEnum):
+    """Where a long piece of work stands; the words for it are in ``words``."""
+
+    WAITING = "waiting"
+    CAPTURING = "capturing"
+    WRITING = "writing"
+    VERIFYING = "verifying"
+    PUBLISHING = "publishing"
+    RESTORING = "restoring"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A moment of long work. ``total_bytes`` is None where it is not known; it is an estimate where sources grow."""
+
+    phase: Phase
+    done_bytes: int = 0
+    total_bytes: int | None = None
+    files: int = 0
+    what: str = ""
