@@ -1,0 +1,94 @@
+"""What can be backed up: one file a kind.
+
+A module in this folder that defines ``SOURCE`` is a kind; nothing else has to know of it. ``SOURCE`` is a class with
+an inner-facing ``Settings`` model (its table in config.toml, ``kind`` a ``Literal``) and the methods of ``Source``.
+Modules import what is heavy (asyncpg) inside their methods: the settings of every kind are loaded at each start.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from memu_backup.model import Captured, SourceSummary
+
+RESERVED = frozenset({"metadata.json", "SHA256SUMS", "index.jsonl"})
+"""Names at the top of a backup that are ours."""
+
+
+class SourceSettings(BaseModel):
+    """What every ``[sources.NAME]`` table may hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    place: str | None = Field(
+        default=None, description="where it stands in the backup: NAME/ unless said otherwise; without / one file"
+    )
+
+    @field_validator("place")
+    @classmethod
+    def _inside(cls, place: str | None) -> str | None:
+        if place is None:
+            return None
+        parts = place.removesuffix("/").split("/")
+        if any(p in ("", ".", "..") for p in parts) or "\\" in place or not place.isprintable():
+            raise ValueError("must be a plain relative path such as photos/ or database.sql")
+        if parts[0] in RESERVED:
+            raise ValueError(f"{parts[0]} is the name of a file that every backup holds; choose another place")
+        return place
+
+
+class Reader(Protocol):
+    """What ``Source.verify`` needs of a stored backup."""
+
+    def content(self, path: str) -> Iterator[bytes]:
+        """The bytes of one file in the backup, in blocks. Raises DamagedArchive."""
+        ...
+
+
+class Source(Protocol):
+    """Something that is backed up. Made from its name and its settings; cheap to make, touches nothing until asked."""
+
+    kind: ClassVar[str]
+    Settings: ClassVar[type[SourceSettings]]
+    name: str
+    place: str
+
+    def __init__(self, name: str, settings: Any) -> None: ...
+
+    async def check(self) -> list[str]:
+        """Is everything there that a capture will need: rights, versions, programs? Changes nothing.
+
+        Returns warnings, a sentence each. Raises SourceError with the sentence for the person who must act.
+        """
+        ...
+
+    def capture(self, stage: Path) -> AbstractAsyncContextManager[Captured]:
+        """Bring the data to rest (or say how it moves) and hand out where it lies until the context ends.
+
+        ``stage`` is a private, empty, existing folder on the store's filesystem for what has to be written out first;
+        the caller removes it. Raises SourceError. Cancelling ends every child.
+        """
+        ...
+
+    @staticmethod
+    async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
+        """What only this kind can tell of its part of a stored backup (a dump that lists, a database that is whole).
+
+        The bytes were compared before. Returns problems, a sentence each; empty is good.
+        """
+        ...
+
+
+@cache
+def kinds() -> Mapping[str, type[Source]]:
+    """Every kind of source there is, by name."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    return {m.SOURCE.kind: m.SOURCE for m in modules if hasattr(m, "SOURCE")}

@@ -1,0 +1,75 @@
+"""A handful of files and folders under one place: .env, element-config.json, nginx/."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from memu_backup.errors import SourceError
+from memu_backup.model import Captured, Root, SourceSummary
+from memu_backup.paths import LocalPath
+from memu_backup.sources import Reader, SourceSettings
+
+
+class FilesSettings(SourceSettings):
+    kind: Literal["files"]
+    paths: tuple[LocalPath, ...] = Field(min_length=1, description="files and folders, each stored under its own name")
+    optional: bool = Field(default=False, description="a path that is not there is no reason to call a backup partial")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> FilesSettings:
+        names = [p.name for p in self.paths]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"two paths end in the same name ({', '.join(twice)}); put one into a source of its own")
+        if self.place is not None and not self.place.endswith("/"):
+            raise ValueError(f"the place of files ends in a slash: {self.place}/")
+        return self
+
+
+class FilesSource:
+    kind: ClassVar[str] = "files"
+    Settings: ClassVar[type[SourceSettings]] = FilesSettings
+
+    def __init__(self, name: str, settings: FilesSettings) -> None:
+        self.name = name
+        self.place = settings.place or f"{name}/"
+        self._settings = settings
+
+    def _split(self) -> tuple[list[Path], list[Path]]:
+        there = [p for p in self._settings.paths if p.exists()]
+        return there, [p for p in self._settings.paths if p not in there]
+
+    async def check(self) -> list[str]:
+        there, missing = self._split()
+        if not there:
+            raise SourceError(
+                f"None of the {len(missing)} paths of source {self.name} is there (the first is {missing[0]}), "
+                f"so it cannot be backed up. Correct sources.{self.name}.paths."
+            )
+        return [f"{p} (source {self.name}) is not there." for p in missing]
+
+    @asynccontextmanager
+    async def capture(self, stage: Path) -> AsyncIterator[Captured]:  # noqa: ARG002  nothing to write out first
+        warnings = tuple(await self.check())
+        there, _ = self._split()
+        yield Captured(
+            source=self.name,
+            kind=self.kind,
+            place=self.place,
+            roots=tuple(Root(p, self.place + p.name + ("/" if p.is_dir() else "")) for p in there),
+            consistency="each file as it was when it was read",
+            warnings=warnings if self._settings.optional else (),
+            missing=() if self._settings.optional else warnings,
+        )
+
+    @staticmethod
+    async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all
+        return []
+
+
+SOURCE = FilesSource
