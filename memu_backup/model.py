@@ -200,3 +200,54 @@ class Progress:
     total_bytes: int | None = None
     files: int = 0
     what: str = ""
+
+
+class Health(StrEnum):
+    """How much the family has to worry."""
+
+    HEALTHY = "healthy"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Problem(StrEnum):
+    """What is not as it should be, the most pressing first; the codes never change once released."""
+
+    LAST_FAILED = "last_failed"
+    BACKUP_GONE = "backup_gone"
+    NOTHING_GOOD = "nothing_good"
+    OVERDUE = "overdue"
+    LAST_PARTIAL = "last_partial"
+    NO_BACKUP = "no_backup"
+    OLDER_DAMAGED = "older_damaged"
+    HISTORY_AWAY = "history_away"
+    USB_OVERDUE = "usb_overdue"
+
+
+_CRITICAL = frozenset({Problem.LAST_FAILED, Problem.BACKUP_GONE, Problem.NOTHING_GOOD, Problem.OVERDUE})
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """Where a household's backups stand at one moment; made by ``status.assess``, put into words by ``words``.
+
+    ``problems`` is sorted, the most pressing first. ``last`` is the newest run that has ended, ``last_good`` the
+    newest complete backup that still lies in its place. ``usb_expected`` is False where no drive is part of the
+    plan. With ``history_away`` the report rests on what lies on disk, and copies on drives are not known.
+    """
+
+    problems: tuple[Problem, ...]
+    last: Run | None
+    last_good: Run | None
+    in_progress: Run | None
+    stored_count: int
+    stored_bytes: int
+    usb_expected: bool
+    usb_copied_at: datetime | None
+    history_away: bool
+
+    @property
+    def health(self) -> Health:
+        if any(p in _CRITICAL for p in self.problems):
+            return Health.CRITICAL
+        return Health.WARNING if self.problems else Health.HEALTHY

@@ -1,0 +1,283 @@
+"""Files on this machine: walk a tree that moves, write so that a power cut leaves old or new, publish atomically."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pathspec
+
+from memu_backup.errors import DiskFull, MemuError, StoreError, WriteFailed
+from memu_backup.model import Root
+
+Identity = tuple[int, int]
+"""Device and inode: the same file or folder, whatever its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One entry of a tree. ``place`` is its path in the backup, without a slash at its end.
+
+    ``folder`` is the open descriptor of the folder that holds it, good only until the walk goes on; None for the root
+    itself, which is then opened by ``name`` as a path.
+    """
+
+    place: str
+    name: str
+    folder: int | None
+    status: os.stat_result
+
+    def open(self) -> int:
+        """A descriptor for reading. Never follows a link below the root, never waits for the writer of a fifo."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if self.folder is not None else 0)
+        try:
+            return os.open(self.name, flags | os.O_NOATIME, dir_fd=self.folder)
+        except PermissionError:  # O_NOATIME is for the owner and root
+            return os.open(self.name, flags, dir_fd=self.folder)
+
+    def readlink(self) -> str:
+        return os.readlink(self.name, dir_fd=self.folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An entry that a walk did not give. ``lost`` is True where it should have been in the backup."""
+
+    place: str
+    reason: str
+    lost: bool
+
+
+def walk(root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None]) -> Iterator[Found]:
+    """Everything below ``root``, folders before their content, names in byte order.
+
+    Works on descriptors, so that a folder swapped for a link meanwhile leads nowhere. ``skip`` names folders that are
+    never entered (our own). What is left out, or could not be read, goes to ``report``. The root itself is given too
+    where it is a file; its content alone where it is a folder, as ``root.place`` already names it.
+    """
+    try:
+        top = root.path.stat()
+    except OSError as error:
+        report(Skipped(root.place, reason(error), lost=True))
+        return
+    if not stat.S_ISDIR(top.st_mode):
+        yield Found(root.place.removesuffix("/"), str(root.path), None, top)
+        return
+    try:
+        descriptor = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        report(Skipped(root.place, reason(error), lost=True))
+        return
+    yield Found(root.place.removesuffix("/"), str(root.path), None, top)
+    spec = pathspec.GitIgnoreSpec.from_lines(root.exclude) if root.exclude else None
+    yield from _Walker(root, spec, skip, report).below(descriptor, (top.st_dev, top.st_ino))
+
+
+@dataclass(slots=True)
+class _Level:
+    """A folder that the walk is inside of."""
+
+    descriptor: int
+    inner: str
+    identity: Identity
+    names: list[str]
+
+
+@dataclass(slots=True)
+class _Walker:
+    root: Root
+    spec: pathspec.GitIgnoreSpec | None
+    skip: frozenset[Identity]
+    report: Callable[[Skipped], None]
+    levels: list[_Level] = field(default_factory=list)
+
+    def below(self, descriptor: int, identity: Identity) -> Iterator[Found]:
+        """A loop and not a recursion: someone's tree may be deeper than Python's stack."""
+        try:
+            self._enter(descriptor, "", identity)
+            while self.levels:
+                level = self.levels[-1]
+                if not level.names:
+                    os.close(self.levels.pop().descriptor)
+                    continue
+                yield from self._entry(level, level.names.pop())
+        finally:
+            for level in self.levels:
+                os.close(level.descriptor)
+
+    def _enter(self, descriptor: int, inner: str, identity: Identity) -> None:
+        try:
+            names = sorted(os.listdir(descriptor), reverse=True)  # taken from the end
+        except OSError as error:
+            self.report(Skipped(self.root.place + inner, reason(error), lost=True))
+            names = []
+        self.levels.append(_Level(descriptor, inner, identity, names))
+
+    def _entry(self, level: _Level, name: str) -> Iterator[Found]:
+        inner = level.inner + name
+        place = self.root.place + inner
+        try:
+            status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
+        except OSError as error:
+            self.report(Skipped(place, reason(error), lost=True))
+            return
+        mode = status.st_mode
+        if self.spec and self.spec.match_file(inner + ("/" if stat.S_ISDIR(mode) else "")):
+            return
+        if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+            self.report(Skipped(place, f"is a {_special(mode)}", lost=False))
+            return
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.skip:
+            self.report(Skipped(place, "is where memu-backup keeps its own files", lost=False))
+            return
+        yield Found(place, name, level.descriptor, status)
+        if not stat.S_ISDIR(mode):
+            return
+        if any(identity == above.identity for above in self.levels):
+            self.report(Skipped(place, "is a folder that contains itself (a bind mount)", lost=False))
+        elif status.st_dev != self.levels[0].identity[0] and not self.root.cross_filesystems:
+            self.report(Skipped(place, "is another filesystem mounted here", lost=False))
+        else:
+            self._open(level, name, inner, identity)
+
+    def _open(self, level: _Level, name: str, inner: str, identity: Identity) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, dir_fd=level.descriptor)
+        except OSError as error:
+            self.report(Skipped(self.root.place + inner, reason(error), lost=True))
+            return
+        self._enter(descriptor, inner + "/", identity)
+
+
+def _special(mode: int) -> str:
+    kinds = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
+    return kinds.get(stat.S_IFMT(mode), "special file")
+
+
+def reason(error: OSError) -> str:
+    """An OSError as half a sentence for people."""
+    known = {
+        errno.ENOENT: "has vanished",
+        errno.ENOTDIR: "has vanished",
+        errno.EACCES: "may not be read by this user",
+        errno.EPERM: "may not be read by this user",
+        errno.ELOOP: "has turned into a symbolic link",
+        errno.EIO: "cannot be read: the disk reports an error",
+        errno.ESTALE: "has vanished from its network share",
+    }
+    return known.get(error.errno or 0, f"cannot be read: {os.strerror(error.errno or 0)}")
+
+
+def shown(path: str) -> str:
+    """A path inside a sentence: on one line, of bearable length, whatever its bytes."""
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in path)
+    return plain if len(plain) <= 200 else f"{plain[:100]}…{plain[-99:]}"
+
+
+def data_extents(descriptor: int, size_bytes: int) -> tuple[tuple[int, int], ...]:
+    """The stretches (offset, length) of a file that hold data; what lies between them is holes. lseek(2), SEEK_DATA."""
+    extents = []
+    position = 0
+    while position < size_bytes:
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
+                break
+            raise
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size_bytes)
+        if start >= end:
+            break
+        extents.append((start, end - start))
+        position = end
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return tuple(extents)
+
+
+def storing(error: OSError, where: Path) -> MemuError:
+    """What an OSError met while writing to ``where`` means for the backup."""
+    if error.errno == errno.ENOSPC:
+        try:
+            found = os.statvfs(where if where.is_dir() else where.parent)
+            inodes = found.f_files > 0 and found.f_favail == 0
+        except OSError:
+            inodes = False
+        what = "has no room for more files (no inodes left)" if inodes else "is full"
+        return DiskFull(
+            f"The disk that holds {where} {what}, so this backup was given up; older backups are untouched. "
+            "Free up space or add storage."
+        )
+    if error.errno == errno.EDQUOT:
+        return DiskFull(
+            f"The quota for {where} is used up, so this backup was given up; older backups are untouched. "
+            "Raise the quota or free up space."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        why = {errno.EROFS: "is read-only", errno.ENOENT: "is not there", errno.ENOTDIR: "is not a folder"}
+        return StoreError(
+            f"{where} {why.get(error.errno, 'cannot be written by this user')}, so no backup could be stored. "
+            "Check backup_dir, its disk and its rights."
+        )
+    return WriteFailed(
+        f"The disk that holds {where} reports an error ({os.strerror(error.errno or 0)}), so what was written was "
+        "thrown away; older backups are untouched. Check the disk."
+    )
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename or a removal in ``folder`` last through a power cut. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def rename_without_replacing(old: Path, new: Path) -> None:
+    """renameat2(2) with RENAME_NOREPLACE. Raises FileExistsError, OSError.
+
+    Filesystems that do not know the flag (some FUSE ones) get a look before the rename instead, which is enough
+    while the caller holds the folder's lock.
+    """
+    result = _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE)
+    if result == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        raise OSError(number, os.strerror(number), str(new))
+    if os.path.lexists(new):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+    old.rename(new)
+
+
+def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace ``path`` by ``content``; after a crash it is the old file or the new one, whole. Raises OSError."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        try:
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        partial.rename(path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)

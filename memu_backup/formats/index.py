@@ -1,0 +1,76 @@
+"""The index: one line an entry, so that a file is found without reading what stands before it.
+
+JSON Lines. The first line names the format and the columns, each further one is an array in that order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from memu_backup.errors import DamagedArchive
+from memu_backup.formats.tar import Type
+
+NAME = "index.jsonl"
+FORMAT = "memu-backup-index/1"
+COLUMNS = ("path", "type", "size_bytes", "mode", "mtime_ns", "link", "sha256", "member", "inside", "content", "end")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one entry lies and what to expect of it.
+
+    Its headers begin ``inside`` bytes into the content of the gzip member at ``member``. Where ``content`` is not 0
+    the file's content, and nothing else, fills the members from that offset of the archive to ``end``; else the
+    content follows its headers. ``end`` is the offset of the first member that no longer belongs to the entry, or 0
+    where that is not known.
+    """
+
+    path: str
+    type: Type
+    size_bytes: int
+    mode: int
+    mtime_ns: int
+    link: str
+    sha256: str
+    member: int
+    inside: int
+    content: int
+    end: int
+
+
+def first_line() -> bytes:
+    return json.dumps({"format": FORMAT, "columns": COLUMNS}).encode() + b"\n"
+
+
+def line(entry: Entry) -> bytes:
+    values = [
+        entry.path, entry.type.value, entry.size_bytes, entry.mode, entry.mtime_ns, entry.link, entry.sha256,
+        entry.member, entry.inside, entry.content, entry.end,
+    ]  # fmt: skip
+    return json.dumps(values, separators=(",", ":")).encode() + b"\n"
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
+    """The entries of an index. Raises DamagedArchive where a line is not one of ours."""
+    lines = iter(lines)
+    try:
+        head = json.loads(next(lines, b"{}"))
+        if head.get("format") != FORMAT or tuple(head.get("columns", ())) != COLUMNS:
+            raise DamagedArchive("its index is of a kind that this version does not know")
+        for text in lines:
+            values = json.loads(text)
+            yield Entry(values[0], Type(values[1]), *values[2:])
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise DamagedArchive("its index is damaged") from error
+
+
+def split(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
+    """Blocks of bytes as lines."""
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest

@@ -1,0 +1,101 @@
+"""Reads what goes into an archive: each file to the length in its header, whatever its owner does meanwhile."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+
+from memu_backup import files
+from memu_backup.files import Found, shown
+from memu_backup.formats import gzip, tar
+from memu_backup.formats.tar import Header, Type
+from memu_backup.work import Stop
+
+_READ_TRIES = 3
+ZEROS = bytes(gzip.LARGE_CHUNK)
+
+
+class Reading:
+    """Reads exactly as many bytes as the header says, whatever the file does meanwhile, and tells what it did."""
+
+    def __init__(self, descriptor: int, header: Header, lost: list[str], stop: Stop) -> None:
+        self._descriptor, self._header, self._lost, self._stop = descriptor, header, lost, stop
+        self._told = self._given = False
+
+    def pieces(self) -> Iterator[bytes]:
+        return (data for _, data in self.placed_pieces())
+
+    def placed_pieces(self) -> Iterator[tuple[int, bytes]]:
+        whole = ((0, self._header.size_bytes),)
+        for start, length in whole if self._header.extents is None else self._header.extents:
+            for offset in range(start, start + length, gzip.LARGE_CHUNK):
+                self._stop.check()
+                data = self._exactly(offset, min(gzip.LARGE_CHUNK, start + length - offset))
+                self._given = True
+                yield offset, data
+
+    def _exactly(self, offset: int, size: int) -> bytes:
+        data = self._read(offset, size)
+        if len(data) == size:
+            return data
+        parts = [data]
+        got = len(data)
+        while got < size:
+            part = self._read(offset + got, size - got)
+            if not part:
+                self._tell("became shorter while it was read; the rest is zeros in the backup")
+                part = ZEROS[: size - got]
+            parts.append(part)
+            got += len(part)
+        return b"".join(parts)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        for attempt in range(_READ_TRIES):
+            try:
+                return os.pread(self._descriptor, size, offset)
+            except OSError as error:
+                if attempt == _READ_TRIES - 1:
+                    if not self._given:  # nothing of it was written yet: better no file than one of zeros
+                        raise OSError(error.errno, error.strerror, self._header.path) from error
+                    self._tell(f"{files.reason(error)}; from byte {offset} on the backup has zeros")
+                time.sleep(0.05)
+        return ZEROS[:size]
+
+    def _tell(self, what: str) -> None:
+        if not self._told:
+            self._lost.append(f"{shown(self._header.path)} {what}")
+        self._told = True
+
+
+def describe(found: Found, status: os.stat_result, kind: Type) -> Header:
+    return tar.from_status(found.place, status, kind, _user(status.st_uid), _group(status.st_gid))
+
+
+def xattrs(descriptor: int) -> dict[str, bytes]:
+    values = {}
+    with suppress(OSError):  # a filesystem without them
+        for name in os.listxattr(descriptor):
+            with suppress(OSError):  # gone meanwhile, or for others' eyes
+                values[name] = os.getxattr(descriptor, name)
+    return values
+
+
+@cache
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return ""
+
+
+@cache
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return ""

@@ -1,0 +1,130 @@
+"""Streams of gzip members, made and read on all cores, in order."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from memu_backup import files
+from memu_backup.errors import DamagedArchive
+from memu_backup.formats import gzip
+from memu_backup.formats.gzip import Buffer
+from memu_backup.work import Stop, be_gentle
+
+_IOV_MAX = 1000
+THREADS = min(os.cpu_count() or 1, 8)
+
+
+class Slot:
+    """A member on its way. ``offset`` and ``end`` are known once it was written, and -1 before."""
+
+    __slots__ = ("aligned", "end", "offset", "packed")
+
+    def __init__(self, packed: Future[list[Buffer]], aligned: bool) -> None:
+        self.packed = packed
+        self.aligned = aligned
+        self.offset = self.end = -1
+
+
+class MemberWriter:
+    """Packs pieces in several threads and writes them to a descriptor in the order in which they came.
+
+    ``folder`` is named in errors. Memory is bounded by the number of pieces under way. Use as a context manager, so
+    that no thread outlives it.
+    """
+
+    def __init__(self, descriptor: int, folder: Path, stop: Stop, *, gentle: bool) -> None:
+        self.offset = 0
+        self._folder = folder
+        self._descriptor = descriptor
+        self._stop = stop
+        self._under_way: deque[Slot] = deque()
+        self._pool = ThreadPoolExecutor(THREADS, "memu-pack", initializer=be_gentle if gentle else None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def put(self, data: Buffer, *, aligned: bool = False) -> Slot:
+        """Take one piece. ``aligned`` makes its member start at a multiple of ``gzip.ALIGNMENT``. Raises StoreError."""
+        self._stop.check()
+        slot = Slot(self._pool.submit(gzip.pack, data), aligned)
+        self._under_way.append(slot)
+        while len(self._under_way) > 2 * THREADS + 1:
+            self._write_next()
+        return slot
+
+    def flush(self) -> None:
+        """Write everything taken so far. Raises StoreError."""
+        while self._under_way:
+            self._write_next()
+
+    def raw(self, member: bytes) -> None:
+        """Write a member that is made already; what came before goes first. Raises StoreError."""
+        self.flush()
+        self._write([member])
+
+    def _write_next(self) -> None:
+        self._stop.check()
+        slot = self._under_way.popleft()
+        buffers = slot.packed.result()
+        if slot.aligned and (gap := gzip.padding(self.offset)):
+            self._write([gap])
+        slot.offset = self.offset
+        self._write(buffers)
+        slot.end = self.offset
+
+    def _write(self, buffers: list[Buffer]) -> None:
+        for start in range(0, len(buffers), _IOV_MAX):
+            waiting: list[Buffer] = list(buffers[start : start + _IOV_MAX])
+            while waiting:
+                try:
+                    written = os.writev(self._descriptor, waiting)
+                except OSError as error:
+                    raise files.storing(error, self._folder) from error
+                self.offset += written
+                while waiting and written >= len(waiting[0]):
+                    written -= len(waiting.pop(0))
+                if written:
+                    waiting[0] = memoryview(waiting[0])[written:]
+
+
+class Piece:
+    """One inflated member: where it stands in the archive, and its content."""
+
+    __slots__ = ("content", "end", "offset")
+
+    def __init__(self, offset: int, end: int, content: bytes) -> None:
+        self.offset, self.end, self.content = offset, end, content
+
+
+def read_members(blocks: Iterator[tuple[int, memoryview]]) -> Iterator[Piece]:
+    """Inflate whole members (offset, bytes) on all cores; order is kept. Raises DamagedArchive with the offset."""
+    under_way: deque[tuple[int, int, Future[bytes]]] = deque()
+
+    def next_piece() -> Piece:
+        offset, end, content = under_way.popleft()
+        try:
+            return Piece(offset, end, content.result())
+        except DamagedArchive as error:
+            raise DamagedArchive(f"{error}, at byte {offset:,} of the archive") from error
+
+    pool = ThreadPoolExecutor(THREADS, "memu-unpack")
+    try:
+        for offset, member in blocks:
+            under_way.append((offset, offset + len(member), pool.submit(gzip.unpack, member)))
+            while len(under_way) > 2 * THREADS:
+                yield next_piece()
+        while under_way:
+            yield next_piece()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,211 @@
+"""Re-reads an archive and compares every byte with what the archive says of itself."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import IO
+
+from memu_backup.errors import ArchiveError, DamagedArchive
+from memu_backup.files import shown
+from memu_backup.formats import hashing, manifest, sums
+from memu_backup.formats.hashing import Hash, HashThread
+from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, unfold
+from memu_backup.formats.tar import Header, Type
+from memu_backup.formats.writer import mode_line
+from memu_backup.model import Manifest, SourceSummary
+
+_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was found. ``problems`` are sentences; ``sha256`` is that of the archive file, where all of it was read."""
+
+    problems: tuple[str, ...]
+    files: int
+    content_bytes: int
+    sha256: str | None = None
+
+
+def quick(reader: ArchiveReader) -> Proof:
+    """Length, metadata and index, in milliseconds; not the content."""
+    if not reader.indexed:
+        return Proof(
+            (f"{reader.path.name} has no index at its end: it was cut off, or another program made it.",), 0, 0
+        )
+    if not reader.whole:
+        return Proof((f"{reader.path.name} is not as long as it was when it was written.",), 0, 0)
+    try:
+        made = reader.manifest()
+        entries = [e for e in reader.index() if e.type is Type.FILE]
+    except ArchiveError as error:
+        return Proof((f"{reader.path.name} is damaged: {error}.",), 0, 0)
+    found = Proof((), len(entries), sum(e.size_bytes for e in entries))
+    if made and (found.files, found.content_bytes) != (made.files, made.size_bytes):
+        return Proof(
+            (f"{reader.path.name}: its index and its metadata do not agree.",), found.files, found.content_bytes
+        )
+    return found
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one pass over an archive found of one source."""
+
+    summary: SourceSummary
+    files: int = 0
+    directories: int = 0
+    links: int = 0
+    size_bytes: int = 0
+    sums: Hash = field(default_factory=hashing.new)
+    modes: Hash = field(default_factory=hashing.new)
+
+    def problems(self) -> Iterator[str]:
+        told = self.summary
+        for what, here, there in (
+            ("files", self.files, told.files),
+            ("folders", self.directories, told.directories),
+            ("links", self.links, told.links),
+            ("bytes", self.size_bytes, told.size_bytes),
+        ):
+            if here != there:
+                yield f"{told.name} holds {here:,} {what} and should hold {there:,}."
+        if self.sums.hexdigest() != told.checksum:
+            yield f"{told.name} is not what it was when it was written (its checksum differs)."
+        elif self.modes.hexdigest() != told.modes_checksum:
+            yield f"{told.name}: owners or rights are not what they were when it was written."
+
+
+def full(reader: ArchiveReader, tick: Callable[[int, int, str], None]) -> Proof:
+    """Every byte, hash, count and mode. Names the files that are damaged. Raises Interrupted, and NotAnArchive."""
+    check = _Pass(reader, tick)
+    try:
+        check.run()
+    except DamagedArchive as error:
+        return check.proof((f"{reader.path.name} is damaged: {error}.", *_named(reader)))
+    problems = [] if reader.whole else [f"{reader.path.name} is not as long as it was when it was written."]
+    problems += check.problems()
+    return check.proof(tuple(problems))
+
+
+class _Pass:
+    def __init__(self, reader: ArchiveReader, tick: Callable[[int, int, str], None]) -> None:
+        self._reader = reader
+        self._tick = tick
+        self._whole = hashing.new()
+        self._seen: list[_Seen] = []
+        self._manifest: Manifest | None = None
+        self._files = self._bytes = 0
+        self._lines: IO[bytes] = tempfile.SpooledTemporaryFile(16 << 20)  # noqa: SIM115
+        self._lines_hash = hashing.new()
+        self._hashes: dict[str, str] = {}
+        self._sums_differ = False
+        self._finished = False
+
+    def run(self) -> None:
+        self._manifest = self._reader.manifest() if self._reader.indexed else None
+        self._seen = [_Seen(s) for s in self._manifest.sources] if self._manifest else []
+        linked = self._link_targets()
+        with HashThread() as hasher:
+            entries = self._reader.entries_with_content(on_bytes=lambda block: hasher.update(self._whole, block))
+            for header, content in entries:
+                if header.path in OWN_NAMES:
+                    self._own(header, content)
+                else:
+                    self._entry(header, content, linked)
+        self._finished = True
+
+    def _link_targets(self) -> set[str]:
+        """Files that a hard link later asks the hash of; the others' hashes need not be kept."""
+        if not self._reader.indexed:
+            return set()
+        return {e.link for e in self._reader.index() if e.type is Type.HARDLINK}
+
+    def _own(self, header: Header, content: Iterator[memoryview]) -> None:
+        if header.path == manifest.SUMS_NAME and self._lines_differ(content):
+            self._sums_differ = True
+        elif header.path == manifest.NAME and self._manifest is None:
+            self._manifest = manifest.decode(b"".join(content))
+
+    def _lines_differ(self, content: Iterator[memoryview]) -> bool:
+        hash_ = hashing.new()
+        for block in content:
+            hash_.update(block)
+        return hash_.hexdigest() != self._lines_hash.hexdigest()
+
+    def _entry(self, header: Header, content: Iterator[memoryview], linked: set[str]) -> None:
+        digest = ""
+        if header.type is Type.FILE:
+            hash_ = hashing.new()
+            for block in unfold(header, content):
+                hash_.update(block)
+                self._tick(len(block), 0, header.path)
+            digest = hash_.hexdigest()
+            if header.path in linked or not self._reader.indexed:
+                self._hashes[header.path] = digest
+            self._files += 1
+            self._bytes += header.size_bytes
+            self._tick(0, 1, header.path)
+        elif header.type is Type.HARDLINK:
+            digest = self._hashes.get(header.link, "")
+        line = sums.line(digest, header.path) if digest else b""
+        self._lines.write(line)
+        self._lines_hash.update(line)
+        self._count(header, line)
+
+    def _count(self, header: Header, line: bytes) -> None:
+        seen = next((s for s in self._seen if _within(header.path, s.summary.place)), None)
+        if seen is None:
+            return
+        seen.files += header.type is Type.FILE
+        seen.directories += header.type is Type.DIRECTORY
+        seen.links += header.type in (Type.SYMLINK, Type.HARDLINK)
+        seen.size_bytes += header.size_bytes
+        seen.sums.update(line)
+        seen.modes.update(mode_line(header))
+
+    def problems(self) -> list[str]:
+        found = [p for seen in self._seen for p in seen.problems()]
+        if self._sums_differ:
+            found += self._differing_lines()
+        if self._manifest and self._manifest.sha256sums != self._lines_hash.hexdigest() and not found:
+            found.append(f"{manifest.SUMS_NAME} is not the one that was written.")
+        return found
+
+    def _differing_lines(self) -> Iterator[str]:
+        """The files whose line in SHA256SUMS is not what was read just now."""
+        self._lines.seek(0)
+        stored = self._reader.own_content(manifest.SUMS_NAME).splitlines()
+        named = 0
+        for here, there in zip_longest(self._lines, stored):
+            if here is None or there is None or here.rstrip(b"\n") != there:
+                line = sums.parse(here or b"") or sums.parse(there or b"")
+                if line and named < _NAMED:
+                    named += 1
+                    yield f"{shown(line[1])} is not what it was when it was written."
+
+    def proof(self, problems: tuple[str, ...]) -> Proof:
+        self._lines.close()
+        return Proof(problems, self._files, self._bytes, self._whole.hexdigest() if self._finished else None)
+
+
+def _within(path: str, place: str) -> bool:
+    return path.startswith(place) or path == place.removesuffix("/")
+
+
+def _named(reader: ArchiveReader) -> list[str]:
+    """The files that a damaged stretch belongs to."""
+    if not reader.indexed:
+        return ["It has no index, so what lies behind the damage can only be tried: gzip and tar read up to it."]
+    try:
+        found = []
+        for path in reader.damaged():
+            found.append(f"{shown(path)} cannot be read back.")
+            if len(found) == _NAMED:
+                return [*found, "… and perhaps more."]
+    except ArchiveError:
+        return ["Its index is damaged too."]
+    return found or ["Every file in it can be read back all the same; the damage is between them."]

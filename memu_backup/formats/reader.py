@@ -1,0 +1,296 @@
+"""Reads an archive: ours by its index, anyone else's tar.gz by a full pass."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from memu_backup.errors import ArchiveError, DamagedArchive, NotAnArchive, UnknownBackup, UsageError
+from memu_backup.formats import gzip, index, manifest, tar
+from memu_backup.formats.gzip import Footer
+from memu_backup.formats.index import Entry
+from memu_backup.formats.members import read_members
+from memu_backup.formats.tar import Header, Type
+from memu_backup.model import Manifest
+from memu_backup.work import Stop
+
+OWN_NAMES = frozenset({manifest.NAME, manifest.SUMS_NAME, index.NAME})
+"""Files at the top of an archive that are ours and not the household's."""
+
+_BLOCK = 1024 * 1024
+_MANIFEST_LIMIT = 64 * 1024 * 1024
+
+OnBytes = Callable[[memoryview], None]
+"""Sees the archive's own bytes as they are read, front to back."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A stretch of the archive to read members from."""
+
+    start: int
+    end: int
+
+
+class ArchiveReader:
+    """One archive, open for reading. Use as a context manager.
+
+    Raises UnknownBackup when the file is not there, NotAnArchive when it is something else. ``indexed`` says whether
+    it carries our footer; without it everything works, by reading all of it.
+    """
+
+    def __init__(self, path: Path, stop: Stop | None = None) -> None:
+        self.path = path
+        self._stop = stop or Stop()
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise UnknownBackup(f"There is no file {path}.") from error
+        except OSError as error:
+            raise UsageError(f"{path} cannot be opened: {error.strerror}.") from error
+        try:
+            self.size_bytes = os.fstat(self._descriptor).st_size
+            self._footer = self._read_footer()
+        except OSError as error:
+            os.close(self._descriptor)
+            raise NotAnArchive(f"{path} is not a file that can be read as an archive.") from error
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+    @property
+    def indexed(self) -> bool:
+        return self._footer is not None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is as long as it says; always True where it says nothing."""
+        return self._footer is None or self._footer.archive_bytes == self.size_bytes
+
+    def _read_footer(self) -> Footer | None:
+        if os.pread(self._descriptor, 2, 0) != b"\x1f\x8b":
+            raise NotAnArchive(f"{self.path} is not a tar.gz archive.")
+        found = gzip.read_footer(
+            os.pread(self._descriptor, gzip.FOOTER_BYTES, max(0, self.size_bytes - gzip.FOOTER_BYTES))
+        )
+        if found and not found.manifest_offset < found.index_offset < self.size_bytes:
+            return None
+        return found
+
+    def manifest(self) -> Manifest | None:
+        """What the archive says of itself, in milliseconds where it has a footer; None where it says nothing.
+
+        Raises DamagedArchive.
+        """
+        if self._footer is None:
+            for header, content in self.entries_with_content():
+                if header.path == manifest.NAME and header.type is Type.FILE:
+                    return _decode(content)
+            return None
+        with closing(self._tar(_Place(self._footer.manifest_offset, self.size_bytes))) as found:
+            header, content = next(found)
+            if header.path != manifest.NAME:
+                raise DamagedArchive("its footer points to the wrong place")
+            return _decode(content)
+
+    def index(self) -> Iterator[Entry]:
+        """Every entry of the household in the archive's order. Without a footer this reads the whole archive, and
+        ``member`` and its like are 0. Raises DamagedArchive."""
+        if self._footer is None:
+            for header, _ in self.entries_with_content():
+                yield _entry(header)
+            return
+        with closing(self._tar(_Place(self._footer.index_offset, self.size_bytes))) as found:
+            header, content = next(found)
+            if header.path != index.NAME:
+                raise DamagedArchive("its footer points to the wrong place")
+            yield from index.parse(index.split(content))
+
+    def content(self, path: str) -> Iterator[bytes]:
+        """The bytes of one file in the archive, holes as zeros. Raises UsageError when there is no such file."""
+        for entry in self.index():
+            if entry.path == path and entry.type is Type.FILE:
+                for _, stored in self.entries_with_content(entry):
+                    yield from (bytes(block) for block in stored)
+                    return
+        raise UsageError(f"There is no file {path} in {self.path.name}.")
+
+    def entries_with_content(
+        self, only: Entry | None = None, on_bytes: OnBytes | None = None
+    ) -> Iterator[tuple[Header, Iterator[memoryview]]]:
+        """The headers with their stored content, read once, front to back; ``only`` gives that one entry.
+
+        Includes our own files at the end. Raises NotAnArchive, DamagedArchive, Interrupted.
+        """
+        if only is None or self._footer is None:
+            for header, content in self._tar(_Place(0, self.size_bytes), on_bytes=on_bytes):
+                if only is None or header.path == only.path:
+                    yield header, content
+            return
+        with closing(self._tar(_Place(only.member, only.end), only.inside)) as found:
+            header, content = next(found)
+            if (header.path, header.type, header.link) != (only.path, only.type, only.link):
+                raise DamagedArchive("its index points to the wrong place")
+            yield header, content
+
+    def own_content(self, name: str) -> bytes:
+        """One of our own files at the end, found by a full pass; empty where there is none."""
+        for header, content in self.entries_with_content():
+            if header.path == name:
+                return b"".join(content)
+        return b""
+
+    def damaged(self) -> Iterator[str]:
+        """The paths of the files that cannot be read back as they were written, found one by one by the index."""
+        for entry in self.index():
+            self._stop.check()
+            if entry.type is not Type.FILE:
+                continue
+            hash_ = hashlib.sha256()
+            try:
+                for header, content in self.entries_with_content(entry):
+                    for block in unfold(header, content):
+                        hash_.update(block)
+                    break
+            except ArchiveError:
+                yield entry.path
+                continue
+            if hash_.hexdigest() != entry.sha256:
+                yield entry.path
+
+    # --- bytes -------------------------------------------------------------------------------------------------------
+
+    def _tar(
+        self, place: _Place, inside: int = 0, on_bytes: OnBytes | None = None
+    ) -> Generator[tuple[Header, Iterator[memoryview]]]:
+        start = os.pread(self._descriptor, gzip.HEADER_BYTES, place.start)
+        ours = gzip.member_bytes(start) is not None
+        blocks = self._by_members(place, on_bytes) if ours else self._by_zlib(place, on_bytes)
+        try:
+            for header, content in tar.Reader(_without_first(blocks, inside)):
+                if header.path != ".":  # the packed folder itself, as `tar -C photos .` names it
+                    yield _at_top(header), content
+        except NotAnArchive as error:
+            raise NotAnArchive(f"{self.path} is not a backup archive: {error}.") from error
+        finally:
+            blocks.close()
+
+    def _by_members(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
+        def members() -> Iterator[tuple[int, memoryview]]:
+            offset = place.start
+            while offset < place.end:
+                self._stop.check()
+                size = gzip.member_bytes(self._read(offset, gzip.HEADER_BYTES))
+                member = memoryview(self._read(offset, size or 0))
+                if size is None or len(member) != size:
+                    raise DamagedArchive(f"it cannot be read from byte {offset:,} on")
+                if on_bytes:
+                    on_bytes(member)
+                yield offset, member
+                offset += size
+
+        yield from (piece.content for piece in read_members(members()))
+
+    def _by_zlib(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
+        """Any gzip file, also of several members, and with zeros at its end as tapes and some tools leave them."""
+        inflater = zlib.decompressobj(31)
+        offset = place.start
+        while offset < place.end:
+            self._stop.check()
+            block = self._read(offset, min(_BLOCK, place.end - offset))
+            if not block:
+                break
+            offset += len(block)
+            if on_bytes:
+                on_bytes(memoryview(block))
+            while block:
+                if inflater.eof:
+                    block = block.lstrip(b"\0")
+                    if not block:
+                        break
+                    inflater = zlib.decompressobj(31)
+                try:
+                    yield inflater.decompress(block, 4 * _BLOCK)
+                except zlib.error as error:
+                    raise DamagedArchive(f"its compression is damaged before byte {offset:,}") from error
+                block = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
+        while not inflater.eof and (rest := inflater.decompress(b"", 4 * _BLOCK)):
+            yield rest
+        if not inflater.eof:
+            raise DamagedArchive("it ends too early; a part of it is missing")
+
+    def _read(self, offset: int, size: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})") from error
+
+
+def unfold(header: Header, stored: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
+    """The content of a file as its readers see it: stored stretches in their places, zeros between."""
+    if header.extents is None:
+        yield from stored
+        return
+    zeros = bytes(_BLOCK)
+    position = 0
+    extents = iter(header.extents)
+    left = 0
+    for block in stored:
+        while block:
+            while left == 0:
+                offset, left = next(extents)
+                for start in range(position, offset, _BLOCK):
+                    yield zeros[: min(_BLOCK, offset - start)]
+                position = offset
+            part, block = block[:left], block[left:]
+            yield part
+            position, left = position + len(part), left - len(part)
+    for start in range(position, header.size_bytes, _BLOCK):
+        yield zeros[: min(_BLOCK, header.size_bytes - start)]
+
+
+def _without_first(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
+    for block in blocks:
+        if count >= len(block):
+            count -= len(block)
+            continue
+        yield block[count:]
+        count = 0
+
+
+def _decode(content: Iterator[memoryview]) -> Manifest:
+    document = bytearray()
+    for block in content:
+        document += block
+        if len(document) > _MANIFEST_LIMIT:
+            raise DamagedArchive(f"its {manifest.NAME} is larger than any of ours")
+    return manifest.decode(bytes(document))
+
+
+def _entry(header: Header) -> Entry:
+    return Entry(
+        header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link, "", 0, 0, 0, 0
+    )  # fmt: skip
+
+
+def _at_top(header: Header) -> Header:
+    """A header as other programs write it (``./photos``), by the name it has here."""
+    if not header.path.startswith("./"):
+        return header
+    link = header.link.removeprefix("./") if header.type is Type.HARDLINK else header.link
+    return replace(header, path=header.path.removeprefix("./"), link=link)

@@ -1,0 +1,355 @@
+"""Writes an archive: entries in, a tar of gzip members out, with sums, metadata, index and footer at its end."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from memu_backup import files
+from memu_backup.files import Found, Identity, Skipped, shown
+from memu_backup.formats import gzip, hashing, index, manifest, sums, tar
+from memu_backup.formats.hashing import Hash, HashThread
+from memu_backup.formats.intake import ZEROS, Reading, describe, xattrs
+from memu_backup.formats.members import MemberWriter, Slot
+from memu_backup.formats.tar import Header, Type
+from memu_backup.model import Captured, Manifest, SourceSummary
+from memu_backup.work import Stop
+
+SMALL = 256 * 1024
+"""Files up to this size share a member; above it each has members of its own, aligned."""
+
+SHARED = 1024 * 1024
+"""Content at which a shared member is closed."""
+
+_WORTHWHILE_HOLE = 1024 * 1024
+"""Holes below this in sum are written as zeros: every tar can read that, and it costs nothing."""
+
+_LISTED = 100
+
+Tick = Callable[[int, int, str], None]
+"""Content bytes and files done since the last call, and what is being read now."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An entry whose members are on their way; it goes into sums and index once they have an offset."""
+
+    header: Header
+    head: Slot | None
+    inside: int
+    digest: Future[str] | None
+    content: list[Slot] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What a source comes to while it is written."""
+
+    captured: Captured
+    files: int = 0
+    directories: int = 0
+    links: int = 0
+    size_bytes: int = 0
+    skipped: int = 0
+    newest_ns: int | None = None
+    sums: Hash = field(default_factory=hashing.new)
+    modes: Hash = field(default_factory=hashing.new)
+    lost: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    linked: dict[Identity, Header] = field(default_factory=dict)
+    digests: dict[str, Future[str]] = field(default_factory=dict)
+
+    def summary(self) -> SourceSummary:
+        return SourceSummary(
+            name=self.captured.source,
+            kind=self.captured.kind,
+            place=self.captured.place,
+            files=self.files,
+            directories=self.directories,
+            links=self.links,
+            size_bytes=self.size_bytes,
+            checksum=self.sums.hexdigest(),
+            modes_checksum=self.modes.hexdigest(),
+            consistency=self.captured.consistency,
+            newest_mtime=None if self.newest_ns is None else datetime.fromtimestamp(self.newest_ns // 10**9, UTC),
+            skipped=self.skipped,
+            details=self.captured.details,
+            warnings=_shorten((*self.captured.warnings, *self.notes)),
+            missing=_shorten((*self.captured.missing, *self.lost)),
+        )
+
+
+def _shorten(sentences: tuple[str, ...]) -> tuple[str, ...]:
+    more = len(sentences) - _LISTED
+    return sentences if more <= 0 else (*sentences[:_LISTED], f"… and {more} more")
+
+
+def mode_line(header: Header) -> bytes:
+    """What ``modes_checksum`` is made of: type, mode, owner and path of every entry, a line each."""
+    return f"{header.type.value} {header.mode:o} {header.uid}:{header.gid} ".encode() + os.fsencode(header.path) + b"\n"
+
+
+class ArchiveWriter:
+    """Writes one archive to ``descriptor``. Use as a context manager; call ``add`` a source, then ``finish`` once.
+
+    ``folder`` is where the archive lies; what grows with the number of files goes there too, without a name. What is
+    wrong with a source goes into its summary. Raises StoreError (DiskFull, WriteFailed) and Interrupted.
+    """
+
+    def __init__(self, descriptor: int, folder: Path, stop: Stop, tick: Tick, *, gentle: bool = False) -> None:
+        self._folder = folder
+        self._out = MemberWriter(descriptor, folder, stop, gentle=gentle)
+        self._hasher = HashThread(gentle=gentle)
+        self._stop = stop
+        self._tick = tick
+        self._shared = bytearray()
+        self._in_shared: list[_Pending] = []
+        self._pending: deque[_Pending] = deque()
+        self._sums: IO[bytes] = tempfile.SpooledTemporaryFile(8 << 20, dir=str(folder))  # noqa: SIM115
+        self._index: IO[bytes] = tempfile.SpooledTemporaryFile(8 << 20, dir=str(folder))  # noqa: SIM115
+        self._index.write(index.first_line())
+        self._sums_hash = hashing.new()
+        self._tally = _Tally(Captured("", "", "", (), ""))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._out.__exit__(kind, error, trace)
+        self._hasher.__exit__(kind, error, trace)
+        self._sums.close()
+        self._index.close()
+
+    def add(self, captured: Captured, skip: frozenset[Identity]) -> SourceSummary:
+        """Write everything of one source. ``skip`` are folders never entered."""
+        tally = self._tally = _Tally(captured)
+
+        def report(found: Skipped) -> None:
+            tally.skipped += not found.lost
+            if found.lost:
+                tally.lost.append(f"{shown(found.place)} {found.reason}")
+            elif "socket" not in found.reason:  # every running service has some; nobody needs to read of them
+                tally.notes.append(f"{shown(found.place)} {found.reason}; left out")
+
+        for root in captured.roots:
+            for found in files.walk(root, skip, report):
+                self._stop.check()
+                try:
+                    self._entry(found)
+                except OSError as error:  # the source's: trouble with our own disk has become a StoreError
+                    report(Skipped(found.place, files.reason(error), lost=True))
+        self._settle()
+        return tally.summary()
+
+    def finish(self, made: Manifest) -> Manifest:
+        """Write sums, metadata, index and footer. Returns ``made`` with the checksum of the sums filled in."""
+        self._settle()
+        made = replace(made, sha256sums=self._sums_hash.hexdigest())
+        mtime_ns = int(made.created_at.timestamp()) * 10**9
+        self._own_file(manifest.SUMS_NAME, self._sums, mtime_ns)
+        manifest_slot = self._blob(manifest.NAME, manifest.encode(made), mtime_ns)
+        index_slot = self._own_file(index.NAME, self._index, mtime_ns, tar.END)
+        self._out.flush()
+        self._out.raw(gzip.footer(manifest_slot.offset, index_slot.offset, self._out.offset))
+        return made
+
+    # --- one entry ---------------------------------------------------------------------------------------------------
+
+    def _entry(self, found: Found) -> None:
+        mode = found.status.st_mode
+        if stat.S_ISDIR(mode):
+            self._directory(found)
+        elif stat.S_ISLNK(mode):
+            header = replace(describe(found, found.status, Type.SYMLINK), link=found.readlink())
+            self._tally.links += 1
+            self._share(header, b"", None)
+        else:
+            self._file(found)
+
+    def _directory(self, found: Found) -> None:
+        descriptor = found.open()
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISDIR(status.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "", found.place)
+            header = replace(describe(found, status, Type.DIRECTORY), xattrs=xattrs(descriptor))
+        finally:
+            os.close(descriptor)
+        self._tally.directories += 1
+        self._share(header, b"", None)
+
+    def _file(self, found: Found) -> None:
+        identity = (found.status.st_dev, found.status.st_ino)
+        first = self._tally.linked.get(identity) if found.status.st_nlink > 1 else None
+        if first is not None:
+            header = replace(describe(found, found.status, Type.HARDLINK), link=first.path)
+            self._tally.links += 1
+            self._share(header, b"", self._tally.digests[first.path])
+            return
+        descriptor = found.open()
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise FileNotFoundError(errno.ENOENT, "", found.place)
+            header = replace(describe(found, status, Type.FILE), xattrs=xattrs(descriptor))
+            if status.st_size - status.st_blocks * 512 >= _WORTHWHILE_HOLE:
+                extents = files.data_extents(descriptor, status.st_size)
+                if status.st_size - sum(length for _, length in extents) >= _WORTHWHILE_HOLE:
+                    # GNU tar makes a hole at the end only where an empty stretch marks it.
+                    header = replace(header, extents=(*extents, (status.st_size, 0)))
+            digest = self._content(header, Reading(descriptor, header, self._tally.lost, self._stop))
+            self._look_again(header, status, os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+        if status.st_nlink > 1:
+            self._tally.linked[identity] = header
+            self._tally.digests[header.path] = digest
+
+    def _content(self, header: Header, reading: Reading) -> Future[str]:
+        if header.size_bytes <= SMALL and header.extents is None:
+            data = b"".join(reading.pieces())
+            digest: Future[str] = Future()
+            digest.set_result(sums.of(data))
+            self._share(header, data, digest)
+            self._tick(len(data), 1, header.path)
+        else:
+            digest = self._large(header, reading)
+            self._tick(0, 1, header.path)
+        self._tally.files += 1
+        self._tally.size_bytes += header.size_bytes
+        self._tally.newest_ns = max(self._tally.newest_ns or 0, header.mtime_ns)
+        return digest
+
+    def _look_again(self, header: Header, before: os.stat_result, after: os.stat_result) -> None:
+        if after.st_size > before.st_size:
+            # Not a loss: all that was there when it was opened is in the backup (docs/decisions/0004).
+            self._tally.notes.append(f"{shown(header.path)} grew while it was read; the backup has its first part")
+        elif after.st_size == before.st_size and after.st_mtime_ns != before.st_mtime_ns:
+            self._tally.notes.append(f"{shown(header.path)} changed while it was read")
+
+    # --- into members ------------------------------------------------------------------------------------------------
+
+    def _share(self, header: Header, data: bytes, digest: Future[str] | None) -> None:
+        pending = _Pending(header, None, len(self._shared), digest)
+        self._shared += tar.encode(header) + data + tar.padding(len(data))
+        self._in_shared.append(pending)
+        self._pending.append(pending)
+        if len(self._shared) >= SHARED:
+            self._close_shared()
+
+    def _large(self, header: Header, reading: Reading) -> Future[str]:
+        pieces = reading.placed_pieces()
+        first = next(pieces, None)  # before the header goes out: it may turn out that the file cannot be read
+        pending = _Pending(header, None, len(self._shared), None)
+        self._shared += tar.encode(header)
+        self._in_shared.append(pending)
+        self._close_shared()
+        hash_ = hashing.new()
+        position, stored = 0, 0
+        for offset, data in chain([first] if first else [], pieces):
+            self._hash_hole(hash_, offset - position)
+            self._hasher.update(hash_, data)
+            pending.content.append(self._out.put(data, aligned=not pending.content))
+            position, stored = offset + len(data), stored + len(data)
+            self._tick(len(data), 0, header.path)
+        self._hash_hole(hash_, header.size_bytes - position)
+        pending.digest = self._hasher.digest(hash_)
+        self._shared += tar.padding(stored)
+        self._pending.append(pending)
+        self._note_written()
+        return pending.digest
+
+    def _hash_hole(self, hash_: Hash, size_bytes: int) -> None:
+        """SHA256SUMS is checked on the unpacked file, where a hole reads as zeros."""
+        while size_bytes > 0:
+            self._stop.check()
+            part = ZEROS if size_bytes >= len(ZEROS) else ZEROS[:size_bytes]
+            self._hasher.update(hash_, part)
+            self._tick(len(part), 0, "")
+            size_bytes -= len(part)
+
+    def _close_shared(self) -> None:
+        if not self._shared:
+            return
+        slot = self._out.put(bytes(self._shared))
+        for pending in self._in_shared:
+            pending.head = slot
+        self._shared.clear()
+        self._in_shared.clear()
+        self._note_written()
+
+    def _settle(self) -> None:
+        self._close_shared()
+        self._out.flush()
+        self._note_written()
+
+    def _note_written(self) -> None:
+        """Entries whose last member has its place go into sums and index, in their order in the archive."""
+        while self._pending:
+            pending = self._pending[0]
+            last = pending.content[-1] if pending.content else pending.head
+            if last is None or pending.head is None or last.end < 0:
+                return
+            self._pending.popleft()
+            header = pending.header
+            digest = pending.digest.result() if pending.digest else ""
+            self._tally.modes.update(mode_line(header))
+            line = sums.line(digest, header.path) if digest else b""
+            self._tally.sums.update(line)
+            self._sums_hash.update(line)
+            entry = index.Entry(
+                path=header.path,
+                type=header.type,
+                size_bytes=header.size_bytes,
+                mode=header.mode,
+                mtime_ns=header.mtime_ns,
+                link=header.link,
+                sha256=digest,
+                member=pending.head.offset,
+                inside=pending.inside,
+                content=pending.content[0].offset if pending.content else 0,
+                end=last.end,
+            )
+            with self._our_disk():
+                self._sums.write(line)
+                self._index.write(index.line(entry))
+
+    # --- our own files at the end ------------------------------------------------------------------------------------
+
+    def _blob(self, path: str, content: bytes, mtime_ns: int) -> Slot:
+        header = Header(path, Type.FILE, len(content), 0o600, mtime_ns=mtime_ns)
+        self._close_shared()
+        return self._out.put(tar.encode(header) + content + tar.padding(len(content)))
+
+    @contextmanager
+    def _our_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise files.storing(error, self._folder) from error
+
+    def _own_file(self, path: str, content: IO[bytes], mtime_ns: int, end: bytes = b"") -> Slot:
+        self._close_shared()
+        size_bytes = content.tell()
+        with self._our_disk():
+            content.seek(0)
+        first = self._out.put(tar.encode(Header(path, Type.FILE, size_bytes, 0o600, mtime_ns=mtime_ns)))
+        while piece := content.read(gzip.LARGE_CHUNK):
+            self._out.put(piece)
+        if rest := tar.padding(size_bytes) + end:
+            self._out.put(rest)
+        return first

@@ -1,0 +1,89 @@
+"""Turns a job's crontab line into moments, so that a night with a change of clocks still has exactly one backup.
+
+APScheduler's own CronTrigger counts in the household's zone: it fires twice in the doubled hour of autumn, and a
+daemon started just after the missing hour of spring skips that night. Here it counts on a wall clock that never
+changes, and each wall time is turned into one moment: the first of two where it is doubled, and an hour later by the
+clock where it is missing. So nothing has to be remembered from one run to the next.
+
+APScheduler is imported when the first timetable is made: most commands need none.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from zoneinfo import ZoneInfo
+
+from memu_backup import cron
+
+if TYPE_CHECKING:
+    from apscheduler.triggers.cron import CronTrigger
+
+_LONGEST_CHANGE = timedelta(hours=3)
+_INSTANT = timedelta(microseconds=1)
+
+
+class Timetable:
+    """The moments at which a job is due; made by ``timetable``. An APScheduler trigger, to be given to ``add_job``."""
+
+    def __init__(self, walls: CronTrigger, zone: ZoneInfo, line: str) -> None:
+        self._walls = walls
+        self._zone = zone
+        self._line = line
+
+    def __str__(self) -> str:
+        return self._line
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """The first moment strictly after ``moment`` (aware) at which the job is due, in UTC; None for never again.
+
+        A run was missed when this, asked with the time of the last one, lies in the past.
+        """
+        # Just after a change of clocks a wall time that was skipped may still be due: take the slower offset.
+        wall = moment.astimezone(UTC) + min(self._offset(moment), self._offset(moment - _LONGEST_CHANGE))
+        while True:
+            following: datetime | None = self._walls.get_next_fire_time(None, wall + _INSTANT)
+            if following is None:
+                return None
+            due = following.replace(tzinfo=self._zone, fold=0).astimezone(UTC)
+            if due > moment:
+                return due
+            wall = following
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """What APScheduler calls: with a previous time, those that were missed since are given out one by one."""
+        if previous_fire_time is None:
+            return self.next_after(now - _INSTANT)
+        return self.next_after(min(previous_fire_time, now))
+
+    def interval(self, now: datetime) -> timedelta | None:
+        """The longest wait between two runs in the coming days; None where fewer than two are to come.
+
+        Looks at 8 days and at least 3 runs, so that "weekdays at 2" gives the weekend's three days.
+        """
+        longest = None
+        last = self.next_after(now)
+        for number in range(1, 1000):
+            following = self.next_after(last) if last else None
+            if last is None or following is None or (number > 2 and last - now > timedelta(days=8)):
+                break
+            longest = max(following - last, longest or timedelta())
+            last = following
+        return longest
+
+    def _offset(self, moment: datetime) -> timedelta:
+        return moment.astimezone(self._zone).utcoffset() or timedelta()
+
+
+def timetable(line: str, zone: ZoneInfo) -> Timetable:
+    """When a job with this crontab line is due, by the clocks of ``zone``.
+
+    Raises ValueError, with the phrase of ``cron.normal``, when the line can't be read.
+    """
+    from apscheduler.triggers.base import BaseTrigger
+    from apscheduler.triggers.cron import CronTrigger
+
+    # Not a subclass, since its base would have to be imported at each start of the program.
+    BaseTrigger.register(Timetable)
+    # Written out anew here, since APScheduler alone takes weekday 0 for Monday.
+    return Timetable(CronTrigger.from_crontab(cron.normal(line), timezone=UTC), zone, line)

@@ -1,0 +1,157 @@
+"""Judges from rows and files whether the family's data is safe, so that chat, command line and web all say the same.
+
+Pure: nothing is read here, and the present moment is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from memu_backup.model import Backup, Problem, Run, Status, StatusReport, Trigger
+
+OVERDUE_INTERVALS = 1.5
+"""So many intervals without a good backup are too many: a late run is no alarm, a missed one is."""
+
+CLOCK_SLACK = timedelta(minutes=5)
+"""Clocks of two machines differ by less; what is dated further ahead was written while a clock was wrong."""
+
+
+def assess(
+    runs: Sequence[Run],
+    stored: Sequence[Backup],
+    now: datetime,
+    *,
+    interval: timedelta | None,
+    usb_overdue_days: int,
+    history_away: bool = False,
+) -> StatusReport:
+    """Where things stand ``now`` (aware).
+
+    ``runs`` are the rows of one job, newest first; ``stored`` is what really lies in its place. Read the rows before
+    you list the files, or a backup that ends in between looks lost. A stored backup of which no row tells is taken
+    at its own word (its manifest), so the answer holds while the history is away or was lost. Rows and files dated
+    ahead of ``now`` are passed over, except that ``stored_count`` and ``stored_bytes`` tell all that lies there.
+    ``interval`` is the usual time between two runs, None for a job without a timetable. ``usb_overdue_days`` 0 means
+    that no drive is part of the plan.
+    """
+    names = {name for b in stored for name in (b.name, b.path.name)}
+    known = [r for r in _with_unrecorded(runs, stored) if r.created_at <= now + CLOCK_SLACK]
+    ended = [r for r in known if r.status is not Status.IN_PROGRESS]
+    good = [r for r in ended if r.status is Status.SUCCESS]
+    last_good = next((r for r in good if _lies_there(r, names)), None)
+    copies = [r.usb_copied_at for r in known if r.usb_copied_at and r.usb_copied_at <= now + CLOCK_SLACK]
+    usb_copied_at = max(copies, default=None)
+
+    problems = _problems_of_runs(ended, last_good, names)
+    if interval and last_good and now - last_good.created_at > OVERDUE_INTERVALS * interval:
+        problems.add(Problem.OVERDUE)
+    if history_away:
+        problems.add(Problem.HISTORY_AWAY)
+    elif usb_overdue_days:
+        waiting_since = usb_copied_at or (good[-1].created_at if good else now)
+        if now - waiting_since > timedelta(days=usb_overdue_days):
+            problems.add(Problem.USB_OVERDUE)
+
+    return StatusReport(
+        problems=tuple(p for p in Problem if p in problems),
+        last=ended[0] if ended else None,
+        last_good=last_good,
+        # A row in progress below one that has ended was left by a killed process: runs do not overlap.
+        in_progress=known[0] if known and known[0].status is Status.IN_PROGRESS else None,
+        stored_count=len(stored),
+        stored_bytes=sum(b.size_bytes for b in stored),
+        usb_expected=usb_overdue_days > 0,
+        usb_copied_at=usb_copied_at,
+        history_away=history_away,
+    )
+
+
+def as_json(report: StatusReport) -> dict[str, Any]:
+    """The report for machines. The keys stay as they are; times are ISO 8601 in UTC, sizes bytes."""
+    return {
+        "health": report.health.value,
+        "problems": [p.value for p in report.problems],
+        "last": _run_as_json(report.last),
+        "last_good": _run_as_json(report.last_good),
+        "in_progress": _run_as_json(report.in_progress),
+        "stored_count": report.stored_count,
+        "stored_bytes": report.stored_bytes,
+        "usb_expected": report.usb_expected,
+        "usb_copied_at": _time_as_json(report.usb_copied_at),
+        "history_away": report.history_away,
+    }
+
+
+def _problems_of_runs(ended: Sequence[Run], last_good: Run | None, names: set[str]) -> set[Problem]:
+    last = ended[0] if ended else None
+    newest_success = next((r for r in ended if r.status is Status.SUCCESS), None)
+    found = set()
+    if last is None:
+        found.add(Problem.NO_BACKUP)
+    elif last.status is Status.FAILED:
+        found.add(Problem.LAST_FAILED)
+    elif last.status is Status.PARTIAL:
+        found.add(Problem.LAST_PARTIAL)
+    if newest_success and newest_success.deleted_at is None and not _lies_there(newest_success, names):
+        found.add(Problem.BACKUP_GONE)
+    if last_good is None and any(r.status is not Status.PARTIAL for r in ended):
+        found.add(Problem.NOTHING_GOOD)
+    if any(r.error_code == "damaged" and _lies_there(r, names) for r in ended[1:]):
+        found.add(Problem.OLDER_DAMAGED)
+    return found
+
+
+def _lies_there(run: Run, names: set[str]) -> bool:
+    return run.deleted_at is None and run.filename in names
+
+
+def _with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
+    """All runs, newest first, with those added that only their backup tells of."""
+    recorded = {r.filename for r in runs}
+    added = [
+        Run(
+            run_id=b.manifest.run_id,
+            host=b.manifest.host,
+            job=b.manifest.job,
+            # Nobody wrote down what set it off; MANUAL is the word that claims no timetable was kept.
+            trigger=Trigger.MANUAL,
+            filename=b.name,
+            status=Status.PARTIAL if b.manifest.partial else Status.SUCCESS,
+            created_at=b.created_at,
+            location=str(b.path),
+            size_bytes=b.size_bytes,
+            content_bytes=b.manifest.size_bytes,
+            files=b.manifest.files,
+        )
+        for b in stored
+        if b.manifest and not recorded & {b.name, b.path.name}
+    ]
+    return sorted([*runs, *added], key=lambda r: r.created_at, reverse=True)
+
+
+def _run_as_json(run: Run | None) -> dict[str, Any] | None:
+    if run is None:
+        return None
+    return {
+        "run_id": run.run_id,
+        "host": run.host,
+        "job": run.job,
+        "trigger": run.trigger.value,
+        "filename": run.filename,
+        "status": run.status.value,
+        "created_at": _time_as_json(run.created_at),
+        "finished_at": _time_as_json(run.finished_at),
+        "verified_at": _time_as_json(run.verified_at),
+        "size_bytes": run.size_bytes,
+        "duration_seconds": run.duration_seconds,
+        "downtime_seconds": run.downtime_seconds,
+        "error": run.error,
+        "error_code": run.error_code,
+        "warnings": list(run.warnings),
+    }
+
+
+def _time_as_json(at: datetime | None) -> str | None:
+    return at.astimezone(UTC).isoformat() if at else None

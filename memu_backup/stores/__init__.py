@@ -1,0 +1,132 @@
+"""Where backups lie: one file a kind. A module in this folder that defines ``STORE`` is a kind."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from memu_backup.model import Backup, Captured, Level, Manifest, Progress
+from memu_backup.paths import LocalPath
+from memu_backup.work import Stop
+
+OnProgress = Callable[[Progress], None]
+"""Called from the working thread, a few times a second."""
+
+
+class StoreSettings(BaseModel):
+    """What every ``[stores.NAME]`` table may hold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    dir: LocalPath | None = Field(
+        default=None, description="the folder that holds the backups: backup_dir unless given"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What is known of a backup before it is written; the rest of its manifest comes from the writing."""
+
+    name: str
+    run_id: str
+    created_at: datetime
+    utc_offset: str
+    host: str
+    job: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A backup that is whole on disk but not yet under its name. ``sha256`` is None until it was re-read."""
+
+    name: str
+    partial_path: Path
+    size_bytes: int
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a verification found. ``problems`` are sentences that name the file concerned; none means good."""
+
+    level: Level
+    problems: tuple[str, ...]
+    files: int
+    content_bytes: int
+    sha256: str | None = None
+
+    @property
+    def good(self) -> bool:
+        return not self.problems
+
+
+class Store(Protocol):
+    """A place that keeps whole backups. All methods block; call them in one thread a unit (``work.in_thread``)."""
+
+    kind: ClassVar[str]
+    Settings: ClassVar[type[StoreSettings]]
+    directory: Path
+
+    def __init__(self, directory: Path, settings: Any) -> None: ...
+
+    def prepare(self) -> None:
+        """Make the folder (0700) and see that it can be written. Raises StoreError."""
+        ...
+
+    def unused_name(self, at: datetime, zone: tzinfo) -> str:
+        """The name for a backup begun ``at``; it carries local time, and a suffix where that name exists."""
+        ...
+
+    def write(
+        self, label: Label, captured: Sequence[Captured], never: Sequence[Path], on_progress: OnProgress, stop: Stop
+    ) -> Written:
+        """Write everything captured, flushed to the disk, under a partial name. On any error nothing of it stays.
+
+        ``never`` are folders of ours that no source may pull in; the store's own is one without being named.
+        Raises DiskFull, WriteFailed, StoreError, Interrupted.
+        """
+        ...
+
+    def prove(self, path: Path, level: Level, on_progress: OnProgress, stop: Stop) -> Verdict:
+        """Re-read a backup (a published one or a partial one) and compare it with what it says of itself."""
+        ...
+
+    def publish(self, written: Written, sha256: str) -> Path:
+        """Give it its name, atomically and without replacing anything. Only now does ``backups`` show it."""
+        ...
+
+    def discard(self, written: Written) -> None:
+        """Throw an unpublished backup away."""
+        ...
+
+    def sweep(self) -> list[str]:
+        """Remove what killed runs left behind; the caller holds the lock. Returns the names removed."""
+        ...
+
+    def backups(self) -> list[Backup]:
+        """Every published backup, newest first."""
+        ...
+
+    def content(self, backup: Path, path: str) -> Iterator[bytes]:
+        """The bytes of one file inside a backup. Raises DamagedArchive, UsageError when it is not in there."""
+        ...
+
+    def delete(self, backup: Path) -> None:
+        """Remove a published backup; it stops being listed before the first byte of it goes."""
+        ...
+
+
+@cache
+def kinds() -> Mapping[str, type[Store]]:
+    """Every kind of store there is, by name."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    return {m.STORE.kind: m.STORE for m in modules if hasattr(m, "STORE")}

@@ -1,0 +1,266 @@
+"""One tar.gz a backup, with its .sha256 beside it; any machine's tar gets everything back (docs/format.md)."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from memu_backup import files
+from memu_backup.errors import ArchiveError, StoreError
+from memu_backup.formats import manifest, proof, sums
+from memu_backup.formats.reader import ArchiveReader
+from memu_backup.formats.writer import ArchiveWriter
+from memu_backup.model import Backup, Captured, Level, Manifest, Phase, Progress
+from memu_backup.stores import Label, OnProgress, StoreSettings, Verdict, Written
+from memu_backup.work import Stop
+
+_PARTIAL = ".partial"
+_SIDECAR = ".sha256"
+
+
+class ArchiveSettings(StoreSettings):
+    kind: Literal["archive"]
+    prefix: str = Field(default="memu_backup", description="what the names of the archives begin with")
+
+    @field_validator("prefix")
+    @classmethod
+    def _plain(cls, prefix: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", prefix):
+            raise ValueError("may hold letters, digits, - and _ only")
+        return prefix
+
+
+class ArchiveStore:
+    kind: ClassVar[str] = "archive"
+    Settings: ClassVar[type[StoreSettings]] = ArchiveSettings
+
+    def __init__(self, directory: Path, settings: ArchiveSettings) -> None:
+        self.directory = directory
+        self._prefix = settings.prefix
+        name = re.escape(settings.prefix) + r"_(\d{8}_\d{6})(_\d+)?\.tar\.gz"
+        self._name = re.compile(name)
+        self._scratch = re.compile(rf"\.({name}\.sha256\.)?\d+\.partial")
+
+    # --- making one --------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.directory / f".{os.getpid()}{_PARTIAL}"
+            probe.unlink(missing_ok=True)
+            os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            probe.unlink()
+        except OSError as error:
+            raise files.storing(error, self.directory) from error
+
+    def unused_name(self, at: datetime, zone: tzinfo) -> str:
+        stem = f"{self._prefix}_{at.astimezone(zone):%Y%m%d_%H%M%S}"
+        number = 1
+        while True:
+            name = f"{stem}{'' if number == 1 else f'_{number}'}.tar.gz"
+            if not any(os.path.lexists(self.directory / n) for n in (name, name + _PARTIAL, name + _SIDECAR)):
+                return name
+            number += 1
+
+    def write(
+        self, label: Label, captured: Sequence[Captured], never: Sequence[Path], on_progress: OnProgress, stop: Stop
+    ) -> Written:
+        partial = self.directory / (label.name + _PARTIAL)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(partial, flags, 0o600)
+        except OSError as error:
+            raise files.storing(error, self.directory) from error
+        try:
+            try:
+                made = self._fill(descriptor, label, captured, _identities((self.directory, *never)), on_progress, stop)
+                size_bytes = self._settle(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink()
+            raise
+        return Written(label.name, partial, size_bytes, made)
+
+    def _fill(
+        self,
+        descriptor: int,
+        label: Label,
+        captured: Sequence[Captured],
+        never: frozenset[files.Identity],
+        on_progress: OnProgress,
+        stop: Stop,
+    ) -> Manifest:
+        meter = _Meter(Phase.WRITING, on_progress)
+        with ArchiveWriter(descriptor, self.directory, stop, meter.tick, gentle=True) as writer:
+            summaries = tuple(writer.add(c, never) for c in captured)
+            meter.flush()
+            return writer.finish(
+                Manifest(
+                    format=manifest.FORMAT,
+                    name=label.name,
+                    run_id=label.run_id,
+                    created_at=label.created_at,
+                    utc_offset=label.utc_offset,
+                    host=label.host,
+                    job=label.job,
+                    version=label.version,
+                    sources=summaries,
+                    sha256sums="",
+                )
+            )
+
+    def _settle(self, descriptor: int) -> int:
+        try:
+            os.fsync(descriptor)  # once: after a failed fsync the kernel may call lost pages clean
+            # So that proving reads the disk and not our own memory of it.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            return os.fstat(descriptor).st_size
+        except OSError as error:
+            raise files.storing(error, self.directory) from error
+
+    def publish(self, written: Written, sha256: str) -> Path:
+        final = self.directory / written.name
+        try:
+            # The sidecar first: an archive that is listed has one, and a sidecar alone is swept away.
+            files.write_atomically(self._sidecar(final), sums.line(sha256, written.name))
+            files.rename_without_replacing(written.partial_path, final)
+            files.sync_folder(self.directory)
+        except OSError as error:
+            self.discard(written)
+            raise files.storing(error, self.directory) from error
+        return final
+
+    def discard(self, written: Written) -> None:
+        with suppress(OSError):
+            written.partial_path.unlink()
+
+    def sweep(self) -> list[str]:
+        removed = []
+        for name in self._names():
+            ours = self._name.fullmatch(name.removesuffix(_PARTIAL).removesuffix(_SIDECAR))
+            alone = name.endswith(_SIDECAR) and not (self.directory / name.removesuffix(_SIDECAR)).exists()
+            if (ours and (name.endswith(_PARTIAL) or alone)) or self._scratch.fullmatch(name):
+                with suppress(OSError):
+                    (self.directory / name).unlink()
+                    removed.append(name)
+        return removed
+
+    # --- what is there -----------------------------------------------------------------------------------------------
+
+    def backups(self) -> list[Backup]:
+        found = [self._look(self.directory / name) for name in self._names() if self._name.fullmatch(name)]
+        return sorted((b for b in found if b), key=lambda b: (b.created_at, b.name), reverse=True)
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(entry.name for entry in self.directory.iterdir())
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StoreError(
+                f"{self.directory} cannot be read ({error.strerror}), so its backups are not known."
+            ) from error
+
+    def _look(self, path: Path) -> Backup | None:
+        try:
+            size_bytes = path.lstat().st_size
+        except OSError:  # pruned meanwhile
+            return None
+        try:
+            with ArchiveReader(path) as reader:
+                # Without a footer the metadata would take a full pass; the name tells enough for a list.
+                made = reader.manifest() if reader.indexed else None
+        except ArchiveError:
+            made = None
+        return Backup(path.name, path, size_bytes, made.created_at if made else self._time_in(path.name), made)
+
+    def _time_in(self, name: str) -> datetime:
+        match = self._name.fullmatch(name)
+        assert match
+        try:
+            return datetime.strptime(match[1], "%Y%m%d_%H%M%S").astimezone(UTC)
+        except ValueError:
+            return datetime.fromtimestamp(0, UTC)
+
+    def content(self, backup: Path, path: str) -> Iterator[bytes]:
+        with ArchiveReader(backup) as reader:
+            yield from reader.content(path)
+
+    def delete(self, backup: Path) -> None:
+        try:
+            backup.unlink()
+            self._sidecar(backup).unlink(missing_ok=True)
+            files.sync_folder(self.directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise StoreError(f"{backup} could not be removed ({error.strerror}); it is still there, whole.") from error
+
+    # --- is it good --------------------------------------------------------------------------------------------------
+
+    def prove(self, path: Path, level: Level, on_progress: OnProgress, stop: Stop) -> Verdict:
+        meter = _Meter(Phase.VERIFYING, on_progress)
+        with ArchiveReader(path, stop) as reader:
+            found = proof.quick(reader) if level is Level.QUICK else proof.full(reader, meter.tick)
+        problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
+        return Verdict(level, problems, found.files, found.content_bytes, found.sha256)
+
+    def _sidecar(self, path: Path) -> Path:
+        return path.with_name(path.name + _SIDECAR)
+
+    def _compare_sidecar(self, path: Path, sha256: str | None) -> tuple[str, ...]:
+        sidecar = self._sidecar(path)
+        try:
+            said = sums.parse(sidecar.read_bytes()[:4096])
+        except FileNotFoundError:
+            return ()  # a copy without it is a copy all the same; what is inside was compared
+        except OSError as error:
+            return (f"{sidecar.name} cannot be read ({error.strerror}).",)
+        if said is None or said[1] != path.name:
+            return (f"{sidecar.name} is damaged: it is no line for {path.name}.",)
+        if sha256 is not None and said[0] != sha256:
+            return (f"{path.name} is not the file that {sidecar.name} was made for.",)
+        return ()
+
+
+def _identities(folders: Sequence[Path]) -> frozenset[files.Identity]:
+    found = set()
+    for folder in folders:
+        with suppress(OSError):  # one that is not there is not walked into either
+            status = folder.stat()
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+class _Meter:
+    """Adds up ticks and passes them on ten times a second at most."""
+
+    def __init__(self, phase: Phase, on_progress: OnProgress) -> None:
+        self._phase, self._on_progress = phase, on_progress
+        self._bytes = self._files = 0
+        self._what = ""
+        self._next = 0.0
+
+    def tick(self, more_bytes: int, more_files: int, what: str) -> None:
+        self._bytes += more_bytes
+        self._files += more_files
+        self._what = what or self._what
+        if time.monotonic() >= self._next:
+            self.flush()
+
+    def flush(self) -> None:
+        self._next = time.monotonic() + 0.1
+        self._on_progress(Progress(self._phase, self._bytes, None, self._files, self._what))
+
+
+STORE = ArchiveStore

@@ -1,0 +1,258 @@
+"""Puts entries of an archive onto the disk, below one folder and nowhere else.
+
+An archive may be a stranger's and we may be root. So everything is judged before the first byte is written, all work
+goes through descriptors of folders that were opened without following links, only files, folders and links are made,
+and links come last, so that nothing is ever written through one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
+from memu_backup.files import shown
+from memu_backup.formats.tar import Header, Type
+from memu_backup.work import Stop
+
+_DEEPEST = 4096
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_BLOCK = 4 * 1024 * 1024
+
+OnDone = Callable[[int, int], None]
+"""Bytes and entries put in place since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What one entry is allowed to become; headers met later are held to it."""
+
+    type: Type
+    size_bytes: int
+    link: str
+
+
+def judge(entries: Iterable[tuple[str, Planned]]) -> dict[str, Planned]:
+    """All entries by path, in order. Raises HostileArchive for any that could write outside, or twice, or worse."""
+    plan: dict[str, Planned] = {}
+    folders: set[str] = set()
+    for path, planned in entries:
+        _judge_path(path)
+        if planned.type is Type.OTHER:
+            raise HostileArchive(f"It holds {shown(path)}, which is a device or a pipe; nothing was unpacked.")
+        if path in plan:
+            raise HostileArchive(f"It holds {shown(path)} twice; nothing was unpacked.")
+        target = plan.get(planned.link) if planned.type is Type.HARDLINK else None
+        if planned.type is Type.HARDLINK and (target is None or target.type is not Type.FILE):
+            raise HostileArchive(
+                f"{shown(path)} is a link to {shown(planned.link)}, which is no file before it in the archive; "
+                "nothing was unpacked."
+            )
+        plan[path] = planned
+        parent = path.rpartition("/")[0]
+        while parent and parent not in folders:
+            folders.add(parent)
+            parent = parent.rpartition("/")[0]
+    for folder in folders:
+        if folder in plan and plan[folder].type is not Type.DIRECTORY:
+            raise HostileArchive(
+                f"It holds {shown(folder)} as a {plan[folder].type} and something inside it; nothing was unpacked."
+            )
+    return plan
+
+
+def _judge_path(path: str) -> None:
+    parts = path.split("/")
+    if path.startswith("/") or "\0" in path or len(path) > _DEEPEST or any(p in ("", ".", "..") for p in parts):
+        raise HostileArchive(
+            f"It holds a file named {shown(path)!r}, which could lie outside the folder; nothing was unpacked."
+        )
+
+
+class Unpacker:
+    """Makes entries below ``target``, an existing folder. Use as a context manager; on success call ``finish``.
+
+    ``plan`` is what ``judge`` returned, narrowed to what is wanted. With ``overwrite`` existing files are replaced,
+    each at once; without it the first one met raises RestoreError. As another user than root, owners stay ours.
+    """
+
+    def __init__(self, target: Path, plan: dict[str, Planned], *, overwrite: bool, stop: Stop, on_done: OnDone) -> None:
+        self._plan = plan
+        self._overwrite = overwrite
+        self._stop = stop
+        self._on_done = on_done
+        self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._open: list[tuple[str, int]] = []
+        self._folders: list[Header] = []
+        self._links: list[Header] = []
+        self.warnings: list[str] = []
+
+    def __enter__(self) -> Unpacker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close_to(0)
+        os.close(self._root)
+
+    def put(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
+        """Make one entry; ``content`` is its stored bytes. Raises RestoreError, DamagedArchive, Interrupted."""
+        planned = self._plan.get(header.path)
+        if planned is None or (planned.type, planned.size_bytes, planned.link) != _promise(header):
+            raise DamagedArchive(f"{shown(header.path)} is not what the archive's index says of it")
+        try:
+            if header.type is Type.DIRECTORY:
+                self._folder_of(header.path + "/", make=True)
+                self._folders.append(header)
+            elif header.type is Type.FILE:
+                self._file(header, content)
+            else:
+                self._links.append(header)
+        except OSError as error:
+            raise _failed(header, error) from error
+
+    def finish(self) -> None:
+        """Make the links, then set the folders' rights and times, the innermost first."""
+        for header in self._links:
+            self._stop.check()
+            try:
+                self._link(header)
+            except OSError as error:
+                raise _failed(header, error) from error
+            self._on_done(0, 1)
+        for header in sorted(self._folders, key=lambda h: h.path.count("/"), reverse=True):
+            try:
+                self._adorn(self._folder_of(header.path + "/", make=True), header)
+            except OSError as error:
+                raise _failed(header, error) from error
+            self._on_done(0, 1)
+
+    # --- folders -----------------------------------------------------------------------------------------------------
+
+    def _folder_of(self, path: str, *, make: bool) -> int:
+        """The open folder that holds ``path``; what is missing on the way is made, private until its own entry."""
+        parts = path.split("/")[:-1]
+        same = 0
+        while same < min(len(parts), len(self._open)) and self._open[same][0] == parts[same]:
+            same += 1
+        self._close_to(same)
+        for part in parts[same:]:
+            above = self._open[-1][1] if self._open else self._root
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(part, 0o700, dir_fd=above)
+            self._open.append((part, os.open(part, _FOLDER, dir_fd=above)))
+        return self._open[-1][1] if self._open else self._root
+
+    def _close_to(self, depth: int) -> None:
+        while len(self._open) > depth:
+            os.close(self._open.pop()[1])
+
+    # --- files and links ---------------------------------------------------------------------------------------------
+
+    def _file(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
+        folder = self._folder_of(header.path, make=True)
+        name = header.path.rpartition("/")[2]
+        made = _temporary(name) if self._overwrite else name
+        descriptor = os.open(
+            made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+        )
+        try:
+            try:
+                self._fill(descriptor, header, content)
+                self._adorn(descriptor, header)
+            finally:
+                os.close(descriptor)
+            if made != name:
+                _clear(folder, name)
+                os.rename(made, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(made, dir_fd=folder)
+            raise
+        self._on_done(0, 1)
+
+    def _fill(self, descriptor: int, header: Header, content: Iterator[bytes | memoryview]) -> None:
+        extents = iter(((0, header.size_bytes),) if header.extents is None else header.extents)
+        position = left = 0
+        for block in content:
+            view = memoryview(block)
+            while view:
+                self._stop.check()
+                while left == 0:
+                    position, left = next(extents)
+                written = os.pwrite(descriptor, view[: min(left, _BLOCK)], position)
+                position, left, view = position + written, left - written, view[written:]
+                self._on_done(written, 0)
+        os.ftruncate(descriptor, header.size_bytes)  # a hole at the end
+
+    def _link(self, header: Header) -> None:
+        folder = self._folder_of(header.path, make=True)
+        name = header.path.rpartition("/")[2]
+        if self._overwrite:
+            _clear(folder, name)
+        if header.type is Type.SYMLINK:
+            os.symlink(header.link, name, dir_fd=folder)
+            self._own(name, header, folder)
+            os.utime(name, ns=(header.mtime_ns, header.mtime_ns), dir_fd=folder, follow_symlinks=False)
+            return
+        folder = os.dup(folder)  # going to the target's folder closes this one
+        try:
+            source = self._folder_of(header.link, make=False)
+            os.link(header.link.rpartition("/")[2], name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+        finally:
+            os.close(folder)
+
+    # --- owners, rights, attributes, times ---------------------------------------------------------------------------
+
+    def _adorn(self, descriptor: int, header: Header) -> None:
+        self._own(descriptor, header)
+        for key, value in header.xattrs.items():
+            try:
+                os.setxattr(descriptor, key, value)
+            except OSError as error:
+                self._warn(f"{shown(header.path)}: its attribute {shown(key)} could not be set ({error.strerror})")
+        os.fchmod(descriptor, header.mode)  # after the owner: a new owner clears setuid
+        os.utime(descriptor, ns=(header.mtime_ns, header.mtime_ns))
+
+    def _own(self, entry: int | str, header: Header, folder: int | None = None) -> None:
+        if os.geteuid() != 0:
+            return
+        try:
+            # A descriptor is what it is; only a name could be a link.
+            os.chown(entry, header.uid, header.gid, dir_fd=folder, follow_symlinks=folder is None)
+        except OSError as error:
+            self._warn(f"{shown(header.path)}: its owner could not be set ({error.strerror})")
+
+    def _warn(self, sentence: str) -> None:
+        if len(self.warnings) < 100:
+            self.warnings.append(sentence)
+
+
+def _promise(header: Header) -> tuple[Type, int, str]:
+    return header.type, header.size_bytes, header.link
+
+
+def _temporary(name: str) -> str:
+    return f".{os.fsencode(name)[:200].hex()[:100]}.{os.getpid()}.restoring"
+
+
+def _clear(folder: int, name: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+def _failed(header: Header, error: OSError) -> RestoreError:
+    if error.errno == errno.EEXIST:
+        return RestoreError(f"{shown(header.path)} is there already and was left as it is. Restore to an empty folder.")
+    if error.errno == errno.ELOOP or error.errno == errno.ENOTDIR:
+        return RestoreError(
+            f"{shown(header.path)} would be written through a link or a file that lies in its way; it was not. "
+            "Restore to an empty folder."
+        )
+    return RestoreError(
+        f"{shown(header.path)} could not be written ({error.strerror}); what was there before is as it was."
+    )

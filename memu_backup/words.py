@@ -1,0 +1,215 @@
+"""Every sentence that a person reads in status and alerts, in one place, to be read and translated in one sitting.
+
+The wording is that of the Memu specification where it gives one. Times are shown in the household's zone, which is
+handed in with the present moment (aware); sizes are decimal: 1 MB is 1,000,000 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, tzinfo
+
+from memu_backup.model import Phase, Problem, Run, Status, StatusReport, Trigger
+
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+PHASES: Mapping[Phase, str] = {
+    Phase.WAITING: "Waiting",
+    Phase.CAPTURING: "Collecting",
+    Phase.WRITING: "Saving",
+    Phase.VERIFYING: "Checking",
+    Phase.PUBLISHING: "Finishing",
+    Phase.RESTORING: "Bringing back",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a backup failed, and the one thing to do about it. No full stops: both stand inside longer lines."""
+
+    what: str
+    todo: str
+
+
+REASONS: Mapping[str, Reason] = {
+    "disk_full": Reason("Disk full", "Free up space or add storage"),
+    "write_failed": Reason("The disk did not keep what was written", "Check the backup disk, it may be failing"),
+    "store": Reason("The backup folder cannot be used", "Check that the backup disk is connected"),
+    "source": Reason("Something to back up cannot be read", "Check that all disks and folders are there"),
+    "database": Reason("The database refused to be copied", "Check its password and rights in the settings"),
+    "database_away": Reason("The database did not answer", "Check that the database is running"),
+    "archive": Reason("The backup could not be read back", "Start a new backup"),
+    "damaged": Reason("The backup is damaged", "Start a new backup and check the disk it lies on"),
+    "interrupted": Reason("It was interrupted", "Start it again or wait for the next one"),
+    "lock_held": Reason("Another backup was still running", "Wait for the next one"),
+    "settings": Reason("The settings have a mistake", "Correct the settings"),
+}
+"""By the ``code`` of ``errors``: those with which a backup can end."""
+
+UNKNOWN_REASON = Reason("Something unexpected happened", "Ask whoever looks after the server to read the log")
+
+
+def reason(code: str | None) -> Reason:
+    """The reason for an error code, or for one that is missing or unknown."""
+    return REASONS.get(code or "", UNKNOWN_REASON)
+
+
+def size(count_bytes: int) -> str:
+    """13 kB, 312 MB, 2.1 GB."""
+    if count_bytes < 1000:
+        return f"{count_bytes} byte{'' if count_bytes == 1 else 's'}"
+    for unit, name, decimals in ((10**3, "kB", 0), (10**6, "MB", 0), (10**9, "GB", 1)):
+        # What rounds up to 1000 belongs to the next unit.
+        if round(count_bytes / unit, decimals) < 1000:
+            return f"{count_bytes / unit:.{decimals}f} {name}"
+    return f"{count_bytes / 10**12:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """9 s, 2 min 5 s, 1 h 3 min: the two largest parts, those of nothing left out."""
+    total = max(0, round(seconds))
+    if total >= 3600:
+        parts = ((total // 3600, "h"), (total % 3600 // 60, "min"))
+    else:
+        parts = ((total // 60, "min"), (total % 60, "s"))
+    return " ".join(f"{number} {unit}" for number, unit in parts if number) or "0 s"
+
+
+def moment(at: datetime, now: datetime, zone: tzinfo) -> str:
+    """Today 2:05 AM, Yesterday 2:05 AM, Monday 2:05 AM, 12 Jan 2:05 AM, 12 Jan 2025 2:05 AM.
+
+    Names of days are for the past; what lies ahead of today is told by its date.
+    """
+    local, today = at.astimezone(zone), now.astimezone(zone).date()
+    days = (today - local.date()).days
+    if days == 0:
+        day = "Today"
+    elif days == 1:
+        day = "Yesterday"
+    elif 1 < days < 7:
+        day = WEEKDAYS[local.weekday()]
+    else:
+        year = "" if local.year == today.year else f" {local.year}"
+        day = f"{local.day} {MONTHS[local.month - 1]}{year}"
+    return f"{day} {_time_of_day(local)}"
+
+
+def days_ago(at: datetime | None, now: datetime, zone: tzinfo) -> str:
+    """never, today, yesterday, 2 days ago; counted in nights, as people do."""
+    if at is None:
+        return "never"
+    days = (now.astimezone(zone).date() - at.astimezone(zone).date()).days
+    if days < 2:
+        return "yesterday" if days == 1 else "today"
+    return f"{days} days ago"
+
+
+def unread(files: int) -> str:
+    """What a partial run says of the files it had to leave out; meant for its row's ``error``."""
+    return f"{files} file{'' if files == 1 else 's'} could not be read"
+
+
+def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
+    """The answer to ``/backup-status``, in lines. Who is healthy hears how much is stored, who is not what to do."""
+    lines = ["Backup Status:"]
+    if report.in_progress and report.last:
+        lines.append(f"Running now: a backup since {_inline(moment(report.in_progress.created_at, now, zone))}")
+    lines.append(f"Last backup: {_last(report, now, zone)}")
+    if report.last and report.last != report.last_good:
+        lines.append(f"Last good backup: {_good(report.last_good, now, zone)}")
+    if not report.problems:
+        lines.append(f"Local backups: {report.stored_count} stored ({size(report.stored_bytes)} total)")
+    if report.usb_expected:
+        unknown = report.history_away and report.usb_copied_at is None
+        lines.append(f"USB backup: {'not known right now' if unknown else days_ago(report.usb_copied_at, now, zone)}")
+    lines.append(f"Health: {_health(report)}")
+    if report.history_away:
+        lines.append("Note: the backup history cannot be reached right now; this is told from the backups on disk.")
+    return "\n".join(lines)
+
+
+def failure_alert(run: Run, now: datetime, zone: tzinfo) -> str:
+    """What the room is told when ``run`` has failed."""
+    why = reason(run.error_code)
+    return (
+        "Backup Alert\n"
+        f"{_which(run, now, zone)} failed: {why.what}\n"
+        f"Action needed: {why.todo}\n"
+        "\n"
+        "Use /backup-status for details"
+    )
+
+
+def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:
+    run = report.last
+    if run is None:
+        if report.in_progress is None:
+            return "none yet"
+        return f"the first one is running since {_inline(moment(report.in_progress.created_at, now, zone))}"
+    when = moment(run.created_at, now, zone)
+    if run.status is Status.FAILED:
+        return f"FAILED {_inline(when)} - {reason(run.error_code).what}"
+    if run.status is Status.PARTIAL:
+        return f"INCOMPLETE {_inline(when)} ({size(run.size_bytes)}) - {_what_lacks(run)}"
+    return f"{when} ({size(run.size_bytes)})"
+
+
+def _good(run: Run | None, now: datetime, zone: tzinfo) -> str:
+    return f"{moment(run.created_at, now, zone)} ({size(run.size_bytes)})" if run else "none"
+
+
+def _what_lacks(run: Run) -> str:
+    said = " ".join((run.error or "").split()).removesuffix(".")
+    return said or "something could not be read"
+
+
+def _health(report: StatusReport) -> str:
+    """One line for the most pressing problem: the one thing to do now."""
+    if not report.problems:
+        return "All systems healthy"
+    match report.problems[0]:
+        case Problem.LAST_FAILED:
+            todo = reason(report.last.error_code if report.last else None).todo
+            return f"Last backup failed - {_inline(todo)}"
+        case Problem.BACKUP_GONE:
+            return "Backups are missing from their place - check that the backup disk is connected"
+        case Problem.NOTHING_GOOD:
+            return "There is no good backup - start one now"
+        case Problem.OVERDUE:
+            return "Backup overdue - start one now"
+        case Problem.LAST_PARTIAL:
+            return "Last backup is incomplete - look at what could not be read"
+        case Problem.NO_BACKUP:
+            if report.in_progress:
+                return "No backup yet - the first one is being made"
+            return "No backup yet - start one now or wait for the first night"
+        case Problem.OLDER_DAMAGED:
+            return "An older backup is damaged - check the disk it lies on, newer backups are whole"
+        case Problem.HISTORY_AWAY:
+            return "Backup history out of reach - check that the database is running"
+        case Problem.USB_OVERDUE:
+            return "USB backup overdue - plug in your backup drive!"
+
+
+def _which(run: Run, now: datetime, zone: tzinfo) -> str:
+    """Last night's is only what the timetable began in the night that just was."""
+    local, today = run.created_at.astimezone(zone), now.astimezone(zone).date()
+    days = (today - local.date()).days
+    last_night = (days == 0 and local.hour < 6) or (days == 1 and local.hour >= 20)
+    if run.trigger is Trigger.SCHEDULE and last_night:
+        return "Last night's backup"
+    if days == 0:
+        return f"The backup at {_time_of_day(local)}"
+    return f"The backup of {_inline(moment(run.created_at, now, zone))}"
+
+
+def _time_of_day(local: datetime) -> str:
+    # Not strftime: what %p gives depends on the machine's language.
+    return f"{local.hour % 12 or 12}:{local.minute:02} {'AM' if local.hour < 12 else 'PM'}"
+
+
+def _inline(text: str) -> str:
+    """For use inside a sentence: days of the week keep their capital, everything else loses it."""
+    return text if text.startswith(WEEKDAYS) else text[:1].lower() + text[1:]

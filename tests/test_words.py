@@ -1,0 +1,263 @@
+"""Holds the texts that people read to the letter, most of all those that the Memu specification gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from memu_backup import errors, words
+from memu_backup.model import Phase, Problem, Run, Status, StatusReport, Trigger
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 1, 26, 9, 0, tzinfo=BERLIN)  # a Monday
+LAST = Run(
+    run_id="1",
+    host="home",
+    job="nightly",
+    trigger=Trigger.SCHEDULE,
+    filename="memu_backup_20260126_020500.tar.gz",
+    status=Status.SUCCESS,
+    created_at=datetime(2026, 1, 26, 1, 5, tzinfo=UTC),
+    size_bytes=312_000_000,
+)
+EARLIER = replace(LAST, run_id="0", created_at=LAST.created_at - timedelta(days=1))
+FAILED = replace(LAST, status=Status.FAILED, size_bytes=0, error_code="disk_full")
+HEALTHY = StatusReport(
+    problems=(),
+    last=LAST,
+    last_good=LAST,
+    in_progress=None,
+    stored_count=7,
+    stored_bytes=2_100_000_000,
+    usb_expected=True,
+    usb_copied_at=NOW - timedelta(days=2),
+    history_away=False,
+)
+
+
+def lines(report: StatusReport) -> list[str]:
+    return words.status_message(report, NOW, BERLIN).split("\n")
+
+
+def test_format_status_message() -> None:
+    assert words.status_message(HEALTHY, NOW, BERLIN) == (
+        "Backup Status:\n"
+        "Last backup: Today 2:05 AM (312 MB)\n"
+        "Local backups: 7 stored (2.1 GB total)\n"
+        "USB backup: 2 days ago\n"
+        "Health: All systems healthy"
+    )
+
+
+def test_the_status_of_an_incomplete_backup() -> None:
+    partial = replace(LAST, status=Status.PARTIAL, error="3 files could not be\nread.")
+    assert lines(replace(HEALTHY, last=partial, last_good=EARLIER, problems=(Problem.LAST_PARTIAL,))) == [
+        "Backup Status:",
+        "Last backup: INCOMPLETE today 2:05 AM (312 MB) - 3 files could not be read",
+        "Last good backup: Yesterday 2:05 AM (312 MB)",
+        "USB backup: 2 days ago",
+        "Health: Last backup is incomplete - look at what could not be read",
+    ]
+
+
+def test_the_status_before_the_first_backup() -> None:
+    empty = replace(HEALTHY, last=None, last_good=None, usb_copied_at=None, problems=(Problem.NO_BACKUP,))
+    assert lines(empty) == [
+        "Backup Status:",
+        "Last backup: none yet",
+        "USB backup: never",
+        "Health: No backup yet - start one now or wait for the first night",
+    ]
+    assert lines(replace(empty, in_progress=replace(LAST, status=Status.IN_PROGRESS))) == [
+        "Backup Status:",
+        "Last backup: the first one is running since today 2:05 AM",
+        "USB backup: never",
+        "Health: No backup yet - the first one is being made",
+    ]
+
+
+def test_the_status_while_a_backup_runs() -> None:
+    running = replace(LAST, run_id="2", status=Status.IN_PROGRESS, created_at=NOW)
+    assert lines(replace(HEALTHY, in_progress=running))[1:3] == [
+        "Running now: a backup since today 9:00 AM",
+        "Last backup: Today 2:05 AM (312 MB)",
+    ]
+
+
+def test_the_status_when_backups_are_overdue() -> None:
+    old = replace(LAST, created_at=LAST.created_at - timedelta(days=3))
+    assert lines(replace(HEALTHY, last=old, last_good=old, problems=(Problem.OVERDUE, Problem.USB_OVERDUE))) == [
+        "Backup Status:",
+        "Last backup: Friday 2:05 AM (312 MB)",
+        "USB backup: 2 days ago",
+        "Health: Backup overdue - start one now",
+    ]
+
+
+def test_the_status_when_the_first_attempt_failed() -> None:
+    problems = (Problem.LAST_FAILED, Problem.NOTHING_GOOD)
+    assert lines(replace(HEALTHY, last=FAILED, last_good=None, usb_copied_at=None, problems=problems))[1:3] == [
+        "Last backup: FAILED today 2:05 AM - Disk full",
+        "Last good backup: none",
+    ]
+
+
+def test_the_status_when_the_newest_backup_is_gone() -> None:
+    assert lines(replace(HEALTHY, last_good=EARLIER, problems=(Problem.BACKUP_GONE,)))[1:] == [
+        "Last backup: Today 2:05 AM (312 MB)",
+        "Last good backup: Yesterday 2:05 AM (312 MB)",
+        "USB backup: 2 days ago",
+        "Health: Backups are missing from their place - check that the backup disk is connected",
+    ]
+
+
+def test_the_status_while_the_history_is_away() -> None:
+    assert lines(replace(HEALTHY, history_away=True, usb_copied_at=None, problems=(Problem.HISTORY_AWAY,))) == [
+        "Backup Status:",
+        "Last backup: Today 2:05 AM (312 MB)",
+        "USB backup: not known right now",
+        "Health: Backup history out of reach - check that the database is running",
+        "Note: the backup history cannot be reached right now; this is told from the backups on disk.",
+    ]
+
+
+def test_no_word_of_usb_where_no_drive_is_part_of_the_plan() -> None:
+    assert "USB" not in words.status_message(replace(HEALTHY, usb_expected=False), NOW, BERLIN)
+
+
+@pytest.mark.parametrize("problem", Problem)
+def test_every_problem_has_a_line_that_says_what_to_do(problem: Problem) -> None:
+    last = lines(replace(HEALTHY, problems=(problem,)))[-1]
+    assert last.startswith("Health: ")
+    assert " - " in last
+
+
+def test_the_failure_alert_of_the_night() -> None:
+    assert words.failure_alert(FAILED, NOW, BERLIN) == (
+        "Backup Alert\n"
+        "Last night's backup failed: Disk full\n"
+        "Action needed: Free up space or add storage\n"
+        "\n"
+        "Use /backup-status for details"
+    )
+
+
+@pytest.mark.parametrize(
+    ("trigger", "began", "subject"),
+    [
+        (Trigger.SCHEDULE, datetime(2026, 1, 25, 23, 30, tzinfo=BERLIN), "Last night's backup"),
+        (Trigger.SCHEDULE, datetime(2026, 1, 26, 8, 30, tzinfo=BERLIN), "The backup at 8:30 AM"),
+        (Trigger.MANUAL, datetime(2026, 1, 26, 2, 5, tzinfo=BERLIN), "The backup at 2:05 AM"),
+        (Trigger.CATCH_UP, datetime(2026, 1, 26, 2, 5, tzinfo=BERLIN), "The backup at 2:05 AM"),
+        (Trigger.SCHEDULE, datetime(2026, 1, 25, 2, 5, tzinfo=BERLIN), "The backup of yesterday 2:05 AM"),
+        (Trigger.SCHEDULE, datetime(2026, 1, 23, 14, 30, tzinfo=BERLIN), "The backup of Friday 2:30 PM"),
+        (Trigger.SCHEDULE, datetime(2026, 1, 2, 2, 5, tzinfo=BERLIN), "The backup of 2 Jan 2:05 AM"),
+    ],
+)
+def test_only_a_run_of_the_timetable_in_this_night_is_last_nights(
+    trigger: Trigger, began: datetime, subject: str
+) -> None:
+    alert = words.failure_alert(replace(FAILED, trigger=trigger, created_at=began), NOW, BERLIN)
+    assert alert.split("\n")[1] == f"{subject} failed: Disk full"
+
+
+def test_every_way_a_backup_can_fail_has_words() -> None:
+    ends: list[type[errors.MemuError]] = [errors.SettingsError, errors.LockHeld, errors.Interrupted]
+    ends += [errors.SourceError, errors.DatabaseError]
+    ends += [errors.DatabaseAway, errors.StoreError, errors.DiskFull, errors.WriteFailed]
+    ends += [errors.ArchiveError, errors.DamagedArchive]
+    assert {e.code for e in ends} == set(words.REASONS)
+    for why in (*words.REASONS.values(), words.UNKNOWN_REASON):
+        assert why.what[0].isupper()
+        assert why.todo[0].isupper()
+        assert not f"{why.what}{why.todo}".count(".")
+    assert words.reason("never heard of") == words.reason(None) == words.UNKNOWN_REASON
+
+
+@pytest.mark.parametrize(
+    ("count_bytes", "told"),
+    [
+        (0, "0 bytes"),
+        (1, "1 byte"),
+        (999, "999 bytes"),
+        (13_000, "13 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1 MB"),
+        (312_000_000, "312 MB"),
+        (312_499_999, "312 MB"),
+        (999_999_999, "1.0 GB"),
+        (2_100_000_000, "2.1 GB"),
+        (999_960_000_000, "1.0 TB"),
+        (8_000_000_000_000, "8.0 TB"),
+    ],
+)
+def test_sizes(count_bytes: int, told: str) -> None:
+    assert words.size(count_bytes) == told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (-5, "0 s"),
+        (0, "0 s"),
+        (9, "9 s"),
+        (59.6, "1 min"),
+        (125, "2 min 5 s"),
+        (3600, "1 h"),
+        (3780, "1 h 3 min"),
+        (93_600, "26 h"),
+    ],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert words.duration(seconds) == told
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        (datetime(2026, 1, 26, 0, 0, tzinfo=BERLIN), "Today 12:00 AM"),
+        (datetime(2026, 1, 26, 12, 30, tzinfo=BERLIN), "Today 12:30 PM"),  # ahead of now, by a clock that is
+        (datetime(2026, 1, 25, 23, 59, tzinfo=BERLIN), "Yesterday 11:59 PM"),
+        (datetime(2026, 1, 24, 14, 5, tzinfo=BERLIN), "Saturday 2:05 PM"),
+        (datetime(2026, 1, 20, 2, 5, tzinfo=BERLIN), "Tuesday 2:05 AM"),
+        (datetime(2026, 1, 19, 2, 5, tzinfo=BERLIN), "19 Jan 2:05 AM"),
+        (datetime(2025, 12, 31, 2, 5, tzinfo=BERLIN), "31 Dec 2025 2:05 AM"),
+        (datetime(2026, 1, 27, 2, 5, tzinfo=BERLIN), "27 Jan 2:05 AM"),
+        (datetime(2036, 1, 26, 2, 5, tzinfo=BERLIN), "26 Jan 2036 2:05 AM"),
+    ],
+)
+def test_moments(at: datetime, told: str) -> None:
+    assert words.moment(at, NOW, BERLIN) == told
+
+
+def test_a_moment_is_told_in_the_zone_of_the_household() -> None:
+    at = datetime(2026, 1, 25, 23, 30, tzinfo=UTC)
+    assert words.moment(at, NOW.astimezone(UTC), BERLIN) == "Today 12:30 AM"
+    assert words.moment(at, NOW, timezone(timedelta(hours=-8))) == "Yesterday 3:30 PM"
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        (None, "never"),
+        (datetime(2026, 1, 26, 8, 0, tzinfo=BERLIN), "today"),
+        (datetime(2026, 1, 26, 23, 0, tzinfo=BERLIN), "today"),
+        (datetime(2027, 1, 26, 23, 0, tzinfo=BERLIN), "today"),
+        (datetime(2026, 1, 25, 23, 59, tzinfo=BERLIN), "yesterday"),
+        (datetime(2026, 1, 24, 23, 59, tzinfo=BERLIN), "2 days ago"),
+        (datetime(2026, 1, 14, 2, 0, tzinfo=BERLIN), "12 days ago"),
+    ],
+)
+def test_ages_are_counted_in_nights(at: datetime | None, told: str) -> None:
+    assert words.days_ago(at, NOW, BERLIN) == told
+
+
+def test_unread_files_are_counted_in_good_english() -> None:
+    assert [words.unread(n) for n in (1, 3)] == ["1 file could not be read", "3 files could not be read"]
+
+
+def test_every_phase_has_a_word() -> None:
+    assert set(words.PHASES) == set(Phase)
