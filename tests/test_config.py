@@ -1,0 +1,617 @@
+"""Settings: what counts, what is a mistake and in which words, and that no secret is ever in them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from memu_backup import config as config_module
+from memu_backup import cron, sources, stores
+from memu_backup.config import Config, load, show
+from memu_backup.errors import SettingsError, UsageError
+
+ROOT = Path(__file__).parents[1]
+CANARY = "canary-Xq7-secret"
+
+GOOD = """
+timezone = "Europe/Berlin"
+[sources.photos]
+kind = "directory"
+path = "photos"
+[sources.settings]
+kind = "files"
+paths = [".env", "nginx"]
+[jobs.nightly]
+at = "02:00"
+"""
+
+Write = Callable[[str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(text: str) -> Path:
+        file = tmp_path / "config.toml"
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def problems(file: Path | None, environ: Mapping[str, str] | None = None) -> list[str]:
+    with pytest.raises(SettingsError) as caught:
+        load(file, environ or {})
+    assert CANARY not in str(caught.value)
+    return list(caught.value.problems)
+
+
+def test_a_small_file_is_enough_and_the_rest_has_defaults(write: Write, tmp_path: Path) -> None:
+    config = load(write(GOOD), {"XDG_STATE_HOME": "/somewhere", "STATE_DIRECTORY": "/state:/other"})
+    assert config.backup_dir == tmp_path / "backups"
+    assert config.state_dir == Path("/state")
+    assert config.host
+    assert config.usb.overdue_days == 7
+    assert config.path == tmp_path / "config.toml"
+    assert config.zone.key == "Europe/Berlin"
+    assert config.history_url() is None
+    job = config.job("nightly")
+    assert (job.cron, job.sources, job.store, job.keep_last) == ("0 2 * * *", ("photos", "settings"), "local", 7)
+    assert config.store_of(job).dir == tmp_path / "backups"
+    assert config.source("photos").place == "photos/"
+
+
+def test_what_the_file_says_is_what_counts(write: Write, tmp_path: Path) -> None:
+    text = """
+    backup_dir = "/mnt/backups"
+    state_dir = "~/state"
+    host = "attic"
+    [usb]
+    overdue_days = 0
+    [sources.photos]
+    kind = "directory"
+    path = "photos"
+    exclude = ["*.tmp"]
+    [sources.letters]
+    kind = "directory"
+    path = "letters"
+    [stores.near]
+    kind = "archive"
+    [stores.far]
+    kind = "archive"
+    dir = "far"
+    prefix = "family"
+    [jobs.weekly]
+    cron = "30 4 * * 0"
+    sources = ["letters"]
+    store = "far"
+    retention = { keep_last = 3 }
+    [jobs.by-hand]
+    store = "near"
+    """
+    config = load(write(text), {})
+    weekly, by_hand = config.job("weekly"), config.job("by-hand")
+    assert (weekly.cron, weekly.sources, weekly.keep_last) == ("30 4 * * sun", ("letters",), 3)
+    assert (by_hand.cron, by_hand.sources, by_hand.keep_last) == (None, ("photos", "letters"), 7)
+    assert config.store_of(weekly).dir == tmp_path / "far"
+    assert config.store_of(by_hand).dir == Path("/mnt/backups")
+    assert config.state_dir == Path.home() / "state"
+    assert (config.host, config.usb.overdue_days) == ("attic", 0)
+
+
+def test_settings_cannot_be_changed_afterwards(write: Write) -> None:
+    config = load(write(GOOD), {})
+    with pytest.raises(ValueError, match="frozen"):
+        config.host = "other"
+
+
+def test_asking_for_a_job_or_source_that_is_not_there_names_the_nearest(write: Write) -> None:
+    config = load(write(GOOD), {})
+    with pytest.raises(UsageError, match="no job called nigthly; did you mean nightly"):
+        config.job("nigthly")
+    with pytest.raises(UsageError, match="no source called zzz; there are: photos, settings"):
+        config.source("zzz")
+
+
+def wrong(text: str, instead_of: str = "", by: str = "") -> str:
+    return (GOOD.replace(instead_of, by) if instead_of else GOOD) + text
+
+
+PHOTOS = 'kind = "directory"\npath = "photos"\n'
+
+MISTAKES = {
+    "a misspelt setting": (
+        wrong("", PHOTOS, PHOTOS + 'exlude = ["*.tmp"]\n'),
+        ["sources.photos.exlude: is not a setting; did you mean exclude?"],
+    ),
+    "a misspelt setting at the top": (
+        "backup_dri = '/x'\n" + GOOD,
+        ["backup_dri: is not a setting; did you mean backup_dir?"],
+    ),
+    "a misspelt section": (
+        wrong("[histroy]\nurl = 'x'\n"),
+        ["histroy: is not a setting; did you mean history?"],
+    ),
+    "an option of the library below": ("_env_file = 'x'\n" + GOOD, ["_env_file: is not a setting"]),
+    "a setting of a job": (
+        wrong("retention = { keep_lst = 3, keep_last = 2 }\n"),
+        ["jobs.nightly.retention.keep_lst: is not a setting; did you mean keep_last?"],
+    ),
+    "a misspelt kind": (
+        wrong("", '"directory"', '"directry"'),
+        ["sources.photos.kind: 'directry' is not a kind of source; did you mean directory?"],
+    ),
+    "a misspelt kind of store": (
+        wrong("[stores.local]\nkind = 'archiv'\n"),
+        ["stores.local.kind: 'archiv' is not a kind of store; did you mean archive?"],
+    ),
+    "no kind of store": (
+        wrong("[stores.local]\n"),
+        ['stores.local.kind: is missing; write kind = "archive"'],
+    ),
+    "something that is missing": (wrong("", 'path = "photos"\n'), ["sources.photos.path: is missing"]),
+    "a text for a number": (
+        f"backup_retention_count = '{CANARY}'\n" + GOOD,
+        ["backup_retention_count: must be a whole number"],
+    ),
+    "retention of nothing": ("backup_retention_count = 0\n" + GOOD, ["backup_retention_count: must be at least 1"]),
+    "a text for a list": (
+        wrong("", '[".env", "nginx"]', '".env"'),
+        ['sources.settings.paths: must be a list, such as ["a", "b"]'],
+    ),
+    "a number among the names of databases": (
+        wrong("[sources.db]\nkind = 'postgres'\nurl_file = 'u'\ndatabases = ['a', 5]\n"),
+        ["sources.db.databases[2]: must be a text in quotes"],
+    ),
+    "a number for the names of databases": (
+        wrong("[sources.db]\nkind = 'postgres'\nurl_file = 'u'\ndatabases = 5\n"),
+        ['sources.db.databases: must be a list, such as ["a", "b"]'],
+    ),
+    "a database without its address": (
+        wrong("[sources.db]\nkind = 'postgres'\n"),
+        ["sources.db: needs exactly one of url and url_file"],
+    ),
+    "a number in a list of paths": (
+        wrong("", '[".env", "nginx"]', '[".env", 5]'),
+        ["sources.settings.paths[2]: must be a path in quotes"],
+    ),
+    "a text for a table": (
+        "history = 'x'\n" + GOOD,
+        ["history: must be a table of its own, with its settings below it"],
+    ),
+    "a source that is no table": (
+        wrong("[sources]\nletters = './letters'\n"),
+        ["sources.letters: must be a table of its own, with its settings below it"],
+    ),
+    "a bad time": (
+        wrong("", '"02:00"', '"25:00"'),
+        ['jobs.nightly.at: is not a time of day; write hours and minutes, such as "02:00"'],
+    ),
+    "a bad cron line": (
+        wrong("", 'at = "02:00"', 'cron = "0 24 * * *"'),
+        ["jobs.nightly.cron: is not a cron line; its hour goes from 0 to 23"],
+    ),
+    "two times": (wrong('cron = "0 2 * * *"\n'), ["jobs.nightly: has both at and cron; keep one of them"]),
+    "an unknown source in a job": (
+        wrong('sources = ["phtos", "settings"]\n'),
+        ["jobs.nightly.sources: there is no source called phtos; did you mean photos?"],
+    ),
+    "a source twice in a job": (
+        wrong('sources = ["photos", "photos"]\n'),
+        ["jobs.nightly.sources: names photos twice"],
+    ),
+    "a job without sources": (wrong("sources = []\n"), ["jobs.nightly.sources: must not be empty"]),
+    "an unknown store": (
+        wrong('store = "locale"\n'),
+        ["jobs.nightly.store: there is no store called locale; did you mean local?"],
+    ),
+    "no store of several": (
+        wrong("[stores.a]\nkind = 'archive'\n[stores.b]\nkind = 'archive'\ndir = 'b'\n"),
+        ["jobs.nightly.store: is missing; choose one of a, b"],
+    ),
+    "two sources at one place": (
+        wrong("", 'kind = "files"', 'kind = "files"\nplace = "photos/old/"'),
+        [
+            "jobs.nightly.sources: photos and settings would both be stored at photos/old/; "
+            "give one of them another place"
+        ],
+    ),
+    "a name that every backup needs": (
+        wrong("", "[sources.photos]", "[sources.SHA256SUMS]"),
+        ["sources.SHA256SUMS: SHA256SUMS/ is a name that every backup needs for itself; choose another"],
+    ),
+    "a name with a space": (
+        wrong("", "[sources.photos]", '[sources."my photos"]'),
+        ["sources.my photos: a name is made of letters, digits, - and _, and begins with a letter or digit"],
+    ),
+    "an unknown time zone": (
+        GOOD.replace("Europe/Berlin", "Europe/Berln"),
+        ["timezone: is not a time zone that this machine knows; did you mean Europe/Berlin?"],
+    ),
+    "a room by its name": (
+        f"backup_notification_room = '#{CANARY}:example.org'\n" + GOOD,
+        [
+            "backup_notification_room: is not the id of a room, such as !abcdef:example.org "
+            "(Element: room settings, Advanced)"
+        ],
+    ),
+    "no job": (
+        GOOD.partition("[jobs")[0],
+        ['jobs: there is no job, so nothing would ever be backed up; add [jobs.nightly] with at = "02:00"'],
+    ),
+    "no source": (
+        "[jobs.nightly]\nat = '02:00'\n",
+        ["sources: there is nothing to back up; add a table such as [sources.photos]"],
+    ),
+    "a URL of something else": (
+        wrong(f"[history]\nurl = 'mysql://me:{CANARY}@host/db'\n"),
+        ["history.url: must begin with postgresql://"],
+    ),
+    "a URL that is a list": (wrong(f"[history]\nurl = ['{CANARY}']\n"), ["history.url: must be a text in quotes"]),
+    "two URLs": (
+        wrong(f"[history]\nurl = 'postgresql://me:{CANARY}@h/db'\nurl_file = 'x'\n"),
+        ["history: has both url and url_file; keep one of them"],
+    ),
+    "a password for nothing": (
+        wrong("[history]\npassword_file = 'x'\n"),
+        ["history.password_file: has no effect without url or url_file"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_each_mistake_has_its_sentence(case: str, write: Write) -> None:
+    text, expected = MISTAKES[case]
+    assert problems(write(text)) == expected
+
+
+def test_a_source_among_the_backups_or_around_them_is_a_mistake(write: Write, tmp_path: Path) -> None:
+    def with_path(path: str, more: str = "") -> Path:
+        return write(GOOD.replace('"photos"', f'"{path}"{more}').replace("[sources.photos]", "[sources.pictures]"))
+
+    assert problems(with_path("backups/old")) == [
+        f"sources.pictures.path: {tmp_path}/backups/old lies inside {tmp_path}/backups, where the backups are kept"
+    ]
+    assert problems(with_path("x/../backups")) == [
+        f"sources.pictures.path: {tmp_path}/backups lies inside {tmp_path}/backups, where the backups are kept"
+    ]
+    assert problems(with_path("state/postgres"), {"STATE_DIRECTORY": str(tmp_path / "state")}) == [
+        f"sources.pictures.path: {tmp_path}/state/postgres lies inside {tmp_path}/state, "
+        "where memu-backup keeps its own state"
+    ]
+    assert problems(with_path(".")) == [
+        f"sources.pictures.path: {tmp_path} holds {tmp_path}/backups, where the backups are kept, "
+        "so each would hold all earlier ones; exclude that folder or keep the backups elsewhere"
+    ]
+    assert load(with_path(".", '\nexclude = ["/backups/"]'), {})
+
+
+def test_all_mistakes_of_a_file_come_at_once(write: Write) -> None:
+    text = f"""
+    backup_retention_count = 0
+    [history]
+    url = "{CANARY}"
+    [sources.photos]
+    kind = "directory"
+    path = "photos"
+    exlude = []
+    [sources.letters]
+    kind = "directory"
+    path = "backups"
+    [jobs.nightly]
+    at = "2 o'clock"
+    sources = ["fotos", "letters"]
+    """
+    found = problems(write(text), {"BACKUP_RETENTION_COUNTS": "3"})
+    assert [p.partition(":")[0] for p in found] == [
+        "BACKUP_RETENTION_COUNTS",
+        "backup_retention_count",
+        "history.url",
+        "sources.photos.exlude",
+        "jobs.nightly.at",
+        "jobs.nightly.sources",
+        "sources.letters.path",
+    ]
+
+
+def test_the_report_says_which_file_and_how_many(write: Write) -> None:
+    file = write("x = 1\ny = 2\n" + GOOD)
+    with pytest.raises(SettingsError) as caught:
+        load(file, {})
+    assert str(caught.value).splitlines()[0] == f"{file} has 2 mistakes; nothing was started."
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"host {CANARY}", "line 1, column 6: there is no = after the name of a setting"),
+        ("\nhost = attic", "line 2, column 8: the value cannot be read; texts, paths and times stand in quotes"),
+        (f'host = "{CANARY}\nx = 1', f"line 1, column {9 + len(CANARY)}: a quotation mark is not closed"),
+        ('host = ["a",', "at its end: a bracket is not closed"),
+        ("host = 'a'\nhost = 'b'\n", "line 2, column 11: this name stands there twice"),
+        ("[jobs.nightly]\nat = 02:00\n", "line 2, column 7: something is left over after the value; "
+         "texts, paths and times stand in quotes"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_the_grammar_is_told_by_line_and_column(text: str, expected: str, write: Write) -> None:
+    assert problems(write(text)) == [expected]
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert problems(binary) == ["the file is not a text in UTF-8"]
+    assert problems(tmp_path) == ["the file cannot be read (Is a directory)"]
+    assert problems(tmp_path / "none.toml") == ["there is no such file"]
+    assert problems(None, {"MEMU_BACKUP_CONFIG": "/nowhere.toml"}) == [
+        "there is no such file (MEMU_BACKUP_CONFIG names it)"
+    ]
+    monkeypatch.chdir(tmp_path)
+    assert problems(None) == [
+        "there is neither ./config.toml nor /etc/memu-backup/config.toml; make one with: memu-backup init --preset memu"
+    ]
+
+
+def test_the_file_is_found_in_the_order_that_is_promised(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = write(GOOD)
+    named = tmp_path / "named.toml"
+    named.write_text(GOOD)
+    given = tmp_path / "given.toml"
+    given.write_text("\ufeff" + GOOD)
+    assert load(environ={}).path == here
+    assert load(environ={"MEMU_BACKUP_CONFIG": "named.toml"}).path == named
+    assert load(given, {"MEMU_BACKUP_CONFIG": str(named)}).path == given
+
+
+def test_variables_count_more_than_the_file(write: Write, tmp_path: Path) -> None:
+    text = GOOD.replace("[jobs.nightly]", "[jobs.Nightly-Run]") + "[history]\nurl_file = 'x'\n[usb]\noverdue_days = 3\n"
+    config = load(
+        write(text),
+        {
+            "MEMU_BACKUP_HOST": "12345",
+            "MEMU_BACKUP_USB__OVERDUE_DAYS": "9",
+            "MEMU_BACKUP_SOURCES__PHOTOS__PATH": "pictures",
+            "MEMU_BACKUP_SOURCES__PHOTOS__EXCLUDE": '["*.tmp", "*.bak"]',
+            "MEMU_BACKUP_SOURCES__PHOTOS__CROSS_FILESYSTEMS": "true",
+            "MEMU_BACKUP_JOBS__NIGHTLY_RUN__AT": "03:30",
+            "MEMU_BACKUP_JOBS__NIGHTLY_RUN__RETENTION__KEEP_LAST": "4",
+            "MEMU_BACKUP_STORES__LOCAL__PREFIX": "family",
+            "MEMU_BACKUP_LOG_FILE": "",
+        },
+    )
+    shown = show(config)
+    assert config.host == "12345"
+    assert config.usb.overdue_days == 9
+    assert config.log_file is None
+    assert shown["sources"]["photos"] | {"kind": ""} == {
+        "kind": "",
+        "path": str(tmp_path / "pictures"),
+        "place": "photos/",
+        "exclude": ["*.tmp", "*.bak"],
+        "cross_filesystems": True,
+    }
+    assert (config.job("Nightly-Run").cron, config.job("Nightly-Run").keep_last) == ("30 3 * * *", 4)
+    assert shown["stores"]["local"]["prefix"] == "family"
+
+
+def test_memus_own_names_work(write: Write, tmp_path: Path) -> None:
+    config = load(
+        write("backup_retention_count = 2\n" + GOOD),
+        {
+            "BACKUP_DIR": "./elsewhere",
+            "BACKUP_RETENTION_COUNT": "14",
+            "BACKUP_NOTIFICATION_ROOM": "!family:example.org",
+        },
+    )
+    assert config.backup_dir == tmp_path / "elsewhere"
+    assert config.job("nightly").keep_last == 14
+    assert config.backup_notification_room == "!family:example.org"
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"MEMU_BACKUP_HSOT": "a"}, ["MEMU_BACKUP_HSOT: is not a setting; did you mean MEMU_BACKUP_HOST?"]),
+        (
+            {"MEMU_BACKUP_HISTROY__URL": CANARY},
+            ["MEMU_BACKUP_HISTROY__URL: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"],
+        ),
+        ({"MEMU_BACKUP_PHOTOS__PATH": "a"}, ["MEMU_BACKUP_PHOTOS__PATH: is not a setting"]),
+        ({"MEMU_BACKUP_COLOUR": "a"}, ["MEMU_BACKUP_COLOUR: is not a setting"]),
+        (
+            {"MEMU_BACKUP_HISTORY_URL": CANARY},
+            ["MEMU_BACKUP_HISTORY_URL: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"],
+        ),
+        (
+            {"MEMU_BACKUP_HISTORY__ULR": CANARY},
+            ["MEMU_BACKUP_HISTORY__ULR: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"],
+        ),
+        ({"MEMU_BACKUP_HISTORY__URL": CANARY}, ["MEMU_BACKUP_HISTORY__URL: must begin with postgresql://"]),
+        (
+            {"MEMU_BACKUP_JOBS__NIGTHLY__AT": "03:00"},
+            ["MEMU_BACKUP_JOBS__NIGTHLY__AT: the file has no job of this name; did you mean nightly?"],
+        ),
+        (
+            {"MEMU_BACKUP_SOURCES__PHOTOS__EXLUDE": "[]"},
+            [
+                "MEMU_BACKUP_SOURCES__PHOTOS__EXLUDE: is not a setting; "
+                "did you mean MEMU_BACKUP_SOURCES__PHOTOS__EXCLUDE?"
+            ],
+        ),
+        (
+            {"MEMU_BACKUP_SOURCES__PHOTOS__EXCLUDE": "*.tmp"},
+            ['MEMU_BACKUP_SOURCES__PHOTOS__EXCLUDE: must be a list, such as ["a", "b"]'],
+        ),
+        ({"MEMUBACKUP_HOST": "a"}, ["MEMUBACKUP_HOST: is not a setting; did you mean MEMU_BACKUP_HOST?"]),
+        (
+            {"BACKUP_RETENTION_COUNTS": "3"},
+            ["BACKUP_RETENTION_COUNTS: is not a setting; did you mean BACKUP_RETENTION_COUNT?"],
+        ),
+        ({"BACKUP_DRI": "/x"}, ["BACKUP_DRI: is not a setting; did you mean BACKUP_DIR?"]),
+        ({"backup_dir": "/x"}, ["backup_dir: is not a setting; did you mean BACKUP_DIR?"]),
+        ({"BACKUP_RETENTION": "3"}, ["BACKUP_RETENTION: is not a setting; did you mean BACKUP_RETENTION_COUNT?"]),
+        ({"BACKUP_RETENTION_COUNT": "many"}, ["BACKUP_RETENTION_COUNT: must be a whole number"]),
+        (
+            {"BACKUP_DIR": "/a", "MEMU_BACKUP_BACKUP_DIR": "/b"},
+            ["BACKUP_DIR: says something else than MEMU_BACKUP_BACKUP_DIR; keep one of them"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistyped_variable_is_a_mistake(environ: dict[str, str], expected: list[str], write: Write) -> None:
+    assert problems(write(GOOD), environ) == expected
+
+
+def test_variables_of_other_programs_are_left_alone(write: Write) -> None:
+    others = {"BACKUP_PASSWORD": CANARY, "BACKUP_HOST": "x", "BACKUP_DB": "x", "RESTIC_BACKUP": "x", "MEMU_HOME": "x"}
+    assert load(write(GOOD), others)
+
+
+def test_a_backup_dir_that_no_store_uses_is_a_mistake(write: Write) -> None:
+    text = GOOD + "[stores.local]\nkind = 'archive'\ndir = 'here'\n"
+    assert problems(write(text), {"BACKUP_DIR": "/mnt/disk"}) == [
+        "BACKUP_DIR: has no effect, for every store in the file names a dir of its own"
+    ]
+
+
+def test_systemd_credentials_are_settings_too(write: Write, tmp_path: Path) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "memu_backup_history__url").write_text(f"postgresql://me:{CANARY}@h/db\n")
+    (credentials / "memu_backup_host").write_text("from-credential")
+    (credentials / "other").write_bytes(b"\xff")
+    environ = {"CREDENTIALS_DIRECTORY": str(credentials), "MEMU_BACKUP_HOST": "from-variable"}
+    config = load(write(GOOD), environ)
+    assert config.history_url() == f"postgresql://me:{CANARY}@h/db"
+    assert config.host == "from-variable"
+    (credentials / "memu_backup_histroy__url").write_text(CANARY)
+    assert problems(write(GOOD), environ) == [
+        "memu_backup_histroy__url: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"
+    ]
+
+
+def test_secrets_of_the_history_may_lie_in_files(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("postgresql://me@h/db?sslmode=require\n")
+    (tmp_path / "password").write_text("p@ss/word&\n")
+    file = write(GOOD + "[history]\nurl_file = 'url'\npassword_file = 'password'\n")
+    assert load(file, {}).history_url() == "postgresql://me@h/db?sslmode=require&password=p%40ss%2Fword%26"
+    (tmp_path / "password").unlink()
+    config = load(file, {})
+    with pytest.raises(SettingsError) as caught:
+        config.history_url()
+    assert caught.value.problems == (
+        f"history.password_file: {tmp_path}/password cannot be read (No such file or directory)",
+    )
+    (tmp_path / "url").write_text(CANARY)
+    with pytest.raises(SettingsError) as caught:
+        config.history_url()
+    assert caught.value.problems == ("history.url_file: what it holds must begin with postgresql://",)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (f"postgresql://me:{CANARY}@db.local:5432/memu", "postgresql://me:********@db.local:5432/memu"),
+        ("postgresql://me@db.local/memu", "postgresql://me@db.local/memu"),
+        (f"postgresql://db/memu?password={CANARY}", "postgresql://db/memu?********"),
+        (f"postgresql://me:12/{CANARY}@db/memu", "********"),
+        (f"postgresql://me:12?{CANARY}@db/memu", "********"),
+        (f"postgresql://me:12#{CANARY}@db/memu", "********"),
+    ],
+)
+def test_what_is_shown_hides_every_secret(url: str, expected: str, write: Write) -> None:
+    config = load(write(f"{GOOD}[history]\nurl = '{url}'\n"), {})
+    shown = json.loads(json.dumps(show(config)))
+    assert shown["history"]["url"] == expected
+    assert CANARY not in json.dumps(shown) + repr(config) + str(config)
+
+
+def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
+    shown = show(load(write(GOOD), {}))
+    assert shown["file"] == str(tmp_path / "config.toml")
+    assert set(shown) == {"file", *Config.model_fields}
+    assert shown["jobs"]["nightly"] == {
+        "at": "02:00",
+        "cron": None,
+        "sources": ["photos", "settings"],
+        "store": "local",
+        "retention": {"keep_last": 7},
+    }
+    assert shown["stores"]["local"]["dir"] == str(tmp_path / "backups")
+
+
+def test_the_example_loads_and_names_every_setting() -> None:
+    example = ROOT / "config.example.toml"
+    assert load(example, {}).job("nightly").cron == "0 2 * * *"
+    text = example.read_text()
+    models: list[type[BaseModel]] = [
+        Config,
+        config_module.HistorySettings,
+        config_module.UsbSettings,
+        config_module.JobSettings,
+        config_module.RetentionSettings,
+        *(kind.Settings for kind in sources.kinds().values()),
+        *(kind.Settings for kind in stores.kinds().values()),
+    ]
+    fields = {name for model in models for name in model.model_fields}
+    missing = {f for f in fields if not re.search(rf"^(# *)?{f} *=|\[{f}[\].]|\{{ {f} =", text, re.MULTILINE)}
+    assert missing == set()
+    for kind in [*sources.kinds(), *stores.kinds()]:
+        assert f'kind = "{kind}"' in text
+
+
+def test_what_the_example_calls_defaults_are_the_defaults(write: Write) -> None:
+    told = ROOT / "config.example.toml"
+    defaults = dict(re.findall(r"^# (\w+) = (\d+|true|false)\b", told.read_text(), re.MULTILINE))
+    shown = show(load(write(GOOD), {}))
+    flat = {**shown, **shown["usb"], **shown["sources"]["photos"], **shown["sources"]["settings"]}
+    for name, value in defaults.items():
+        if name in flat:
+            assert flat[name] == json.loads(value), name
+
+
+def test_the_memu_preset_loads_and_holds_what_memu_keeps(write: Write, tmp_path: Path) -> None:
+    config = load(write((files("memu_backup") / "presets/memu.toml").read_text()), {})
+    job = config.job("nightly")
+    assert (job.cron, job.keep_last) == ("0 2 * * *", 7)
+    places = {config.source(name).place for name in job.sources}
+    assert places == {"photos/", "pgdata/", "synapse/", "ollama/", "config/"}
+    assert config.backup_dir == tmp_path / "backups"
+    assert show(config)["stores"]["local"]["prefix"] == "memu_backup"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0 2 * * *", "0 2 * * *"),
+        ("*/15 2-4 * * *", "0,15,30,45 2,3,4 * * *"),
+        ("0 2 * * 0", "0 2 * * sun"),
+        ("0 2 * * 7", "0 2 * * sun"),
+        ("0 2 * * 6-7", "0 2 * * sat,sun"),
+        ("0 2 * * FRI-SUN", "0 2 * * fri,sat,sun"),
+        ("0 2 * * 1-7", "0 2 * * *"),
+        ("5/20 2 1 jan,7 *", "5,25,45 2 1 1,7 *"),
+        ("0 2 29 2 *", "0 2 29 2 *"),
+    ],
+)
+def test_cron_lines_mean_what_cron_means(line: str, expected: str) -> None:
+    assert cron.normal(line) == expected
+    assert cron.normal(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "0 2 * *", "60 2 * * *", "0 2 0 * *", "0 2 * 13 *", "0 2 * * 8", "0 2 * * */0", "a b c d e", "0 2 30 2 *",
+     "0 2 31 4,6 *", "0 2 1 * mon", "5-1 2 * * *", "0 2 * * mo", "1,, 2 * * *", "@daily"],
+)  # fmt: skip
+def test_cron_lines_that_never_or_doubtfully_come_are_refused(line: str) -> None:
+    with pytest.raises(ValueError, match=r"^(is|names) "):
+        cron.normal(line)
