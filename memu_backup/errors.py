@@ -17,6 +17,7 @@
     │   └── HostileArchive     1   an entry that would write outside its folder
     ├── RestoreError           1   target not empty, not enough space
     └── HistoryAway            1   Postgres cannot be reached; nothing is lost, rows are spooled
+        └── HistoryRefused     1   it answers, but waiting alone will not help (password, rights, newer schema)
 
 The number is the exit status of the command line. ``str(error)`` is one sentence for the person who meets it:
 what happened, what it means for their data, what to do. ``code`` never changes once it is released.
@@ -116,3 +117,8 @@ class RestoreError(MemuError):
 class HistoryAway(MemuError):
     code = "history_away"
     retryable = True
+
+
+class HistoryRefused(HistoryAway):
+    code = "history_refused"
+    retryable = False

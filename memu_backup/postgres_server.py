@@ -38,6 +38,7 @@ _START_TIMEOUT_S = 30.0
 _OPTIONS = {
     # A household's history is a few rows a day: the smallest server that is still a server.
     "listen_addresses": "",
+    "port": "5432",  # a PGPORT in our environment would change the socket's name
     "max_connections": "20",
     "shared_buffers": "16MB",
     "max_wal_size": "64MB",
@@ -93,7 +94,7 @@ class PostgresServer:
 
     def url(self, database: str = "postgres") -> str:
         """The address for asyncpg and for PostgreSQL's own programs."""
-        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_folder), safe='')}"
+        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_folder), safe='')}&port=5432"
 
     def running(self) -> bool:
         """Whether it answers on its socket's file and its process lives; asks no server."""

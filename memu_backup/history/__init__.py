@@ -1,0 +1,195 @@
+"""What was done and when, in Postgres; and beside it in a spool, because a run never fails for want of its history."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from memu_backup.errors import HistoryAway
+from memu_backup.history import rows
+from memu_backup.history.database import Database
+from memu_backup.history.rows import Note
+from memu_backup.history.schema import Connection, alone
+from memu_backup.history.spool import Spool
+from memu_backup.model import AuditEvent, Run
+
+log = logging.getLogger(__name__)
+
+CHANNEL = "memu_backup"
+"""Postgres announces each change of ``backup_history`` here, as ``{"run_id": ..., "status": ...}``."""
+
+
+class History:
+    """``backup_history`` and ``backup_audit``, in the Postgres at ``url`` or in our own under ``state_dir/postgres``.
+
+    Whatever is written goes to ``state_dir/spool`` first and from there to Postgres, in the order in which it was
+    first written: neither a crash nor a Postgres that is away loses a row. Several processes may share a state_dir.
+    ``host`` names this machine to the database. Making one costs nothing; use it as ``async with``.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        state_dir: Path,
+        host: str,
+        *,
+        connect_timeout_s: float = 5.0,
+        command_timeout_s: float = 10.0,
+    ) -> None:
+        self._database = Database(
+            url,
+            state_dir / "postgres",
+            host,
+            connect_timeout_s=connect_timeout_s,
+            command_timeout_s=command_timeout_s,
+        )
+        self._spool = Spool(state_dir / "spool")
+        self._patience_s = connect_timeout_s + command_timeout_s
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop the embedded server if it was started by us, within a few seconds. Never raises."""
+        await self._database.close()
+
+    async def record(self, run: Run) -> bool:
+        """Write ``run``, in place of an older state of it. True when Postgres has it, False when only the spool has.
+
+        A Postgres that does not answer costs one wait of at most 15 s, and then none for up to a minute; the start of
+        the embedded server, where it is off, comes on top (half a second, at most 70 s). Raises HistoryAway only when
+        neither Postgres nor the spool takes it. Cancelling never loses a run that is spooled.
+        """
+        return await self._keep(run)
+
+    async def audit(self, event: AuditEvent) -> bool:
+        """Write ``event``; otherwise like ``record``."""
+        return await self._keep(event)
+
+    async def replay(self) -> int:
+        """Move what is spooled into Postgres and return how many notes that were. Always tries; raises HistoryAway.
+
+        Idempotent: a note that Postgres had already is written over with itself.
+        """
+        return await self._database.ask(self._empty_spool, insist=True)
+
+    async def runs(self, *, host: str | None = None, job: str | None = None, limit: int = 1000) -> list[Run]:
+        """The newest ``limit`` runs, newest first; what is still spooled counts. Raises HistoryAway."""
+
+        async def work(connection: Connection) -> list[Run]:
+            waiting = await self._waiting(connection)
+            known = {run.run_id: run for run in await rows.read_runs(connection, host, job, limit)}
+            known.update(
+                {
+                    note.run_id: note
+                    for note in waiting
+                    if isinstance(note, Run) and host in (None, note.host) and job in (None, note.job)
+                }
+            )
+            return sorted(known.values(), key=lambda run: run.created_at, reverse=True)[:limit]
+
+        return await self._database.ask(work)
+
+    def spooled(self) -> list[Run]:
+        """The runs that wait for Postgres, in the order in which they were first written. Asks no server."""
+        return [letter.note for letter in self._spool.letters() if isinstance(letter.note, Run)]
+
+    async def backup_count(self, *, job: str | None = None) -> int:
+        """How many backups are stored: successful or partial and not deleted since. Raises HistoryAway."""
+
+        async def work(connection: Connection) -> int:
+            waiting = [note for note in await self._waiting(connection) if isinstance(note, Run)]
+            count = await rows.count_stored(connection, job, [run.run_id for run in waiting])
+            return count + sum(rows.is_stored(run) and job in (None, run.job) for run in waiting)
+
+        return await self._database.ask(work)
+
+    async def audit_log(self, limit: int = 100) -> list[AuditEvent]:
+        """The newest ``limit`` events, newest first; what is still spooled counts. Raises HistoryAway."""
+
+        async def work(connection: Connection) -> list[AuditEvent]:
+            waiting = await self._waiting(connection)
+            known = {event.event_id: event for event in await rows.read_audit(connection, limit)}
+            known.update({note.event_id: note for note in waiting if isinstance(note, AuditEvent)})
+            return sorted(known.values(), key=lambda event: event.created_at, reverse=True)[:limit]
+
+        return await self._database.ask(work)
+
+    async def check(self) -> str:
+        """Connect, bring the tables up to date and say where the history is, without a password. Always tries.
+
+        "embedded PostgreSQL 18" or "PostgreSQL 15 at db.local/memu". Raises HistoryAway, or HistoryRefused where
+        waiting alone will not help: wrong password, unknown database, missing rights, newer tables.
+        """
+        return await self._database.ask(self._database.describe, insist=True)
+
+    async def _keep(self, note: Note) -> bool:
+        async def work(connection: Connection) -> None:
+            await self._empty_spool(connection)
+
+        async def work_unspooled(connection: Connection) -> None:
+            await self._empty_spool(connection)
+            async with alone(connection):
+                await rows.write(connection, note)
+
+        try:
+            await asyncio.to_thread(self._spool.put, note)
+        except OSError as error:
+            # A full disk is just what has to be written down, and Postgres may lie on another one.
+            log.warning("The history's spool in %s cannot be written: %s.", self._spool.folder, error.strerror)
+            await self._database.ask(work_unspooled, budget_s=self._patience_s)
+            return True
+        try:
+            await self._database.ask(work, budget_s=self._patience_s)
+        except HistoryAway as error:
+            log.warning("%s", error)
+            return False
+        return not self._spool.holds(note)
+
+    async def _waiting(self, connection: Connection) -> list[Note]:
+        """Empty the spool; where the database only lets us read, what stays in it is to be laid over the rows."""
+        from asyncpg import PostgresError
+
+        try:
+            await self._empty_spool(connection)
+        except PostgresError as error:
+            log.warning(
+                "The notes in %s do not get into the history database yet: %s.", self._spool.folder, error.args[0]
+            )
+        return [letter.note for letter in self._spool.letters()]
+
+    async def _empty_spool(self, connection: Connection) -> int:
+        from asyncpg import DataError, IntegrityConstraintViolationError
+
+        moved = 0
+        for path in self._spool.paths():
+            try:
+                moved += await self._move(connection, path)
+            except (DataError, IntegrityConstraintViolationError) as error:
+                # This one row does not fit, for instance into a column that somebody added; the next may.
+                log.warning(
+                    "The history database does not take the note %s, which stays there: %s.", path, error.args[0]
+                )
+        return moved
+
+    async def _move(self, connection: Connection, path: Path) -> bool:
+        async with alone(connection):
+            # Read inside the transaction: another process that was here before us may have written a newer state
+            # since, and then has taken this one away.
+            letter = self._spool.read(path)
+            if letter is None:
+                return False
+            await rows.write(connection, letter.note)
+        try:
+            await asyncio.to_thread(self._spool.remove, letter)
+        except OSError as error:
+            log.warning("The note %s is in the history but cannot be removed: %s.", path, error.strerror)
+        return True

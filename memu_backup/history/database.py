@@ -1,0 +1,205 @@
+"""The way to the Postgres that holds the history, and what its refusals mean in words.
+
+One connection a question: a household asks a few times a day, and a connection that is not kept cannot go stale,
+half-open or through a PgBouncer that forgets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from memu_backup.errors import DatabaseError, HistoryAway, HistoryRefused
+from memu_backup.history import schema
+from memu_backup.history.schema import Connection
+from memu_backup.postgres_server import PostgresServer
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CLOSE_TIMEOUT_S = 2.0
+_STOP_TIMEOUT_S = 6.0
+
+_LONGEST_PAUSE_S = 60.0
+_PAUSE_FACTOR = 10
+"""After a failure, nobody asks again for ten times as long as it took: waiting costs a backup a tenth at the most."""
+
+
+class Database:
+    """The family's Postgres at ``url``, or where that is None our own under ``folder``, started on first use."""
+
+    def __init__(
+        self, url: str | None, folder: Path, host: str, *, connect_timeout_s: float, command_timeout_s: float
+    ) -> None:
+        self._url = url
+        self._server = PostgresServer(folder) if url is None else None
+        self._host = host
+        self._connect_timeout_s = connect_timeout_s
+        self._command_timeout_s = command_timeout_s
+        self._turn = asyncio.Lock()
+        self._ask_again_at = 0.0
+        self._last_failure: HistoryAway | None = None
+
+    async def ask(
+        self, work: Callable[[Connection], Awaitable[T]], *, insist: bool = False, budget_s: float | None = None
+    ) -> T:
+        """Run ``work`` with a connection to tables of the right version. Cancelling closes the connection at once.
+
+        Raises HistoryAway when there is no answer in time (of each command, and of all within ``budget_s``), or at
+        once when that happened a moment ago, unless ``insist``; HistoryRefused when waiting alone will not help.
+        ``work`` may let asyncpg's errors through. The budget leaves out the start of the embedded server.
+        """
+        async with self._turn:
+            if not insist and self._last_failure and time.monotonic() < self._ask_again_at:
+                raise type(self._last_failure)(str(self._last_failure))
+            started = time.monotonic()
+            try:
+                result = await self._ask(work, budget_s)
+            except HistoryAway as error:
+                now = time.monotonic()
+                self._ask_again_at = now + min(_PAUSE_FACTOR * (now - started), _LONGEST_PAUSE_S)
+                self._last_failure = error
+                raise
+            self._last_failure = None
+            return result
+
+    async def close(self) -> None:
+        """Stop the embedded server if we started it and nobody else uses it. Bounded; never raises."""
+        if self._server is None:
+            return
+        try:
+            await asyncio.wait_for(self._server.stop(), _STOP_TIMEOUT_S)
+        except (TimeoutError, OSError) as error:
+            log.warning("The embedded history database did not stop in time and is left running: %s.", _reason(error))
+
+    async def describe(self, connection: Connection) -> str:
+        """What ``History.check`` says."""
+        version = f"PostgreSQL {connection.get_server_version().major}"
+        if self._server:
+            return f"embedded {version}"
+        return f"{version} at {self._place() or 'the address in history.url'}"
+
+    async def _ask(self, work: Callable[[Connection], Awaitable[T]], budget_s: float | None) -> T:
+        import asyncpg  # 0.1 s that only those pay who ask
+
+        url = self._url if self._server is None else await self._start(self._server)
+        try:
+            async with asyncio.timeout(budget_s):
+                connection = await self._connect(url)
+                try:
+                    await schema.migrate(connection)
+                    result = await work(connection)
+                    await _say_goodbye(connection)
+                    return result
+                finally:
+                    connection.terminate()  # does nothing after a goodbye
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise self._translated(error) from error
+
+    async def _connect(self, url: str | None) -> Connection:
+        import asyncpg
+
+        options: dict[str, Any] = {"port": 5432} if self._server else {}  # whatever PGPORT says
+        try:
+            return await asyncpg.connect(
+                url,
+                timeout=self._connect_timeout_s,
+                command_timeout=self._command_timeout_s,
+                statement_cache_size=0,  # PgBouncer hands out another server for each transaction
+                server_settings={"application_name": f"memu-backup {self._host}"},
+                **options,
+            )
+        except ValueError:
+            pass
+        # Outside of the except: the foreign error quotes the address, and with it perhaps the password.
+        raise HistoryRefused(
+            "history.url cannot be read as the address of a Postgres database. Backups go on and are noted down on "
+            "this machine meanwhile. Write postgresql://user:password@host:5432/database, and in the password %40 "
+            "for @, %2F for /, %3A for :, %23 for # and %3F for ?."
+        )
+
+    async def _start(self, server: PostgresServer) -> str:
+        try:
+            if not server.running():
+                await server.stop()  # counts us out of one that has died under us
+            await server.start()
+        except (DatabaseError, OSError) as error:
+            why = str(error)
+            if isinstance(error, OSError):
+                why = f"The embedded history database in {server.folder} cannot be started: {_reason(error)}."
+            raise HistoryAway(f"{why} Backups go on and are noted down on this machine meanwhile.") from error
+        return server.url()
+
+    def _place(self) -> str:
+        """Host and database without user and password; empty where the address is too odd to be sure of that."""
+        try:
+            parts = urlsplit(self._url or "")
+            odd = "@" in parts.path + parts.fragment or (parts.port or 0) < 0
+        except ValueError:
+            return ""
+        host = parts.hostname or parse_qs(parts.query).get("host", ["/"])[0]
+        return "" if odd else ("this machine" if host.startswith("/") else host) + unquote(parts.path).rstrip("/")
+
+    def _translated(self, error: Exception) -> HistoryAway:
+        place = self._place()
+        name = "The embedded history database" if self._server else "The history database"
+        name += f" at {place}" if self._url and place else ""
+        meanwhile = "Backups go on and are noted down on this machine meanwhile."
+        if isinstance(error, OSError):
+            remedy = "Check that it is running and that history.url is right."
+            if self._server:
+                remedy = f"Its reasons are in {self._server.folder}/server.log."
+            return HistoryAway(f"{name} cannot be reached: {_reason(error)}. {meanwhile} {remedy}")
+        state = getattr(error, "sqlstate", None) or ""
+        if state in _REFUSALS:
+            what, remedy = _REFUSALS[state]
+            return HistoryRefused(f"{name} {what}. {meanwhile} {remedy}")
+        kind = HistoryAway if state[:2] in ("", "08", "53", "57", "58") else HistoryRefused
+        return kind(
+            f"{name} said: {str(error.args[0]).rstrip('.')}. {meanwhile} If this stays so, look at the database's log."
+        )
+
+
+_REFUSALS = {
+    "28P01": (
+        "does not accept the user name and password of history.url",
+        "Correct them there, or set the password anew in the database.",
+    ),
+    "28000": (
+        "does not let the user of history.url in from this machine",
+        "Correct the user name, or allow it in the server's pg_hba.conf.",
+    ),
+    "3D000": ("is not there: the server knows no database of that name", "Create it, or correct history.url."),
+    "42501": (
+        "does not allow our user to create or change its tables",
+        "Make that user the owner of the database, or of the tables if they are there already.",
+    ),
+}
+
+
+async def _say_goodbye(connection: Connection) -> None:
+    """Close in the way the server's log likes. Once the work is done, nothing that goes wrong here matters."""
+    import asyncpg
+
+    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await asyncio.wait_for(connection.close(), _CLOSE_TIMEOUT_S)
+
+
+def _reason(error: OSError) -> str:
+    """An error of the network or the disk as half a sentence for people."""
+    if isinstance(error, TimeoutError):
+        return "it does not answer in time"
+    if isinstance(error, socket.gaierror):
+        return "nobody knows a machine of that name"
+    if isinstance(error, ConnectionRefusedError) or error.errno is None:  # asyncpg sums up several as one without
+        return "nothing answers there"
+    return os.strerror(error.errno).lower()

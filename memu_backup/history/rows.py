@@ -1,0 +1,139 @@
+"""A run as a row and as a line of JSON, and back, so that nothing is lost on the way, odd file names included."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import datetime
+from typing import Any
+
+from memu_backup.history.schema import Connection
+from memu_backup.model import AuditEvent, Run, Status, Trigger
+
+Note = Run | AuditEvent
+"""What is written down: in Postgres a row, in the spool a file."""
+
+_RUN = tuple(f.name for f in fields(Run))
+_AUDIT = tuple(f.name for f in fields(AuditEvent))
+_TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at"}
+
+# Postgres takes neither NUL nor the surrogates that stand for bytes of a file name. They become \x00 and \udcff, and
+# a backslash that would read as one of these becomes \x5c, so that the way back is exact.
+_UNFIT = re.compile("[\x00\ud800-\udfff]|\\\\(?=ud[89a-f]|x00|x5c)")
+_ESCAPED = re.compile(r"\\(?:x(00|5c)|u(d[89a-f][0-9a-f]{2}))")
+
+
+def to_json(note: Note) -> bytes:
+    """One object with the key ``run`` or ``audit``; ASCII, times in ISO 8601 with their offset."""
+    kind = "run" if isinstance(note, Run) else "audit"
+    return json.dumps({kind: asdict(note)}, default=datetime.isoformat, indent=1).encode()
+
+
+def from_json(content: bytes) -> Note:
+    """The way back. Fields that are not there keep their defaults, unknown ones are passed over.
+
+    Raises ValueError, KeyError or TypeError for anything that is not what ``to_json`` writes.
+    """
+    found = json.loads(content)
+    return _run(found["run"]) if "run" in found else _audit(found["audit"])
+
+
+async def write(connection: Connection, note: Note) -> None:
+    """Insert a note, or replace the row that has its ``run_id`` or ``event_id``. Lets asyncpg's errors through."""
+    names, table, key = (
+        (_RUN, "backup_history", "run_id") if isinstance(note, Run) else (_AUDIT, "backup_audit", "event_id")
+    )
+    places = ", ".join(f"${number}" for number in range(1, len(names) + 1))
+    changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name != key)
+    await connection.execute(
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places}) "  # noqa: S608  names of our own fields
+        f"ON CONFLICT ({key}) DO UPDATE SET {changes}",
+        *(_to_column(getattr(note, name)) for name in names),
+    )
+
+
+async def read_runs(connection: Connection, host: str | None, job: str | None, limit: int) -> list[Run]:
+    """Newest first. Lets asyncpg's errors through."""
+    records = await connection.fetch(
+        f"SELECT {', '.join(_RUN)} FROM backup_history "  # noqa: S608  names of our own fields
+        "WHERE ($1::text IS NULL OR host = $1) AND ($2::text IS NULL OR job = $2) "
+        "ORDER BY created_at DESC, id DESC LIMIT $3",
+        host,
+        job,
+        limit,
+    )
+    return [_run(_from_columns(record)) for record in records]
+
+
+async def count_stored(connection: Connection, job: str | None, without: list[str]) -> int:
+    """Rows of backups that are stored (``is_stored``), leaving out some run ids. Lets asyncpg's errors through."""
+    count = await connection.fetchval(
+        "SELECT count(*) FROM backup_history WHERE status IN ('success', 'partial') AND deleted_at IS NULL "
+        "AND ($1::text IS NULL OR job = $1) AND run_id <> ALL ($2::text[])",
+        job,
+        without,
+    )
+    return int(count)
+
+
+def is_stored(run: Run) -> bool:
+    """Whether a backup of this run should lie there: successful or partial, and not deleted since."""
+    return run.status in (Status.SUCCESS, Status.PARTIAL) and run.deleted_at is None
+
+
+async def read_audit(connection: Connection, limit: int) -> list[AuditEvent]:
+    """Newest first. Lets asyncpg's errors through."""
+    records = await connection.fetch(
+        f"SELECT {', '.join(_AUDIT)} FROM backup_audit ORDER BY created_at DESC LIMIT $1",  # noqa: S608
+        limit,
+    )
+    return [_audit(_from_columns(record)) for record in records]
+
+
+def _to_column(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return json.dumps([to_text(item) for item in value])
+    return to_text(value) if isinstance(value, str) else value
+
+
+def _from_columns(record: Mapping[str, Any]) -> dict[str, Any]:
+    row = {name: from_text(value) if isinstance(value, str) else value for name, value in record.items()}
+    if "warnings" in row:
+        row["warnings"] = [from_text(item) for item in json.loads(record["warnings"])]
+    return row
+
+
+def to_text(text: str) -> str:
+    return _UNFIT.sub(lambda m: f"\\x{ord(m[0]):02x}" if ord(m[0]) < 256 else f"\\u{ord(m[0]):04x}", text)
+
+
+def from_text(text: str) -> str:
+    return _ESCAPED.sub(lambda m: chr(int(m[1] or m[2], 16)), text)
+
+
+def _run(row: Mapping[str, Any]) -> Run:
+    values = {name: _value(name, row[name]) for name in _RUN if name in row}
+    values["trigger"] = Trigger(row["trigger"])
+    values["warnings"] = tuple(row.get("warnings", ()))
+    try:
+        values["status"] = Status(row["status"])
+    except ValueError:
+        # Only a row older than our CHECK can say so. What is not known to be good does not count as good.
+        values["status"] = Status.FAILED
+        values["error"] = row["error"] or f"The history calls this run “{row['status']}”, which says nothing to us."
+    return Run(**values)
+
+
+def _audit(row: Mapping[str, Any]) -> AuditEvent:
+    return AuditEvent(**{name: _value(name, row[name]) for name in _AUDIT if name in row})
+
+
+def _value(name: str, value: Any) -> Any:
+    if name not in _TIMES or (value is None and name != "created_at"):
+        return value
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    if moment.tzinfo is None:
+        raise ValueError(f"{name} has no time zone")
+    return moment

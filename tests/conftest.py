@@ -1,0 +1,53 @@
+"""What several rooms test against: one real PostgreSQL for the whole session, and a fresh database of it for a test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from memu_backup.postgres_server import PostgresServer
+
+
+def _in_a_loop_of_its_own(work: Coroutine[Any, Any, None]) -> None:
+    """Run ``work`` without touching the event loop that pytest-asyncio keeps for this thread."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            asyncio.run(work)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """A running server that all tests share: leave it running, and make databases and roles with names of your own."""
+    server = PostgresServer(tmp_path_factory.mktemp("postgres") / "server")
+    _in_a_loop_of_its_own(server.start())
+    yield server
+    _in_a_loop_of_its_own(server.stop())
+
+
+@pytest.fixture
+async def database(postgres: PostgresServer) -> AsyncIterator[str]:
+    """The URL of an empty database that is this test's alone and goes away with it."""
+    name = f"test_{uuid4().hex}"
+    connection = await asyncpg.connect(postgres.url())
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.url(name)
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()

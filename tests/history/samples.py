@@ -1,0 +1,49 @@
+"""Runs and events to write down, with every field filled."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from memu_backup.model import AuditEvent, Run, Status, Trigger
+
+NIGHT = datetime(2026, 11, 20, 1, 0, 0, 123456, tzinfo=UTC)
+
+
+def a_run(run_id: str = "run-1", **changes: Any) -> Run:
+    """A partial run of the nightly job, with names that no text column would take as they are."""
+    run = Run(
+        run_id=run_id,
+        host="nas",
+        job="nightly",
+        trigger=Trigger.CATCH_UP,
+        filename="memu_backup_20261120_020000.tar.gz",
+        status=Status.PARTIAL,
+        created_at=NIGHT,
+        location="/srv/backups/\udcff",
+        size_bytes=5_000_000_000,
+        content_bytes=6_000_000_000,
+        files=30_036,
+        error="Two photos could not be read; \\udcff and \\x00 and \\x5c are spelled out here.",
+        error_code="source",
+        duration_seconds=312,
+        downtime_seconds=4.25,
+        finished_at=NIGHT + timedelta(minutes=5),
+        verified_at=NIGHT + timedelta(minutes=6),
+        usb_copied_at=NIGHT + timedelta(days=1),
+        deleted_at=NIGHT + timedelta(days=8),
+        sha256="ab" * 32,
+        warnings=("photos/Zoë 🎂.jpg has vanished.", "photos/\udce9t\udce9.jpg \x00 is odd.", "a\\b"),
+        notification_sent=True,
+    )
+    return replace(run, **changes)
+
+
+def a_good_run(run_id: str = "run-1", **changes: Any) -> Run:
+    return a_run(run_id, **{"status": Status.SUCCESS, "deleted_at": None, "error": None, **changes})
+
+
+def an_event(event_id: str = "event-1", **changes: Any) -> AuditEvent:
+    event = AuditEvent(event_id, NIGHT, "nas", "alice", "cli", "restore", "photos/\udcff.jpg", "done")
+    return replace(event, **changes)
