@@ -1,0 +1,381 @@
+"""Databases of a running Postgres: each dumped whole as of one moment, while it is being written to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from urllib.parse import quote
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from memu_backup import process
+from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, SourceError
+from memu_backup.model import Captured, Root, SourceSummary
+from memu_backup.paths import LocalPath
+from memu_backup.postgres_connection import Address, connect, count_tables, list_tables, qualified, refused_tables
+from memu_backup.postgres_tools import Tools, find_tools, list_dump, reason
+from memu_backup.sources import Reader, SourceSettings
+
+if TYPE_CHECKING:
+    import asyncpg
+
+_QUESTION_TIMEOUT_S = 60.0
+_LOCK_TIMEOUT_MS = 300_000
+"""How long another program may keep a table to itself before the dump is given up."""
+
+_SUFFIX = {"custom": ".dump", "plain": ".sql"}
+_GLOBALS = "globals.sql"
+_LAST_WORDS = {"plain": b"PostgreSQL database dump complete", "globals": b"PostgreSQL database cluster dump complete"}
+_TAIL_BYTES = 1024
+
+
+class PostgresSettings(SourceSettings):
+    kind: Literal["postgres"]
+    url: SecretStr | None = Field(default=None, description="postgresql://user@host:5432/database")
+    url_file: LocalPath | None = Field(default=None, description="a file that holds the url, instead of url")
+    password_file: LocalPath | None = Field(default=None, description="a file that holds the password")
+    databases: Literal["all"] | tuple[str, ...] = Field(
+        default=(), description='names, or "all"; the one in the url unless said otherwise'
+    )
+    format: Literal["custom", "plain"] | None = Field(
+        default=None, description="custom (for pg_restore) or plain SQL; custom unless place ends in .sql"
+    )
+    globals: bool | None = Field(
+        default=None, description="also roles and their rights, as globals.sql; yes unless place is a file"
+    )
+    row_counts: bool = Field(default=True, description="count the rows of each table in the snapshot of the dump")
+
+    @field_validator("url")
+    @classmethod
+    def _an_address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None:
+            Address.parse(url.get_secret_value())
+        return url
+
+    @field_validator("databases", mode="before")
+    @classmethod
+    def _names(cls, databases: Any) -> Any:
+        if isinstance(databases, str) and databases != "all":
+            raise ValueError('must be "all" or a list of names, such as ["synapse", "immich"]')
+        if isinstance(databases, list | tuple) and len(set(map(str, databases))) < len(databases):
+            raise ValueError("names a database twice")
+        if isinstance(databases, list | tuple) and "" in databases:
+            raise ValueError("holds an empty name")
+        return databases
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> PostgresSettings:
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError("needs exactly one of url and url_file")
+        if self.single_file:
+            if self.databases == "all" or len(self.databases) > 1:
+                raise ValueError(f"the place {self.place} is one file and holds one database; end it in a slash")
+            if self.globals:
+                raise ValueError(f"the place {self.place} is one file and has no room for globals; end it in a slash")
+            if self.format == "custom" and str(self.place).endswith(".sql"):
+                raise ValueError('a dump in custom format is no SQL; name it .dump, or set format = "plain"')
+        return self
+
+    @property
+    def single_file(self) -> bool:
+        return self.place is not None and not self.place.endswith("/")
+
+    @property
+    def dump_format(self) -> Literal["custom", "plain"]:
+        return self.format or ("plain" if self.single_file and str(self.place).endswith(".sql") else "custom")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a check found out and a capture goes by."""
+
+    address: Address
+    server_version: str
+    tools: Tools
+    databases: tuple[str, ...]
+    role_passwords: bool
+    warnings: tuple[str, ...]
+
+
+class PostgresSource:
+    kind: ClassVar[str] = "postgres"
+    Settings: ClassVar[type[SourceSettings]] = PostgresSettings
+
+    def __init__(self, name: str, settings: PostgresSettings, *, tool_folders: Sequence[Path] | None = None) -> None:
+        self.name = name
+        self.place = settings.place or f"{name}/"
+        self._settings = settings
+        self._tool_folders = tool_folders
+
+    async def check(self) -> list[str]:
+        return list((await self._plan()).warnings)
+
+    @asynccontextmanager
+    async def capture(self, stage: Path) -> AsyncIterator[Captured]:
+        plan = await self._plan()
+        s = self._settings
+        folder = stage / "dump"
+        folder.mkdir(mode=0o700)
+        dumps = [await self._dump(plan, database, folder) for database in plan.databases]
+        details: dict[str, Any] = {
+            "server_version": plan.server_version,
+            "server_major": int(plan.server_version.split(".")[0]),
+            "pg_dump_version": plan.tools.version,
+            "pg_restore_major": plan.tools.major,
+            "databases": dumps,
+        }
+        if self._with_globals:
+            details["globals"] = await self._dump_globals(plan, folder)
+        each = " a database" if len(dumps) > 1 else ""
+        yield Captured(
+            source=self.name,
+            kind=self.kind,
+            place=self.place,
+            roots=(Root(folder / self._file_name(plan.databases[0]) if s.single_file else folder, self.place),),
+            consistency=f"pg_dump {plan.tools.version} in one snapshot{each}",
+            details=details,
+            warnings=plan.warnings,
+        )
+
+    @staticmethod
+    async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
+        details = summary.details
+        problems = []
+        for entry in details["databases"]:
+            try:
+                if entry["format"] == "custom":
+                    listing = await list_dump(reader.content(entry["file"]), details["pg_restore_major"])
+                    problems += _not_listed(entry, listing)
+                else:
+                    problems += await _unfinished(entry["file"], "plain", reader)
+            except DatabaseError as error:
+                problems.append(f"{entry['file']}: {error}")
+        if "globals" in details:
+            problems += await _unfinished(details["globals"]["file"], "globals", reader)
+        return problems
+
+    @property
+    def _with_globals(self) -> bool:
+        return not self._settings.single_file if self._settings.globals is None else self._settings.globals
+
+    def _address(self) -> Address:
+        s = self._settings
+        url = s.url.get_secret_value() if s.url else self._read("url_file", s.url_file)
+        password = self._read("password_file", s.password_file) if s.password_file else None
+        try:
+            return Address.parse(url, password, owner=f"source {self.name}")
+        except ValueError as error:
+            raise DatabaseError(f"The address in {s.url_file} (source {self.name}) {error}.") from error
+
+    def _read(self, key: str, path: Path | None) -> str:
+        assert path is not None
+        try:
+            return path.read_text(errors="replace").strip()  # a decoding error would carry the secret along
+        except OSError as error:
+            raise SourceError(
+                f"{path} cannot be read, so the databases of source {self.name} cannot be backed up. "
+                f"Correct sources.{self.name}.{key}, or give this user the right to read the file."
+            ) from error
+
+    async def _plan(self) -> _Plan:
+        """Look at everything that a dump will need, in an order in which the first complaint is the helpful one."""
+        address, listed = self._address(), self._settings.databases
+        first = address.of(listed[0]) if listed and listed != "all" else address
+        async with connect(first, command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
+            number = int(await connection.fetchval("SHOW server_version_num"))
+            tools = await find_tools(number // 10_000, self._tool_folders)
+            secrets_readable = await connection.fetchval("SELECT has_table_privilege('pg_authid', 'SELECT')")
+            databases = await _every_database(connection) if listed == "all" else listed or (address.database,)
+        for database in databases:
+            async with connect(address.of(database), command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
+                await _require_rights(connection, address.of(database))
+        warnings = []
+        if self._with_globals and not secrets_readable:
+            warnings.append(
+                f"{address.server} keeps the passwords of its users from user {address.user}, so {_GLOBALS} lacks "
+                "them: after a restore they have to be set anew. A superuser could back them up."
+            )
+        version = f"{number // 10_000}.{number % 10_000}"
+        return _Plan(address, version, tools, tuple(databases), secrets_readable, tuple(warnings))
+
+    def _file_name(self, database: str) -> str:
+        if self._settings.single_file:
+            return self.place.rsplit("/", 1)[-1]
+        safe = quote(database, safe=" ")
+        if safe[0] in ".-" or safe + _SUFFIX[self._settings.dump_format] == _GLOBALS:
+            safe = f"%{ord(safe[0]):02X}{safe[1:]}"
+        return safe + _SUFFIX[self._settings.dump_format]
+
+    def _place_of(self, file: Path) -> str:
+        return self.place if self._settings.single_file else self.place + file.name
+
+    async def _dump(self, plan: _Plan, database: str, folder: Path) -> dict[str, Any]:
+        """Dump one database and count its rows, both in the snapshot of one transaction that is held all the while."""
+        file = folder / self._file_name(database)
+        address = plan.address.of(database)
+        async with connect(address) as connection:
+            await _hold_still(connection)
+            encoding = await connection.fetchval("SHOW server_encoding")
+            snapshot_at = (await connection.fetchval("SELECT now()")).astimezone(UTC)
+            snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
+            argv = [
+                plan.tools.program("pg_dump"), f"--format={self._settings.dump_format}", f"--snapshot={snapshot}",
+                f"--lock-wait-timeout={_LOCK_TIMEOUT_MS}",
+            ]  # fmt: skip
+            if self._settings.dump_format == "custom":
+                # The archive compresses with several threads and a faster library; pg_dump has one and zlib.
+                argv.append("--compress=0")
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(_run(argv, address, file))
+                    counting = both.create_task(_tables(connection, self._settings.row_counts))
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None  # the other one was cancelled for it
+        return {
+            "name": database,
+            "file": self._place_of(file),
+            "format": self._settings.dump_format,
+            "encoding": encoding,
+            "snapshot_at": snapshot_at.isoformat(),
+            "size_bytes": file.stat().st_size,
+            "tables": counting.result(),
+        }
+
+    async def _dump_globals(self, plan: _Plan, folder: Path) -> dict[str, Any]:
+        file = folder / _GLOBALS
+        argv = [plan.tools.program("pg_dumpall"), "--globals-only"]
+        if not plan.role_passwords:
+            argv.append("--no-role-passwords")
+        await _run(argv, plan.address.of(plan.databases[0]), file)
+        return {"file": self._place_of(file), "size_bytes": file.stat().st_size, "passwords": plan.role_passwords}
+
+
+async def _every_database(connection: asyncpg.Connection) -> tuple[str, ...]:
+    # A connection limit of -2 marks what is left of a database whose removal was interrupted.
+    rows = await connection.fetch(
+        "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2 ORDER BY 1"
+    )
+    return tuple(row[0] for row in rows)
+
+
+async def _require_rights(connection: asyncpg.Connection, address: Address) -> None:
+    unreadable, hidden = await refused_tables(connection)
+    if unreadable:
+        raise DatabaseError(
+            f"{address.server} does not let user {address.user} read {_some(unreadable)} in database "
+            f"{address.database}, so a backup would lack it; nothing was started. "
+            f'Grant it, for example with: GRANT pg_read_all_data TO "{address.user}";'
+        )
+    if hidden:
+        raise DatabaseError(
+            f"{address.server} hides rows of {_some(hidden)} in database {address.database} from user {address.user} "
+            f"(row-level security), so a backup would lack them; nothing was started. "
+            f'Lift it with: ALTER ROLE "{address.user}" BYPASSRLS;'
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+async def _hold_still(connection: asyncpg.Connection) -> None:
+    """Open the transaction whose snapshot is shared; the server's limits on long ones are lifted for it alone."""
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    await connection.execute(
+        "SELECT set_config(name, '0', true) FROM pg_settings"
+        " WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
+    )
+    await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
+
+
+async def _tables(connection: asyncpg.Connection, counted: bool) -> dict[str, int] | dict[str, None]:
+    if counted:
+        return await count_tables(connection)
+    return {qualified(schema, table): None for schema, table in await list_tables(connection)}
+
+
+async def _run(argv: list[str], address: Address, file: Path) -> None:
+    """Run pg_dump or pg_dumpall into ``file``, which only we can read. Raises DatabaseError, DatabaseAway, DiskFull."""
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        # What lies in the stage is copied into the archive and thrown away: the archive is synced, this need not be.
+        more = ["--no-sync", "--no-password", f"--file={file}", f"--dbname={address.url}"]
+        done = await process.run([*argv, *more], env=address.environment)
+    except OSError as error:
+        raise SourceError(
+            f"Database {address.database} could not be written out to {file.parent} ({error.strerror}); "
+            "older backups are untouched."
+        ) from error
+    if done.returncode == 0:
+        return
+    told = done.stderr.decode(errors="replace")
+    why = address.without_secret(reason(done))
+    if "No space left on device" in told or "Disk quota exceeded" in told:
+        raise DiskFull(
+            f"The disk filled up while database {address.database} was written out to {file.parent}; "
+            "older backups are untouched. Free up space or add storage."
+        )
+    # What libpq itself says, in English because of LC_ALL; the server's own messages may be in any language.
+    if any(m in told for m in ("server closed the connection", "connection to server ", "could not receive data")):
+        raise DatabaseAway(
+            f"{address.server} went away while database {address.database} was dumped ({why}); "
+            "older backups are untouched. Try again when it is back."
+        )
+    raise DatabaseError(
+        f"{address.server}: database {address.database} could not be dumped ({why}); older backups are untouched."
+    )
+
+
+def _not_listed(entry: Any, listing: list[str]) -> list[str]:
+    """Tables that were counted and are not in the dump's own list."""
+    listed: set[str] = set()
+    for line in listing:
+        words = line.partition(" TABLE DATA ")[2].split(" ")
+        listed.update(" ".join(words[:end]) for end in range(2, len(words) + 1))  # a name may hold spaces
+    names = [t for t in entry["tables"] if entry["encoding"] == "UTF8" or t.isascii()]
+    lacking = [t for t in names if _as_listed(t) not in listed]
+    return [f"{entry['file']} lacks {_some(lacking)}."] if lacking else []
+
+
+def _as_listed(name: str) -> str:
+    """``schema.table`` as pg_restore prints it: without quotes, on one line."""
+    parts, quoted = [""], False
+    for letter in name.replace('""', "\0"):
+        if letter == '"':
+            quoted = not quoted
+        elif letter == "." and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return " ".join(parts).replace("\0", '"').replace("\n", " ").replace("\r", " ")
+
+
+async def _unfinished(file: str, kind: str, reader: Reader) -> list[str]:
+    stop = threading.Event()
+    try:
+        tail = await asyncio.to_thread(_tail, reader.content(file), stop)
+    finally:
+        stop.set()
+    if _LAST_WORDS[kind] in tail:
+        return []
+    return [f"{file} breaks off: its last line does not say that the dump is complete."]
+
+
+def _tail(blocks: Iterator[bytes], stop: threading.Event) -> bytes:
+    tail = b""
+    for block in blocks:
+        if stop.is_set():
+            break
+        tail = (tail + block)[-_TAIL_BYTES:]
+    return tail
+
+
+SOURCE = PostgresSource
