@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,6 +157,24 @@ class _Walker:
         self._enter(descriptor, inner + "/", identity)
 
 
+def identities(folders: Iterable[Path]) -> Iterator[Identity]:
+    """What ``walk`` is to skip; folders that are not there need no skipping."""
+    for folder in folders:
+        with suppress(OSError):
+            status = folder.stat()
+            yield status.st_dev, status.st_ino
+
+
+def measure(roots: Iterable[Root], skip: frozenset[Identity], check: Callable[[], None]) -> int:
+    """The bytes of all files below ``roots``, for a progress bar; ``check`` is called for each entry and may raise."""
+    total = 0
+    for root in roots:
+        for found in walk(root, skip, lambda _: None):
+            check()
+            total += found.status.st_size if stat.S_ISREG(found.status.st_mode) else 0
+    return total
+
+
 def _special(mode: int) -> str:
     kinds = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFBLK: "device", stat.S_IFCHR: "device"}
     return kinds.get(stat.S_IFMT(mode), "special file")
@@ -266,6 +284,8 @@ def rename_without_replacing(old: Path, new: Path) -> None:
 def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Replace ``path`` by ``content``; after a crash it is the old file or the new one, whole. Raises OSError."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with suppress(FileNotFoundError):  # left by a killed one; in a container every process has our number
+        partial.unlink()
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         try:

@@ -73,9 +73,9 @@ def as_json(report: StatusReport) -> dict[str, Any]:
     return {
         "health": report.health.value,
         "problems": [p.value for p in report.problems],
-        "last": _run_as_json(report.last),
-        "last_good": _run_as_json(report.last_good),
-        "in_progress": _run_as_json(report.in_progress),
+        "last": _run_or_none(report.last),
+        "last_good": _run_or_none(report.last_good),
+        "in_progress": _run_or_none(report.in_progress),
         "stored_count": report.stored_count,
         "stored_bytes": report.stored_bytes,
         "usb_expected": report.usb_expected,
@@ -131,9 +131,12 @@ def _with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]
     return sorted([*runs, *added], key=lambda r: r.created_at, reverse=True)
 
 
-def _run_as_json(run: Run | None) -> dict[str, Any] | None:
-    if run is None:
-        return None
+def _run_or_none(run: Run | None) -> dict[str, Any] | None:
+    return run_as_json(run) if run else None
+
+
+def run_as_json(run: Run) -> dict[str, Any]:
+    """A run for machines, in the manner of ``as_json``."""
     return {
         "run_id": run.run_id,
         "host": run.host,

@@ -23,6 +23,9 @@ LARGE_CHUNK = 4 * 1024 * 1024
 ALIGNMENT = 4096
 """Block size at which btrfs and XFS can share content between two archives."""
 
+MEMBER_LIMIT = 2 * LARGE_CHUNK
+"""No member of ours is longer, packed or unpacked; what claims to be is not read into memory."""
+
 _START = struct.Struct("<4sLBBH")  # magic, method and flags; mtime; xfl; os; length of the extra field
 _OWN_LENGTH = struct.Struct("<2sHL")
 _SUBFIELD = struct.Struct("<2sH")
@@ -130,7 +133,8 @@ def member_bytes(start: Buffer) -> int | None:
     if magic != _MAGIC or extra < _OWN_LENGTH.size:
         return None
     name, length, total = _OWN_LENGTH.unpack_from(start, _START.size)
-    return total if name == b"MB" and length == 4 and total >= HEADER_BYTES + _TRAILER.size else None
+    ours = name == b"MB" and length == 4 and HEADER_BYTES + _TRAILER.size <= total <= MEMBER_LIMIT
+    return total if ours else None
 
 
 def unpack(member: Buffer) -> bytes:
@@ -139,7 +143,7 @@ def unpack(member: Buffer) -> bytes:
         (_, size) = _TRAILER.unpack_from(member, len(member) - _TRAILER.size)
         inflater = zlib.decompressobj(31)
         # The size is a stranger's word: it bounds what is inflated and never reserves more than a member may hold.
-        data = inflater.decompress(member, min(size, LARGE_CHUNK * 2) + 1)
+        data = inflater.decompress(member, min(size, MEMBER_LIMIT) + 1)
     except (zlib.error, struct.error) as error:
         raise DamagedArchive(f"a compressed block is damaged ({error})") from error
     if not inflater.eof or inflater.unused_data:

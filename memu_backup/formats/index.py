@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from memu_backup.errors import DamagedArchive
 from memu_backup.formats.tar import Type
 
 NAME = "index.jsonl"
 FORMAT = "memu-backup-index/1"
+_LINE_LIMIT = 64 * 1024 * 1024
 COLUMNS = ("path", "type", "size_bytes", "mode", "mtime_ns", "link", "sha256", "member", "inside", "content", "end")
 
 
@@ -60,17 +62,28 @@ def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
         if head.get("format") != FORMAT or tuple(head.get("columns", ())) != COLUMNS:
             raise DamagedArchive("its index is of a kind that this version does not know")
         for text in lines:
-            values = json.loads(text)
-            yield Entry(values[0], Type(values[1]), *values[2:])
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
+            yield _entry(json.loads(text))
+    except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DamagedArchive("its index is damaged") from error
 
 
+def _entry(values: list[Any]) -> Entry:
+    """Every value is of its type, and every number one that can be read at: the index may be a stranger's."""
+    path, kind, size_bytes, mode, mtime_ns, link, sha256, *places = values
+    if not all(isinstance(text, str) for text in (path, link, sha256)):
+        raise TypeError
+    if not all(type(n) is int and 0 <= n < 2**63 for n in (size_bytes, mode, *places)) or type(mtime_ns) is not int:
+        raise ValueError
+    return Entry(path, Type(kind), size_bytes, mode, mtime_ns, link, sha256, *places)
+
+
 def split(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes]:
-    """Blocks of bytes as lines."""
+    """Blocks of bytes as lines. Raises DamagedArchive for a line that nobody of us wrote."""
     rest = b""
     for block in blocks:
         *lines, rest = (rest + block).split(b"\n")
         yield from lines
+        if len(rest) > _LINE_LIMIT:
+            raise DamagedArchive("its index is damaged")
     if rest:
         yield rest

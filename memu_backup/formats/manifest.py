@@ -17,7 +17,12 @@ FORMAT = "memu-backup/1"
 
 def encode(manifest: Manifest) -> bytes:
     """metadata.json, indented: on the worst day somebody reads it in an editor."""
-    document: dict[str, Any] = {
+    return json.dumps(document(manifest), indent=2).encode() + b"\n"
+
+
+def document(manifest: Manifest) -> dict[str, Any]:
+    """What metadata.json says, before it is text."""
+    return {
         "format": manifest.format,
         "backup_name": manifest.name,
         "run_id": manifest.run_id,
@@ -31,53 +36,51 @@ def encode(manifest: Manifest) -> bytes:
         "checksums": {SUMS_NAME: manifest.sha256sums, **{s.place: s.checksum for s in manifest.sources}},
         "sources": [_source(s) for s in manifest.sources],
     }
-    return json.dumps(document, indent=2).encode() + b"\n"
 
 
 def _source(summary: SourceSummary) -> dict[str, Any]:
-    document = asdict(summary)
-    document["newest_mtime"] = summary.newest_mtime.isoformat() if summary.newest_mtime else None
-    return document
+    newest = summary.newest_mtime.isoformat() if summary.newest_mtime else None
+    return {**asdict(summary), "newest_mtime": newest}
 
 
 def decode(content: bytes) -> Manifest:
     """Raises DamagedArchive where it is not a metadata.json of ours."""
     try:
-        document = json.loads(content)
-        if document.get("format") != FORMAT:
+        said = json.loads(content)
+        if said.get("format") != FORMAT:
             raise DamagedArchive(f"its {NAME} is of a kind that this version does not know")
         return Manifest(
-            format=document["format"],
-            name=str(document["backup_name"]),
-            run_id=str(document["run_id"]),
-            created_at=datetime.fromisoformat(document["created_at"]).astimezone(UTC),
-            utc_offset=str(document["utc_offset"]),
-            host=str(document["host"]),
-            job=str(document["job"]),
-            version=str(document["version"]),
-            sources=tuple(_summary(s) for s in document["sources"]),
-            sha256sums=str(document["checksums"][SUMS_NAME]),
+            format=said["format"],
+            name=str(said["backup_name"]),
+            run_id=str(said["run_id"]),
+            created_at=datetime.fromisoformat(said["created_at"]).astimezone(UTC),
+            utc_offset=str(said["utc_offset"]),
+            host=str(said["host"]),
+            job=str(said["job"]),
+            version=str(said["version"]),
+            sources=tuple(_summary(s) for s in said["sources"]),
+            sha256sums=str(said["checksums"][SUMS_NAME]),
         )
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedArchive(f"its {NAME} is damaged") from error
 
 
-def _summary(document: dict[str, Any]) -> SourceSummary:
-    newest = document["newest_mtime"]
+def _summary(said: dict[str, Any]) -> SourceSummary:
+    newest = said["newest_mtime"]
     return SourceSummary(
-        name=str(document["name"]),
-        kind=str(document["kind"]),
-        place=str(document["place"]),
-        files=int(document["files"]),
-        directories=int(document["directories"]),
-        links=int(document["links"]),
-        size_bytes=int(document["size_bytes"]),
-        checksum=str(document["checksum"]),
-        modes_checksum=str(document["modes_checksum"]),
-        consistency=str(document["consistency"]),
+        name=str(said["name"]),
+        kind=str(said["kind"]),
+        place=str(said["place"]),
+        files=int(said["files"]),
+        directories=int(said["directories"]),
+        links=int(said["links"]),
+        size_bytes=int(said["size_bytes"]),
+        checksum=str(said["checksum"]),
+        modes_checksum=str(said["modes_checksum"]),
+        consistency=str(said["consistency"]),
         newest_mtime=datetime.fromisoformat(newest) if newest else None,
-        skipped=int(document["skipped"]),
-        details=dict(document["details"]),
-        warnings=tuple(map(str, document["warnings"])),
-        missing=tuple(map(str, document["missing"])),
+        skipped=int(said["skipped"]),
+        details=dict(said["details"]),
+        warnings=tuple(map(str, said["warnings"])),
+        missing=tuple(map(str, said["missing"])),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ class Slot:
     __slots__ = ("aligned", "end", "offset", "packed")
 
     def __init__(self, packed: Future[list[Buffer]], aligned: bool) -> None:
-        self.packed = packed
+        self.packed: Future[list[Buffer]] | None = packed
         self.aligned = aligned
         self.offset = self.end = -1
 
@@ -76,7 +76,9 @@ class MemberWriter:
     def _write_next(self) -> None:
         self._stop.check()
         slot = self._under_way.popleft()
+        assert slot.packed
         buffers = slot.packed.result()
+        slot.packed = None  # slots outlive their writing; their bytes must not
         if slot.aligned and (gap := gzip.padding(self.offset)):
             self._write([gap])
         slot.offset = self.offset
@@ -107,7 +109,7 @@ class Piece:
         self.offset, self.end, self.content = offset, end, content
 
 
-def read_members(blocks: Iterator[tuple[int, memoryview]]) -> Iterator[Piece]:
+def read_members(blocks: Iterator[tuple[int, memoryview]]) -> Generator[Piece]:
     """Inflate whole members (offset, bytes) on all cores; order is kept. Raises DamagedArchive with the offset."""
     under_way: deque[tuple[int, int, Future[bytes]]] = deque()
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import IO
 
-from memu_backup.errors import ArchiveError, DamagedArchive
+from memu_backup.errors import ArchiveError, DamagedArchive, StoreError
 from memu_backup.files import shown
 from memu_backup.formats import hashing, manifest, sums
 from memu_backup.formats.hashing import Hash, HashThread
-from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, unfold
+from memu_backup.formats.index import Entry
+from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, agree, unfold
 from memu_backup.formats.tar import Header, Type
 from memu_backup.formats.writer import mode_line
 from memu_backup.model import Manifest, SourceSummary
@@ -87,6 +89,8 @@ def full(reader: ArchiveReader, tick: Callable[[int, int, str], None]) -> Proof:
     except DamagedArchive as error:
         return check.proof((f"{reader.path.name} is damaged: {error}.", *_named(reader)))
     problems = [] if reader.whole else [f"{reader.path.name} is not as long as it was when it was written."]
+    if reader.cut:
+        problems.append(f"{reader.path.name} lacks its last bytes, by which single files are found.")
     problems += check.problems()
     return check.proof(tuple(problems))
 
@@ -102,21 +106,32 @@ class _Pass:
         self._lines: IO[bytes] = tempfile.SpooledTemporaryFile(16 << 20)  # noqa: SIM115
         self._lines_hash = hashing.new()
         self._hashes: dict[str, str] = {}
-        self._sums_differ = False
+        self._index: Iterator[Entry] | None = None
+        self._sums_differ = self._index_differs = False
         self._finished = False
 
     def run(self) -> None:
         self._manifest = self._reader.manifest() if self._reader.indexed else None
         self._seen = [_Seen(s) for s in self._manifest.sources] if self._manifest else []
+        self._index = self._reader.index() if self._reader.indexed else None
         linked = self._link_targets()
-        with HashThread() as hasher:
-            entries = self._reader.entries_with_content(on_bytes=lambda block: hasher.update(self._whole, block))
+        with (
+            HashThread() as hasher,
+            closing(self._reader.entries_with_content(on_bytes=lambda b: hasher.update(self._whole, b))) as entries,
+        ):
             for header, content in entries:
                 if header.path in OWN_NAMES:
                     self._own(header, content)
                 else:
                     self._entry(header, content, linked)
+        self._index_differs |= self._index is not None and next(self._index, None) is not None
         self._finished = True
+
+    def _compare(self, header: Header, digest: str) -> None:
+        if self._index is None or self._index_differs:
+            return
+        entry = next(self._index, None)
+        self._index_differs = entry is None or not agree(entry, header) or entry.sha256 != digest
 
     def _link_targets(self) -> set[str]:
         """Files that a hard link later asks the hash of; the others' hashes need not be kept."""
@@ -141,6 +156,7 @@ class _Pass:
         if header.type is Type.FILE:
             hash_ = hashing.new()
             for block in unfold(header, content):
+                self._reader.stop.check()  # a hole may be larger than any disk, and takes no reading
                 hash_.update(block)
                 self._tick(len(block), 0, header.path)
             digest = hash_.hexdigest()
@@ -151,8 +167,10 @@ class _Pass:
             self._tick(0, 1, header.path)
         elif header.type is Type.HARDLINK:
             digest = self._hashes.get(header.link, "")
+        self._compare(header, digest)
         line = sums.line(digest, header.path) if digest else b""
-        self._lines.write(line)
+        with _scratch():
+            self._lines.write(line)
         self._lines_hash.update(line)
         self._count(header, line)
 
@@ -171,14 +189,17 @@ class _Pass:
         found = [p for seen in self._seen for p in seen.problems()]
         if self._sums_differ:
             found += self._differing_lines()
+        if self._index_differs and not found:
+            found.append("Its index does not tell what is in it.")
         if self._manifest and self._manifest.sha256sums != self._lines_hash.hexdigest() and not found:
             found.append(f"{manifest.SUMS_NAME} is not the one that was written.")
         return found
 
     def _differing_lines(self) -> Iterator[str]:
         """The files whose line in SHA256SUMS is not what was read just now."""
-        self._lines.seek(0)
-        stored = self._reader.own_content(manifest.SUMS_NAME).splitlines()
+        with _scratch():
+            self._lines.seek(0)
+        stored = self._reader.own_lines(manifest.SUMS_NAME)
         named = 0
         for here, there in zip_longest(self._lines, stored):
             if here is None or there is None or here.rstrip(b"\n") != there:
@@ -188,12 +209,25 @@ class _Pass:
                     yield f"{shown(line[1])} is not what it was when it was written."
 
     def proof(self, problems: tuple[str, ...]) -> Proof:
-        self._lines.close()
+        with suppress(OSError):  # a full disk says no once more while closing
+            self._lines.close()
         return Proof(problems, self._files, self._bytes, self._whole.hexdigest() if self._finished else None)
 
 
+@contextmanager
+def _scratch() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"There was no room to check the backup: {tempfile.gettempdir()} could not be written "
+            f"({error.strerror}). The backup itself was not touched; free up space there and verify it again."
+        ) from error
+
+
 def _within(path: str, place: str) -> bool:
-    return path.startswith(place) or path == place.removesuffix("/")
+    # With the slash, or a dump at database.sql would take database.sql.d/ for its own.
+    return path == place.removesuffix("/") or (place.endswith("/") and path.startswith(place))
 
 
 def _named(reader: ArchiveReader) -> list[str]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from memu_backup.errors import ArchiveError, DamagedArchive, NotAnArchive, UnknownBackup, UsageError
-from memu_backup.formats import gzip, index, manifest, tar
+from memu_backup.errors import DamagedArchive, NotAnArchive, UnknownBackup, UsageError
+from memu_backup.files import shown
+from memu_backup.formats import gzip, index, manifest, untar
 from memu_backup.formats.gzip import Footer
 from memu_backup.formats.index import Entry
 from memu_backup.formats.members import read_members
@@ -48,7 +49,7 @@ class ArchiveReader:
 
     def __init__(self, path: Path, stop: Stop | None = None) -> None:
         self.path = path
-        self._stop = stop or Stop()
+        self.stop = stop or Stop()
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError as error:
@@ -82,15 +83,19 @@ class ArchiveReader:
         """Whether it is as long as it says; always True where it says nothing."""
         return self._footer is None or self._footer.archive_bytes == self.size_bytes
 
+    @property
+    def cut(self) -> bool:
+        """Whether it was written by us and lacks the footer that each of ours ends with."""
+        return self._footer is None and gzip.member_bytes(self._read(0, gzip.HEADER_BYTES)) is not None
+
     def _read_footer(self) -> Footer | None:
+        tail = os.pread(self._descriptor, gzip.FOOTER_BYTES, max(0, self.size_bytes - gzip.FOOTER_BYTES))
+        found = gzip.read_footer(tail)
+        if found and found.manifest_offset < found.index_offset < self.size_bytes:
+            return found
         if os.pread(self._descriptor, 2, 0) != b"\x1f\x8b":
             raise NotAnArchive(f"{self.path} is not a tar.gz archive.")
-        found = gzip.read_footer(
-            os.pread(self._descriptor, gzip.FOOTER_BYTES, max(0, self.size_bytes - gzip.FOOTER_BYTES))
-        )
-        if found and not found.manifest_offset < found.index_offset < self.size_bytes:
-            return None
-        return found
+        return None
 
     def manifest(self) -> Manifest | None:
         """What the archive says of itself, in milliseconds where it has a footer; None where it says nothing.
@@ -102,13 +107,10 @@ class ArchiveReader:
                 if header.path == manifest.NAME and header.type is Type.FILE:
                     return _decode(content)
             return None
-        with closing(self._tar(_Place(self._footer.manifest_offset, self.size_bytes))) as found:
-            header, content = next(found)
-            if header.path != manifest.NAME:
-                raise DamagedArchive("its footer points to the wrong place")
-            return _decode(content)
+        with closing(self._tar(_Place(self._footer.manifest_offset, self._footer.index_offset))) as found:
+            return _decode(_own(found, manifest.NAME))
 
-    def index(self) -> Iterator[Entry]:
+    def index(self) -> Generator[Entry]:
         """Every entry of the household in the archive's order. Without a footer this reads the whole archive, and
         ``member`` and its like are 0. Raises DamagedArchive."""
         if self._footer is None:
@@ -116,76 +118,105 @@ class ArchiveReader:
                 yield _entry(header)
             return
         with closing(self._tar(_Place(self._footer.index_offset, self.size_bytes))) as found:
-            header, content = next(found)
-            if header.path != index.NAME:
-                raise DamagedArchive("its footer points to the wrong place")
-            yield from index.parse(index.split(content))
+            yield from index.parse(index.split(_own(found, index.NAME)))
+
+    def checked_index(self) -> Iterator[Entry]:
+        """As ``index``, but each entry is compared with the archive's own headers, by a pass over all of it.
+
+        For what a stranger handed in: an index that lies is found before anything is unpacked. Raises DamagedArchive.
+        """
+        if self._footer is None:
+            yield from self.index()
+            return
+        with closing(self.entries_with_content()) as found:
+            headers = (header for header, _ in found if header.path not in OWN_NAMES)
+            for entry, header in zip_longest(self.index(), headers):
+                if entry is None or header is None or not agree(entry, header):
+                    raise DamagedArchive("its index does not tell what is in it")
+                yield entry
 
     def content(self, path: str) -> Iterator[bytes]:
         """The bytes of one file in the archive, holes as zeros. Raises UsageError when there is no such file."""
-        for entry in self.index():
-            if entry.path == path and entry.type is Type.FILE:
-                for _, stored in self.entries_with_content(entry):
-                    yield from (bytes(block) for block in stored)
-                    return
-        raise UsageError(f"There is no file {path} in {self.path.name}.")
+        entry = self._find(path)
+        if entry and entry.type is Type.HARDLINK:
+            entry = self._find(entry.link)
+        if entry is None or entry.type is not Type.FILE:
+            raise UsageError(f"There is no file {shown(path)} in {self.path.name}.")
+        with closing(self.entries_with_content(entry)) as found:
+            for header, stored in found:
+                yield from (bytes(block) for block in unfold(header, stored))
+                return
+
+    def _find(self, path: str) -> Entry | None:
+        with closing(self.index()) as entries:
+            return next((e for e in entries if e.path == path), None)
 
     def entries_with_content(
         self, only: Entry | None = None, on_bytes: OnBytes | None = None
-    ) -> Iterator[tuple[Header, Iterator[memoryview]]]:
+    ) -> Generator[tuple[Header, Iterator[memoryview]]]:
         """The headers with their stored content, read once, front to back; ``only`` gives that one entry.
 
         Includes our own files at the end. Raises NotAnArchive, DamagedArchive, Interrupted.
         """
         if only is None or self._footer is None:
-            for header, content in self._tar(_Place(0, self.size_bytes), on_bytes=on_bytes):
-                if only is None or header.path == only.path:
-                    yield header, content
+            with closing(self._tar(_Place(0, self.size_bytes), on_bytes=on_bytes)) as everything:
+                for header, content in everything:
+                    if only is None or header.path == only.path:
+                        yield header, content
             return
         with closing(self._tar(_Place(only.member, only.end), only.inside)) as found:
-            header, content = next(found)
-            if (header.path, header.type, header.link) != (only.path, only.type, only.link):
+            first = next(found, None)
+            if first is None or not agree(only, first[0]):
                 raise DamagedArchive("its index points to the wrong place")
-            yield header, content
+            yield first
 
-    def own_content(self, name: str) -> bytes:
-        """One of our own files at the end, found by a full pass; empty where there is none."""
-        for header, content in self.entries_with_content():
-            if header.path == name:
-                return b"".join(content)
-        return b""
+    def own_lines(self, name: str) -> Iterator[bytes]:
+        """The lines of one of our own files at the end, found by a full pass; none where there is no such file."""
+        with closing(self.entries_with_content()) as found:
+            for header, content in found:
+                if header.path == name:
+                    yield from index.split(content)
+                    return
 
     def damaged(self) -> Iterator[str]:
-        """The paths of the files that cannot be read back as they were written, found one by one by the index."""
+        """The paths of the files and links that lie, wholly or in part, where the archive cannot be inflated."""
+        known: tuple[int, int, bool] = (-1, -1, False)
         for entry in self.index():
-            self._stop.check()
-            if entry.type is not Type.FILE:
-                continue
-            hash_ = hashlib.sha256()
+            # What stands in the same member as the entry before shares its fate.
+            start, end = entry.member, entry.content or entry.end
+            if known[:2] != (start, end):
+                known = (start, end, self._inflates(start, end))
+            whole = known[2] and (not entry.content or self._inflates(entry.content, entry.end))
+            if not whole and entry.type is not Type.DIRECTORY:
+                yield entry.path
+
+    def _inflates(self, offset: int, end: int) -> bool:
+        while offset < end:
+            self.stop.check()
             try:
-                for header, content in self.entries_with_content(entry):
-                    for block in unfold(header, content):
-                        hash_.update(block)
-                    break
-            except ArchiveError:
-                yield entry.path
-                continue
-            if hash_.hexdigest() != entry.sha256:
-                yield entry.path
+                size = gzip.member_bytes(self._read(offset, gzip.HEADER_BYTES))
+                gzip.unpack(self._read(offset, size or 0))
+            except DamagedArchive:
+                return False
+            assert size  # nothing unpacks out of no bytes
+            offset += size
+        return True
 
     # --- bytes -------------------------------------------------------------------------------------------------------
 
     def _tar(
         self, place: _Place, inside: int = 0, on_bytes: OnBytes | None = None
     ) -> Generator[tuple[Header, Iterator[memoryview]]]:
-        start = os.pread(self._descriptor, gzip.HEADER_BYTES, place.start)
-        ours = gzip.member_bytes(start) is not None
+        # One with our footer is read by members from the start: a broken first header is damage, not another program.
+        ours = self.indexed or gzip.member_bytes(self._read(place.start, gzip.HEADER_BYTES)) is not None
         blocks = self._by_members(place, on_bytes) if ours else self._by_zlib(place, on_bytes)
         try:
-            for header, content in tar.Reader(_without_first(blocks, inside)):
+            for header, content in untar.Reader(_without_first(blocks, inside)):
                 if header.path != ".":  # the packed folder itself, as `tar -C photos .` names it
                     yield _at_top(header), content
         except NotAnArchive as error:
+            if self.indexed:
+                raise DamagedArchive(str(error)) from error
             raise NotAnArchive(f"{self.path} is not a backup archive: {error}.") from error
         finally:
             blocks.close()
@@ -194,7 +225,7 @@ class ArchiveReader:
         def members() -> Iterator[tuple[int, memoryview]]:
             offset = place.start
             while offset < place.end:
-                self._stop.check()
+                self.stop.check()
                 size = gzip.member_bytes(self._read(offset, gzip.HEADER_BYTES))
                 member = memoryview(self._read(offset, size or 0))
                 if size is None or len(member) != size:
@@ -204,14 +235,15 @@ class ArchiveReader:
                 yield offset, member
                 offset += size
 
-        yield from (piece.content for piece in read_members(members()))
+        with closing(read_members(members())) as pieces:
+            yield from (piece.content for piece in pieces)
 
     def _by_zlib(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
         """Any gzip file, also of several members, and with zeros at its end as tapes and some tools leave them."""
         inflater = zlib.decompressobj(31)
         offset = place.start
         while offset < place.end:
-            self._stop.check()
+            self.stop.check()
             block = self._read(offset, min(_BLOCK, place.end - offset))
             if not block:
                 break
@@ -237,6 +269,8 @@ class ArchiveReader:
     def _read(self, offset: int, size: int) -> bytes:
         try:
             return os.pread(self._descriptor, size, offset)
+        except OverflowError as error:
+            raise DamagedArchive("its index points to the wrong place") from error
         except OSError as error:
             raise DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})") from error
 
@@ -286,6 +320,19 @@ def _entry(header: Header) -> Entry:
     return Entry(
         header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link, "", 0, 0, 0, 0
     )  # fmt: skip
+
+
+def _own(found: Iterator[tuple[Header, Iterator[memoryview]]], name: str) -> Iterator[memoryview]:
+    header, content = next(found, (None, iter(())))
+    if header is None or header.path != name or header.type is not Type.FILE:
+        raise DamagedArchive("its footer points to the wrong place")
+    return content
+
+
+def agree(entry: Entry, header: Header) -> bool:
+    """Whether the index and the archive itself tell the same of an entry."""
+    told = (entry.path, entry.type, entry.size_bytes, entry.mode, entry.mtime_ns, entry.link)
+    return told == (header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link)
 
 
 def _at_top(header: Header) -> Header:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from memu_backup.files import Identity
 from memu_backup.model import Backup, Captured, Level, Manifest, Progress
 from memu_backup.paths import LocalPath
 from memu_backup.work import Stop
@@ -86,12 +87,21 @@ class Store(Protocol):
         """The name for a backup begun ``at``; it carries local time, and a suffix where that name exists."""
         ...
 
+    def stage(self, run_id: str) -> Path:
+        """A new, private, empty folder on the store's filesystem; the caller removes it, else ``sweep`` does."""
+        ...
+
     def write(
-        self, label: Label, captured: Sequence[Captured], never: Sequence[Path], on_progress: OnProgress, stop: Stop
+        self,
+        label: Label,
+        captured: Sequence[Captured],
+        never: frozenset[Identity],
+        on_progress: OnProgress,
+        stop: Stop,
     ) -> Written:
         """Write everything captured, flushed to the disk, under a partial name. On any error nothing of it stays.
 
-        ``never`` are folders of ours that no source may pull in; the store's own is one without being named.
+        ``never`` are folders of ours that no source may pull in.
         Raises DiskFull, WriteFailed, StoreError, Interrupted.
         """
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from memu_backup import files
-from memu_backup.errors import ArchiveError, StoreError
+from memu_backup.errors import ArchiveError, MemuError, StoreError, UnknownBackup
 from memu_backup.formats import manifest, proof, sums
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.writer import ArchiveWriter
@@ -70,8 +71,21 @@ class ArchiveStore:
                 return name
             number += 1
 
+    def stage(self, run_id: str) -> Path:
+        stage = self.directory / f".stage-{run_id}"
+        try:
+            stage.mkdir(mode=0o700)
+        except OSError as error:
+            raise files.storing(error, self.directory) from error
+        return stage
+
     def write(
-        self, label: Label, captured: Sequence[Captured], never: Sequence[Path], on_progress: OnProgress, stop: Stop
+        self,
+        label: Label,
+        captured: Sequence[Captured],
+        never: frozenset[files.Identity],
+        on_progress: OnProgress,
+        stop: Stop,
     ) -> Written:
         partial = self.directory / (label.name + _PARTIAL)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -81,7 +95,7 @@ class ArchiveStore:
             raise files.storing(error, self.directory) from error
         try:
             try:
-                made = self._fill(descriptor, label, captured, _identities((self.directory, *never)), on_progress, stop)
+                made = self._fill(descriptor, label, captured, never, on_progress, stop)
                 size_bytes = self._settle(descriptor)
             finally:
                 os.close(descriptor)
@@ -149,7 +163,10 @@ class ArchiveStore:
         for name in self._names():
             ours = self._name.fullmatch(name.removesuffix(_PARTIAL).removesuffix(_SIDECAR))
             alone = name.endswith(_SIDECAR) and not (self.directory / name.removesuffix(_SIDECAR)).exists()
-            if (ours and (name.endswith(_PARTIAL) or alone)) or self._scratch.fullmatch(name):
+            if re.fullmatch(r"\.stage-[0-9a-f-]+", name):
+                shutil.rmtree(self.directory / name, ignore_errors=True)
+                removed.append(name)
+            elif (ours and (name.endswith(_PARTIAL) or alone)) or self._scratch.fullmatch(name):
                 with suppress(OSError):
                     (self.directory / name).unlink()
                     removed.append(name)
@@ -158,7 +175,7 @@ class ArchiveStore:
     # --- what is there -----------------------------------------------------------------------------------------------
 
     def backups(self) -> list[Backup]:
-        found = [self._look(self.directory / name) for name in self._names() if self._name.fullmatch(name)]
+        found = [self._look_if_there(self.directory / name) for name in self._names() if self._name.fullmatch(name)]
         return sorted((b for b in found if b), key=lambda b: (b.created_at, b.name), reverse=True)
 
     def _names(self) -> list[str]:
@@ -171,24 +188,29 @@ class ArchiveStore:
                 f"{self.directory} cannot be read ({error.strerror}), so its backups are not known."
             ) from error
 
-    def _look(self, path: Path) -> Backup | None:
-        try:
-            size_bytes = path.lstat().st_size
-        except OSError:  # pruned meanwhile
-            return None
-        try:
-            with ArchiveReader(path) as reader:
-                # Without a footer the metadata would take a full pass; the name tells enough for a list.
+    def look(self, path: Path) -> Backup:
+        """One archive, wherever it lies and whatever its name. Raises UnknownBackup, NotAnArchive, UsageError."""
+        with ArchiveReader(path) as reader:
+            size_bytes = reader.size_bytes
+            try:
+                # Without a footer the metadata would take a full pass; the name tells enough.
                 made = reader.manifest() if reader.indexed else None
-        except ArchiveError:
-            made = None
+            except ArchiveError:  # damaged: ``prove`` says how
+                made = None
         return Backup(path.name, path, size_bytes, made.created_at if made else self._time_in(path.name), made)
 
-    def _time_in(self, name: str) -> datetime:
-        match = self._name.fullmatch(name)
-        assert match
+    def _look_if_there(self, path: Path) -> Backup | None:
         try:
-            return datetime.strptime(match[1], "%Y%m%d_%H%M%S").astimezone(UTC)
+            return self.look(path)
+        except UnknownBackup:  # pruned meanwhile
+            return None
+        except MemuError:  # it has a backup's name and cannot be read: it is listed, so that somebody looks at it
+            return Backup(path.name, path, path.stat().st_size, self._time_in(path.name), None)
+
+    def _time_in(self, name: str) -> datetime:
+        match = re.search(r"\d{8}_\d{6}", name)
+        try:
+            return datetime.strptime(match[0] if match else "", "%Y%m%d_%H%M%S").astimezone(UTC)
         except ValueError:
             return datetime.fromtimestamp(0, UTC)
 
@@ -231,15 +253,6 @@ class ArchiveStore:
         if sha256 is not None and said[0] != sha256:
             return (f"{path.name} is not the file that {sidecar.name} was made for.",)
         return ()
-
-
-def _identities(folders: Sequence[Path]) -> frozenset[files.Identity]:
-    found = set()
-    for folder in folders:
-        with suppress(OSError):  # one that is not there is not walked into either
-            status = folder.stat()
-            found.add((status.st_dev, status.st_ino))
-    return frozenset(found)
 
 
 class _Meter:

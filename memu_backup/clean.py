@@ -1,0 +1,80 @@
+"""Removes the backups that retention lets go. ``retention`` decides, this does, and writes it down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from memu_backup import retention
+from memu_backup.errors import HistoryAway
+from memu_backup.history import History
+from memu_backup.model import Backup, Run
+from memu_backup.retention import Candidate, KeepLast, Verdict
+from memu_backup.stores import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One stored backup and what becomes of it."""
+
+    backup: Backup
+    verdict: Verdict
+
+
+async def plan(
+    store: Store, job: str, host: str, keep: KeepLast, history: History, now: datetime
+) -> tuple[Decision, ...]:
+    """What would happen to each backup of this job of this host, newest first. Changes nothing.
+
+    Only backups that say themselves that they are this job's are looked at: others in the folder are not ours to
+    judge. Raises StoreError.
+    """
+    mine = [b for b in store.backups() if b.manifest and (b.manifest.job, b.manifest.host) == (job, host)]
+    damaged = await _damaged(history, job, host)
+    candidates = [
+        # A backup gets its name only after it was re-read, so one that is listed was verified, unless found otherwise.
+        Candidate(
+            name=b.name,
+            created_at=b.created_at,
+            partial=b.name in damaged or bool(b.manifest and b.manifest.partial),
+            verified=b.name not in damaged,
+            size_bytes=b.size_bytes,
+        )
+        for b in mine
+    ]
+    by_name = {b.name: b for b in mine}
+    return tuple(Decision(by_name[v.name], v) for v in retention.plan(candidates, keep, now))
+
+
+async def _damaged(history: History, job: str, host: str) -> frozenset[str]:
+    try:
+        runs = await history.runs(host=host, job=job)
+    except HistoryAway as error:
+        log.warning("%s", error)
+        runs = history.spooled()
+    return frozenset(r.filename for r in runs if r.error_code == "damaged")
+
+
+async def apply(decisions: Sequence[Decision], store: Store, history: History, now: datetime) -> list[Backup]:
+    """Remove what is to go; the caller holds the directory's lock. Returns what was removed. Raises StoreError."""
+    going = [d.backup for d in decisions if not d.verdict.keep]
+    if not going:
+        return []
+    rows = await _rows(history)
+    for backup in going:
+        store.delete(backup.path)
+        if (row := rows.get(backup.name)) is not None:
+            await history.record(replace(row, deleted_at=now))
+    return going
+
+
+async def _rows(history: History) -> dict[str, Run]:
+    try:
+        return {r.filename: r for r in await history.runs()}
+    except HistoryAway:
+        # The rows then still tell of files that are gone; status looks at the files (and history is made again later).
+        return {}

@@ -1,0 +1,222 @@
+"""Gives things back: one photo, one source or everything, into a folder. Plans first, so that nothing is half-done."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memu_backup import unpack, words
+from memu_backup.errors import ArchiveError, DamagedArchive, HostileArchive, MemuError, RestoreError, UsageError
+from memu_backup.files import shown
+from memu_backup.formats.index import Entry
+from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
+from memu_backup.formats.tar import Type
+from memu_backup.model import Manifest, Phase, Progress
+from memu_backup.stores import OnProgress
+from memu_backup.unpack import Planned
+from memu_backup.work import Stop
+
+_FEW = 200
+"""Up to so many entries are looked up one by one; beyond that the archive is read in one go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to give back; nothing named means everything. ``paths`` are paths in the backup or globs of them."""
+
+    sources: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a restore would do. ``in_the_way`` are files that are there already."""
+
+    archive: Path
+    target: Path
+    entries: tuple[Entry, ...]
+    files: int
+    size_bytes: int
+    in_the_way: tuple[str, ...]
+    free_bytes: int
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore did. ``warnings`` tell of owners and attributes that could not be set."""
+
+    target: Path
+    files: int
+    size_bytes: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
+    """Judge every entry of the archive, pick what is wanted, look at the target. Changes nothing; blocks.
+
+    Raises UnknownBackup, NotAnArchive, DamagedArchive, HostileArchive, and UsageError where nothing fits ``wanted``.
+    """
+    with ArchiveReader(archive, stop) as reader:
+        try:
+            if not reader.whole:
+                raise DamagedArchive("it is not as long as it was when it was written")
+            manifest = reader.manifest()
+            entries = [e for e in reader.index() if e.path not in OWN_NAMES]
+        except (DamagedArchive, HostileArchive) as error:
+            raise _about(archive, error) from error
+    # All of them and not only the wanted: an archive that holds one hostile entry is not trusted with the others.
+    unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in entries)
+    chosen = _with_link_targets(_choose(entries, wanted, manifest), entries)
+    existing = tuple(e.path for e in chosen if e.type is not Type.DIRECTORY and os.path.lexists(target / e.path))
+    return Plan(
+        archive=archive,
+        target=target,
+        entries=chosen,
+        files=sum(e.type is not Type.DIRECTORY for e in chosen),
+        size_bytes=sum(e.size_bytes for e in chosen),
+        in_the_way=existing,
+        free_bytes=_free(target),
+        manifest=manifest,
+    )
+
+
+def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: Stop) -> Restored:
+    """Do what was planned; blocks. Files that are there are replaced only with ``overwrite``, each at once.
+
+    Raises RestoreError before anything is written where files are in the way or space is short; DamagedArchive and
+    RestoreError name the entry at which it ended, what was written before then stays.
+    """
+    refuse(planned, overwrite=overwrite)
+    begun = time.monotonic()
+    done_bytes = done_entries = 0
+
+    def on_done(more_bytes: int, more_entries: int) -> None:
+        nonlocal done_bytes, done_entries
+        done_bytes, done_entries = done_bytes + more_bytes, done_entries + more_entries
+        on_progress(Progress(Phase.RESTORING, done_bytes, planned.size_bytes, done_entries))
+
+    allowed = {e.path: Planned(e.type, e.size_bytes, e.link) for e in planned.entries}
+    try:
+        planned.target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        unpacker = unpack.Unpacker(planned.target, allowed, overwrite=overwrite, stop=stop, on_done=on_done)
+    except OSError as error:
+        raise RestoreError(f"{planned.target} cannot be used ({error.strerror}), so nothing was restored.") from error
+    with ArchiveReader(planned.archive, stop) as reader, unpacker:
+        try:
+            _feed(reader, planned, allowed, unpacker)
+            unpacker.finish()
+        except ArchiveError as error:
+            raise _about(planned.archive, error) from error
+    return Restored(
+        planned.target, planned.files, planned.size_bytes, time.monotonic() - begun, tuple(unpacker.warnings)
+    )
+
+
+def as_json(planned: Plan) -> dict[str, Any]:
+    """A plan for machines; sizes are bytes."""
+    return {
+        "archive": str(planned.archive),
+        "target": str(planned.target),
+        "files": planned.files,
+        "size_bytes": planned.size_bytes,
+        "free_bytes": planned.free_bytes,
+        "in_the_way": [shown(p) for p in planned.in_the_way],
+    }
+
+
+def _feed(reader: ArchiveReader, planned: Plan, allowed: dict[str, Planned], unpacker: unpack.Unpacker) -> None:
+    seen = 0
+    if reader.indexed and len(planned.entries) <= _FEW:
+        for entry in planned.entries:
+            for header, content in reader.entries_with_content(entry):
+                unpacker.put(header, content)
+                seen += 1
+                break
+    else:
+        for header, content in reader.entries_with_content():
+            if header.path in allowed:
+                unpacker.put(header, content)
+                seen += 1
+    if seen != len(planned.entries):
+        raise DamagedArchive(f"its index names {len(planned.entries) - seen} entries that it does not hold")
+
+
+def refuse(planned: Plan, *, overwrite: bool) -> None:
+    """Raises RestoreError where a plan cannot be carried out: files in the way, or not enough space."""
+    if planned.in_the_way and not overwrite:
+        first = ", ".join(shown(p) for p in planned.in_the_way[:3])
+        more = len(planned.in_the_way) - 3
+        raise RestoreError(
+            f"{planned.target} already holds {first}{f' and {more} more' if more > 0 else ''}; nothing was written. "
+            "Restore to an empty folder with --to, or add --overwrite to replace them."
+        )
+    if planned.size_bytes > planned.free_bytes:
+        raise RestoreError(
+            f"Not enough space: {words.size(planned.size_bytes)} needed, {words.size(planned.free_bytes)} free at "
+            f"{planned.target}; nothing was written. Choose another place with --to."
+        )
+
+
+def _choose(entries: Sequence[Entry], wanted: Wanted, manifest: Manifest | None) -> list[Entry]:
+    places = _places(wanted.sources, manifest)
+    chosen = [
+        e
+        for e in entries
+        if (not places or any(e.path == p.removesuffix("/") or e.path.startswith(p) for p in places))
+        and (not wanted.paths or any(_fits(e.path, p) for p in wanted.paths))
+    ]
+    if not chosen:
+        what = " or ".join(wanted.paths) or "anything"
+        raise UsageError(f"Nothing in this backup fits {what}. Look into it with: memu-backup show BACKUP --files")
+    return chosen
+
+
+def _places(sources: Sequence[str], manifest: Manifest | None) -> list[str]:
+    if not sources:
+        return []
+    if manifest is None:
+        raise UsageError("This archive does not tell its sources; name paths with --path instead.")
+    known = {s.name: s.place for s in manifest.sources}
+    unknown = [s for s in sources if s not in known]
+    if unknown:
+        raise UsageError(f"There is no source {unknown[0]} in this backup; it has {', '.join(known)}.")
+    # With the slash, or photos/ would bring photos2/ along; a file is its own place.
+    return [known[s] for s in sources]
+
+
+def _fits(path: str, pattern: str) -> bool:
+    """A path itself, everything below it, or a glob; ``*`` crosses folders, as people expect of a search."""
+    pattern = pattern.removesuffix("/")
+    return path == pattern or path.startswith(pattern + "/") or fnmatch.fnmatchcase(path, pattern)
+
+
+def _with_link_targets(chosen: Sequence[Entry], entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """A hard link is worth nothing without the file it shares: that comes too, in its own place."""
+    paths = {e.path for e in chosen}
+    wanted = {e.link for e in chosen if e.type is Type.HARDLINK} - paths
+    if not wanted:
+        return tuple(chosen)
+    return tuple(e for e in entries if e.path in paths or e.path in wanted)
+
+
+def _free(target: Path) -> int:
+    there = target.absolute()
+    while not there.exists():
+        there = there.parent
+    found = os.statvfs(there)
+    return found.f_bavail * found.f_frsize
+
+
+def _about(archive: Path, error: MemuError) -> MemuError:
+    """Errors of the archive are half-sentences about "it"; here they get its name, and what it means."""
+    text = str(error)
+    if text[:1].isupper():
+        return type(error)(f"{archive.name}: {text}")
+    return type(error)(f"{archive.name} is damaged: {text}. Try an older backup, or a copy of this one.")

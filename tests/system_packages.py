@@ -1,0 +1,49 @@
+"""Installs the Debian packages that the tests need, as root; else says which are missing and what that leaves out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+NEEDED = {
+    "bsdtar": ("libarchive-tools", "reading archives back with bsdtar"),
+    "busybox": ("busybox-static", "reading archives back with busybox tar"),
+    "setfacl": ("acl", "access control lists"),
+    "setfattr": ("attr", "extended attributes"),
+    "/usr/lib/postgresql/15/bin/postgres": ("postgresql-15", "a second, older Postgres beside the embedded one"),
+    "mkfs.ext4": ("e2fsprogs", "a really full disk"),
+}
+"""What is looked for: the package that has it, and what its tests are about."""
+
+
+def missing() -> dict[str, str]:
+    """Package and purpose of everything that is not there."""
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    return dict(NEEDED[tool] for tool in NEEDED if shutil.which(tool, path=path) is None)
+
+
+def main() -> int:
+    lacking = missing()
+    if not lacking:
+        return 0
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        print("Installing for the tests:", ", ".join(lacking), flush=True)
+        quiet = {"DEBIAN_FRONTEND": "noninteractive", **os.environ}
+        subprocess.run(["apt-get", "update", "-qq"], env=quiet, check=True)
+        # Postgres is started by the tests themselves, on a port of their own.
+        subprocess.run(
+            ["apt-get", "install", "-y", "-qq", "--no-install-recommends", *lacking],
+            env=quiet,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        return 0
+    print(f"Missing: {', '.join(lacking)}. Left out are the tests about: {'; '.join(lacking.values())}.")
+    print(f"To have them all:  sudo apt install {' '.join(lacking)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
