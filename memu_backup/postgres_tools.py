@@ -10,6 +10,7 @@ import asyncio
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +137,8 @@ async def _feed(stdin: asyncio.StreamWriter, blocks: Iterator[bytes]) -> None:
         return  # it has read the list, which stands at the head, and left
     finally:
         stdin.close()
+        with suppress(BrokenPipeError, ConnectionResetError):  # looked at, or asyncio before 3.11.3 complains of it
+            await stdin.wait_closed()
 
 
 async def put_back(dump: Path, url: str, *, major: int) -> list[str]:
