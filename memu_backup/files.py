@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,12 @@ from memu_backup.model import Root
 
 Identity = tuple[int, int]
 """Device and inode: the same file or folder, whatever its name."""
+
+DEEPEST = 800
+"""Folders inside folders that are followed: each of them is open meanwhile, and a process may open 1024 files."""
+
+_LEASE_TRIES = 30
+_MOST_EXTENTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +44,17 @@ class Found:
         """A descriptor for reading. Never follows a link below the root, never waits for the writer of a fifo."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if self.folder is not None else 0)
         try:
-            return os.open(self.name, flags | os.O_NOATIME, dir_fd=self.folder)
+            return self._open(flags | os.O_NOATIME)
         except PermissionError:  # O_NOATIME is for the owner and root
-            return os.open(self.name, flags, dir_fd=self.folder)
+            return self._open(flags)
+
+    def _open(self, flags: int) -> int:
+        for _ in range(_LEASE_TRIES):
+            try:
+                return os.open(self.name, flags, dir_fd=self.folder)
+            except BlockingIOError:  # Samba holds a lease on it for a client, and was just asked to give it up
+                time.sleep(0.1)
+        return os.open(self.name, flags, dir_fd=self.folder)
 
     def readlink(self) -> str:
         return os.readlink(self.name, dir_fd=self.folder)
@@ -66,15 +81,18 @@ def walk(root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None
     except OSError as error:
         report(Skipped(root.place, reason(error), lost=True))
         return
+    if (top.st_dev, top.st_ino) in skip:
+        report(Skipped(root.place, "is where memu-backup keeps its own files", lost=True))
+        return
+    yield Found(root.place.removesuffix("/"), str(root.path), None, top)
     if not stat.S_ISDIR(top.st_mode):
-        yield Found(root.place.removesuffix("/"), str(root.path), None, top)
         return
     try:
         descriptor = os.open(root.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         report(Skipped(root.place, reason(error), lost=True))
         return
-    yield Found(root.place.removesuffix("/"), str(root.path), None, top)
+    top = os.fstat(descriptor)
     spec = pathspec.GitIgnoreSpec.from_lines(root.exclude) if root.exclude else None
     yield from _Walker(root, spec, skip, report).below(descriptor, (top.st_dev, top.st_ino))
 
@@ -142,6 +160,8 @@ class _Walker:
             return
         if any(identity == above.identity for above in self.levels):
             self.report(Skipped(place, "is a folder that contains itself (a bind mount)", lost=False))
+        elif len(self.levels) >= DEEPEST:
+            self.report(Skipped(place, f"lies more than {DEEPEST} folders deep", lost=True))
         elif status.st_dev != self.levels[0].identity[0] and not self.root.cross_filesystems:
             self.report(Skipped(place, "is another filesystem mounted here", lost=False))
         else:
@@ -201,23 +221,40 @@ def shown(path: str) -> str:
 
 
 def data_extents(descriptor: int, size_bytes: int) -> tuple[tuple[int, int], ...]:
-    """The stretches (offset, length) of a file that hold data; what lies between them is holes. lseek(2), SEEK_DATA."""
-    extents = []
+    """The stretches (offset, length) of a file that hold data; what lies between them is holes. lseek(2), SEEK_DATA.
+
+    Small holes are taken for data, larger ones too the more there are, so that their map stays small.
+    """
+    extents: list[tuple[int, int]] = []
+    smallest_hole = 64 * 1024
     position = 0
     while position < size_bytes:
         try:
             start = os.lseek(descriptor, position, os.SEEK_DATA)
+            end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size_bytes)
         except OSError as error:
             if error.errno == errno.ENXIO:  # nothing but a hole from here on
                 break
-            raise
-        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size_bytes)
+            return ((0, size_bytes),)  # a filesystem that does not know of holes
         if start >= end:
             break
         extents.append((start, end - start))
         position = end
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return tuple(extents)
+        if len(extents) > _MOST_EXTENTS:
+            extents = _merged(extents, smallest_hole)
+            smallest_hole *= 2
+    return tuple(_merged(extents, 64 * 1024))
+
+
+def _merged(extents: list[tuple[int, int]], smallest_hole: int) -> list[tuple[int, int]]:
+    merged = extents[:1]
+    for start, length in extents[1:]:
+        before = merged[-1]
+        if start - (before[0] + before[1]) < smallest_hole:
+            merged[-1] = (before[0], start + length - before[0])
+        else:
+            merged.append((start, length))
+    return merged
 
 
 def storing(error: OSError, where: Path) -> MemuError:
@@ -238,6 +275,11 @@ def storing(error: OSError, where: Path) -> MemuError:
             f"The quota for {where} is used up, so this backup was given up; older backups are untouched. "
             "Raise the quota or free up space."
         )
+    if error.errno == errno.EEXIST:
+        return StoreError(
+            f"{where} already holds a file of the name that this backup was to have; it was left as it is. "
+            "Start the backup again."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
         why = {errno.EROFS: "is read-only", errno.ENOENT: "is not there", errno.ENOTDIR: "is not a folder"}
         return StoreError(
@@ -250,6 +292,16 @@ def storing(error: OSError, where: Path) -> MemuError:
     )
 
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def sync_filesystem(descriptor: int) -> None:
+    """Bring all that was written to the filesystem of ``descriptor`` to its disk: syncfs(2). Raises OSError."""
+    if _libc.syncfs(descriptor) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename or a removal in ``folder`` last through a power cut. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -259,7 +311,6 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
@@ -281,8 +332,11 @@ def rename_without_replacing(old: Path, new: Path) -> None:
     old.rename(new)
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace ``path`` by ``content``; after a crash it is the old file or the new one, whole. Raises OSError."""
+def write_atomically(path: Path, content: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
+    """Give ``path`` this content; after a crash it is the old file or the new one, whole.
+
+    Raises OSError, FileExistsError where it exists and shall not be replaced.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with suppress(FileNotFoundError):  # left by a killed one; in a container every process has our number
         partial.unlink()
@@ -295,7 +349,10 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        partial.rename(path)
+        if replace:
+            partial.rename(path)
+        else:
+            rename_without_replacing(partial, path)
     except BaseException:
         with suppress(FileNotFoundError):
             partial.unlink()

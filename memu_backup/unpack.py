@@ -15,13 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
-from memu_backup.files import shown
+from memu_backup.files import DEEPEST, shown, sync_filesystem
 from memu_backup.formats.tar import Header, Type
 from memu_backup.work import Stop
 
-_DEEPEST = 4096
+_DEEPEST = DEEPEST + 100
+"""Folders inside folders: what a walk gives, and some more for the place of the source."""
+
+_MOST = 10_000_000
+"""Entries in one archive; a plan for more does not fit into the memory of a small machine."""
+
+_LONGEST_LINK = 4095
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4 * 1024 * 1024
+_ACL = "system.posix_acl_"
 
 OnDone = Callable[[int, int], None]
 """Bytes and entries put in place since the last call."""
@@ -44,6 +51,8 @@ def judge(entries: Iterable[tuple[str, Planned]]) -> dict[str, Planned]:
         _judge_path(path)
         if planned.type is Type.OTHER:
             raise HostileArchive(f"It holds {shown(path)}, which is a device or a pipe; nothing was unpacked.")
+        if len(plan) >= _MOST:
+            raise HostileArchive(f"It holds more than {_MOST:,} files, which no household does; nothing was unpacked.")
         if path in plan:
             raise HostileArchive(f"It holds {shown(path)} twice; nothing was unpacked.")
         target = plan.get(planned.link) if planned.type is Type.HARDLINK else None
@@ -52,6 +61,8 @@ def judge(entries: Iterable[tuple[str, Planned]]) -> dict[str, Planned]:
                 f"{shown(path)} is a link to {shown(planned.link)}, which is no file before it in the archive; "
                 "nothing was unpacked."
             )
+        if planned.type is Type.SYMLINK and not _is_link_text(planned.link):
+            raise HostileArchive(f"It holds {shown(path)}, a link that leads nowhere; nothing was unpacked.")
         plan[path] = planned
         parent = path.rpartition("/")[0]
         while parent and parent not in folders:
@@ -67,10 +78,24 @@ def judge(entries: Iterable[tuple[str, Planned]]) -> dict[str, Planned]:
 
 def _judge_path(path: str) -> None:
     parts = path.split("/")
-    if path.startswith("/") or "\0" in path or len(path) > _DEEPEST or any(p in ("", ".", "..") for p in parts):
+    if path.startswith("/") or not _is_name(path) or any(p in ("", ".", "..") for p in parts):
         raise HostileArchive(
             f"It holds a file named {shown(path)!r}, which could lie outside the folder; nothing was unpacked."
         )
+    if len(parts) > _DEEPEST:
+        raise HostileArchive(f"It holds {shown(path)}, which lies too deep to be made; nothing was unpacked.")
+
+
+def _is_name(text: str) -> bool:
+    """Whether the kernel can be asked for it: an index can spell what no tar header can."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_link_text(text: str) -> bool:
+    return 0 < len(text) <= _LONGEST_LINK and _is_name(text)
 
 
 class Unpacker:
@@ -86,6 +111,7 @@ class Unpacker:
         self._stop = stop
         self._on_done = on_done
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._inherits = _hands_down(self._root)
         self._open: list[tuple[str, int]] = []
         self._folders: list[Header] = []
         self._links: list[Header] = []
@@ -115,7 +141,7 @@ class Unpacker:
             raise _failed(header, error) from error
 
     def finish(self) -> None:
-        """Make the links, then set the folders' rights and times, the innermost first."""
+        """Make the links, set the folders' rights and times, the innermost first, and bring all of it to the disk."""
         for header in self._links:
             self._stop.check()
             try:
@@ -129,6 +155,13 @@ class Unpacker:
             except OSError as error:
                 raise _failed(header, error) from error
             self._on_done(0, 1)
+        try:
+            sync_filesystem(self._root)  # once for all of it: an fsync a file takes an hour for a household
+        except OSError as error:
+            raise RestoreError(
+                f"The disk reports an error ({error.strerror}), so what was restored may not be on it. "
+                "Check the disk and restore again."
+            ) from error
 
     # --- folders -----------------------------------------------------------------------------------------------------
 
@@ -167,7 +200,6 @@ class Unpacker:
             finally:
                 os.close(descriptor)
             if made != name:
-                _clear(folder, name)
                 os.rename(made, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with suppress(FileNotFoundError):
@@ -190,19 +222,20 @@ class Unpacker:
         os.ftruncate(descriptor, header.size_bytes)  # a hole at the end
 
     def _link(self, header: Header) -> None:
-        folder = self._folder_of(header.path, make=True)
         name = header.path.rpartition("/")[2]
-        if self._overwrite:
-            _clear(folder, name)
-        if header.type is Type.SYMLINK:
-            os.symlink(header.link, name, dir_fd=folder)
-            self._own(name, header, folder)
-            os.utime(name, ns=(header.mtime_ns, header.mtime_ns), dir_fd=folder, follow_symlinks=False)
-            return
-        folder = os.dup(folder)  # going to the target's folder closes this one
+        made = _temporary(name) if self._overwrite else name
+        folder = os.dup(self._folder_of(header.path, make=True))  # going to the target's folder closes the first
         try:
-            source = self._folder_of(header.link, make=False)
-            os.link(header.link.rpartition("/")[2], name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+            if header.type is Type.SYMLINK:
+                os.symlink(header.link, made, dir_fd=folder)
+                self._own(made, header, folder)
+                os.utime(made, ns=(header.mtime_ns, header.mtime_ns), dir_fd=folder, follow_symlinks=False)
+            else:
+                source = self._folder_of(header.link, make=False)
+                target = header.link.rpartition("/")[2]
+                os.link(target, made, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
+            if made != name:
+                _take_the_place(folder, made, name)
         finally:
             os.close(folder)
 
@@ -210,6 +243,8 @@ class Unpacker:
 
     def _adorn(self, descriptor: int, header: Header) -> None:
         self._own(descriptor, header)
+        if self._inherits:
+            self._disown(descriptor, header)
         for key, value in header.xattrs.items():
             try:
                 os.setxattr(descriptor, key, value)
@@ -217,6 +252,12 @@ class Unpacker:
                 self._warn(f"{shown(header.path)}: its attribute {shown(key)} could not be set ({error.strerror})")
         os.fchmod(descriptor, header.mode)  # after the owner: a new owner clears setuid
         os.utime(descriptor, ns=(header.mtime_ns, header.mtime_ns))
+
+    def _disown(self, descriptor: int, header: Header) -> None:
+        """Take away the rights that the target folder hands down to whatever is made in it (a default ACL)."""
+        for key in os.listxattr(descriptor):
+            if key.startswith(_ACL) and key not in header.xattrs:
+                os.removexattr(descriptor, key)
 
     def _own(self, entry: int | str, header: Header, folder: int | None = None) -> None:
         if os.geteuid() != 0:
@@ -232,6 +273,13 @@ class Unpacker:
             self.warnings.append(sentence)
 
 
+def _hands_down(folder: int) -> bool:
+    try:
+        return _ACL + "default" in os.listxattr(folder)
+    except OSError:  # a filesystem without them
+        return False
+
+
 def _promise(header: Header) -> tuple[Type, int, str]:
     return header.type, header.size_bytes, header.link
 
@@ -240,9 +288,13 @@ def _temporary(name: str) -> str:
     return f".{os.fsencode(name)[:200].hex()[:100]}.{os.getpid()}.restoring"
 
 
-def _clear(folder: int, name: str) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(name, dir_fd=folder)
+def _take_the_place(folder: int, made: str, name: str) -> None:
+    try:
+        os.rename(made, name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        # Where it failed; and rename(2) leaves both names where they are one file already.
+        with suppress(FileNotFoundError):
+            os.unlink(made, dir_fd=folder)
 
 
 def _failed(header: Header, error: OSError) -> RestoreError:

@@ -38,7 +38,8 @@ class HashThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        # Only after an error: what is queued at the end of a good pass belongs to the hash.
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
 
     def update(self, hash_: Hash, data: bytes | memoryview) -> None:
         """Add ``data``, which must not change any more; waits where too much is queued."""

@@ -17,6 +17,7 @@ from memu_backup.formats.tar import Header, Type
 from memu_backup.work import Stop
 
 _READ_TRIES = 3
+_XATTRS_LIMIT = 1024 * 1024
 ZEROS = bytes(gzip.LARGE_CHUNK)
 
 
@@ -25,7 +26,7 @@ class Reading:
 
     def __init__(self, descriptor: int, header: Header, lost: list[str], stop: Stop) -> None:
         self._descriptor, self._header, self._lost, self._stop = descriptor, header, lost, stop
-        self._told = self._given = False
+        self.told = self._given = False
 
     def pieces(self) -> Iterator[bytes]:
         return (data for _, data in self.placed_pieces())
@@ -62,27 +63,35 @@ class Reading:
                 if attempt == _READ_TRIES - 1:
                     if not self._given:  # nothing of it was written yet: better no file than one of zeros
                         raise OSError(error.errno, error.strerror, self._header.path) from error
-                    self._tell(f"{files.reason(error)}; from byte {offset} on the backup has zeros")
+                    self._tell(f"{files.reason(error)}; around byte {offset:,} the backup has zeros instead")
                 time.sleep(0.05)
         return ZEROS[:size]
 
     def _tell(self, what: str) -> None:
-        if not self._told:
+        if not self.told:
             self._lost.append(f"{shown(self._header.path)} {what}")
-        self._told = True
+        self.told = True
 
 
 def describe(found: Found, status: os.stat_result, kind: Type) -> Header:
     return tar.from_status(found.place, status, kind, _user(status.st_uid), _group(status.st_gid))
 
 
-def xattrs(descriptor: int) -> dict[str, bytes]:
-    values = {}
+def xattrs(descriptor: int) -> tuple[dict[str, bytes], bool]:
+    """Extended attributes, ACLs among them, and whether these are all: XFS can hold more than any header may."""
+    values: dict[str, bytes] = {}
+    room = _XATTRS_LIMIT
+    complete = True
     with suppress(OSError):  # a filesystem without them
         for name in os.listxattr(descriptor):
             with suppress(OSError):  # gone meanwhile, or for others' eyes
-                values[name] = os.getxattr(descriptor, name)
-    return values
+                value = os.getxattr(descriptor, name)
+                room -= len(value)
+                if room < 0:
+                    complete = False
+                    break
+                values[name] = value
+    return values, complete
 
 
 @cache

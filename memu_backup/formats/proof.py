@@ -83,7 +83,11 @@ class _Seen:
 
 def full(reader: ArchiveReader, tick: Callable[[int, int, str], None]) -> Proof:
     """Every byte, hash, count and mode. Names the files that are damaged. Raises Interrupted, and NotAnArchive."""
-    check = _Pass(reader, tick)
+    with closing(_Pass(reader, tick)) as check:
+        return _full(reader, check)
+
+
+def _full(reader: ArchiveReader, check: _Pass) -> Proof:
     try:
         check.run()
     except DamagedArchive as error:
@@ -208,9 +212,11 @@ class _Pass:
                     named += 1
                     yield f"{shown(line[1])} is not what it was when it was written."
 
-    def proof(self, problems: tuple[str, ...]) -> Proof:
+    def close(self) -> None:
         with suppress(OSError):  # a full disk says no once more while closing
             self._lines.close()
+
+    def proof(self, problems: tuple[str, ...]) -> Proof:
         return Proof(problems, self._files, self._bytes, self._whole.hexdigest() if self._finished else None)
 
 
@@ -235,11 +241,10 @@ def _named(reader: ArchiveReader) -> list[str]:
     if not reader.indexed:
         return ["It has no index, so what lies behind the damage can only be tried: gzip and tar read up to it."]
     try:
-        found = []
-        for path in reader.damaged():
-            found.append(f"{shown(path)} cannot be read back.")
-            if len(found) == _NAMED:
-                return [*found, "… and perhaps more."]
+        paths = list(reader.damaged())
     except ArchiveError:
         return ["Its index is damaged too."]
+    found = [f"{shown(path)} cannot be read back." for path in paths[:_NAMED]]
+    if len(paths) > _NAMED:
+        found.append(f"… and {len(paths) - _NAMED:,} more, which lie beside them.")
     return found or ["Every file in it can be read back all the same; the damage is between them."]

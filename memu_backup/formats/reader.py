@@ -91,7 +91,7 @@ class ArchiveReader:
     def _read_footer(self) -> Footer | None:
         tail = os.pread(self._descriptor, gzip.FOOTER_BYTES, max(0, self.size_bytes - gzip.FOOTER_BYTES))
         found = gzip.read_footer(tail)
-        if found and found.manifest_offset < found.index_offset < self.size_bytes:
+        if found and found.manifest_offset < found.index_offset < found.archive_bytes:
             return found
         if os.pread(self._descriptor, 2, 0) != b"\x1f\x8b":
             raise NotAnArchive(f"{self.path} is not a tar.gz archive.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
@@ -50,7 +51,17 @@ class _Pending:
     head: Slot | None
     inside: int
     digest: Future[str] | None
-    content: list[Slot] = field(default_factory=list)
+    first: Slot | None = None
+    last: Slot | None = None
+
+
+@dataclass(slots=True)
+class _Linked:
+    """A file with several names, until all of them were met."""
+
+    header: Header
+    digest: Future[str]
+    names_left: int
 
 
 @dataclass(slots=True)
@@ -68,8 +79,7 @@ class _Tally:
     modes: Hash = field(default_factory=hashing.new)
     lost: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    linked: dict[Identity, Header] = field(default_factory=dict)
-    digests: dict[str, Future[str]] = field(default_factory=dict)
+    linked: dict[Identity, _Linked] = field(default_factory=dict)
 
     def summary(self) -> SourceSummary:
         return SourceSummary(
@@ -83,12 +93,19 @@ class _Tally:
             checksum=self.sums.hexdigest(),
             modes_checksum=self.modes.hexdigest(),
             consistency=self.captured.consistency,
-            newest_mtime=None if self.newest_ns is None else datetime.fromtimestamp(self.newest_ns // 10**9, UTC),
+            newest_mtime=_moment(self.newest_ns),
             skipped=self.skipped,
             details=self.captured.details,
             warnings=_shorten((*self.captured.warnings, *self.notes)),
-            missing=_shorten((*self.captured.missing, *self.lost)),
+            missing=_shorten(tuple(dict.fromkeys((*self.captured.missing, *self.lost)))),
         )
+
+
+def _moment(time_ns: int | None) -> datetime | None:
+    """None also for what btrfs and XFS can hold and a calendar cannot."""
+    if time_ns is None or not 0 <= time_ns < 253_402_300_800 * 10**9:
+        return None
+    return datetime.fromtimestamp(time_ns // 10**9, UTC)
 
 
 def _shorten(sentences: tuple[str, ...]) -> tuple[str, ...]:
@@ -99,6 +116,10 @@ def _shorten(sentences: tuple[str, ...]) -> tuple[str, ...]:
 def mode_line(header: Header) -> bytes:
     """What ``modes_checksum`` is made of: type, mode, owner and path of every entry, a line each."""
     return f"{header.type.value} {header.mode:o} {header.uid}:{header.gid} ".encode() + os.fsencode(header.path) + b"\n"
+
+
+def _version(header: Header) -> tuple[int, int]:
+    return header.size_bytes, header.mtime_ns
 
 
 class ArchiveWriter:
@@ -131,8 +152,9 @@ class ArchiveWriter:
     ) -> None:
         self._out.__exit__(kind, error, trace)
         self._hasher.__exit__(kind, error, trace)
-        self._sums.close()
-        self._index.close()
+        for scratch in (self._sums, self._index):
+            with suppress(OSError):  # a full disk says no once more while closing; it was told already
+                scratch.close()
 
     def add(self, captured: Captured, skip: frozenset[Identity]) -> SourceSummary:
         """Write everything of one source. ``skip`` are folders never entered."""
@@ -161,7 +183,9 @@ class ArchiveWriter:
         made = replace(made, sha256sums=self._sums_hash.hexdigest())
         mtime_ns = int(made.created_at.timestamp()) * 10**9
         self._own_file(manifest.SUMS_NAME, self._sums, mtime_ns)
-        manifest_slot = self._blob(manifest.NAME, manifest.encode(made), mtime_ns)
+        document = io.BytesIO()
+        document.write(manifest.encode(made))
+        manifest_slot = self._own_file(manifest.NAME, document, mtime_ns)
         index_slot = self._own_file(index.NAME, self._index, mtime_ns, tar.END)
         self._out.flush()
         self._out.raw(gzip.footer(manifest_slot.offset, index_slot.offset, self._out.offset))
@@ -186,38 +210,55 @@ class ArchiveWriter:
             status = os.fstat(descriptor)
             if not stat.S_ISDIR(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "", found.place)
-            header = replace(describe(found, status, Type.DIRECTORY), xattrs=xattrs(descriptor))
+            header = replace(describe(found, status, Type.DIRECTORY), xattrs=self._xattrs(descriptor, found))
         finally:
             os.close(descriptor)
         self._tally.directories += 1
         self._share(header, b"", None)
 
     def _file(self, found: Found) -> None:
-        identity = (found.status.st_dev, found.status.st_ino)
-        first = self._tally.linked.get(identity) if found.status.st_nlink > 1 else None
-        if first is not None:
-            header = replace(describe(found, found.status, Type.HARDLINK), link=first.path)
-            self._tally.links += 1
-            self._share(header, b"", self._tally.digests[first.path])
+        if found.status.st_nlink > 1 and self._another_name(found):
             return
         descriptor = found.open()
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "", found.place)
-            header = replace(describe(found, status, Type.FILE), xattrs=xattrs(descriptor))
+            header = replace(describe(found, status, Type.FILE), xattrs=self._xattrs(descriptor, found))
             if status.st_size - status.st_blocks * 512 >= _WORTHWHILE_HOLE:
                 extents = files.data_extents(descriptor, status.st_size)
                 if status.st_size - sum(length for _, length in extents) >= _WORTHWHILE_HOLE:
                     # GNU tar makes a hole at the end only where an empty stretch marks it.
                     header = replace(header, extents=(*extents, (status.st_size, 0)))
-            digest = self._content(header, Reading(descriptor, header, self._tally.lost, self._stop))
-            self._look_again(header, status, os.fstat(descriptor))
+            reading = Reading(descriptor, header, self._tally.lost, self._stop)
+            digest = self._content(header, reading)
+            self._look_again(header, status, os.fstat(descriptor), reading.told)
         finally:
             os.close(descriptor)
         if status.st_nlink > 1:
-            self._tally.linked[identity] = header
-            self._tally.digests[header.path] = digest
+            self._tally.linked[status.st_dev, status.st_ino] = _Linked(header, digest, status.st_nlink - 1)
+
+    def _another_name(self, found: Found) -> bool:
+        """Stores a further name of a file that is in the archive already; False where it is not that file."""
+        identity = (found.status.st_dev, found.status.st_ino)
+        known = self._tally.linked.get(identity)
+        # A file that was removed gives its inode number to the next one, which has to be read for itself.
+        if known is None or _version(known.header) != (found.status.st_size, found.status.st_mtime_ns):
+            return False
+        known.names_left -= 1
+        if known.names_left == 0:
+            del self._tally.linked[identity]
+        self._tally.links += 1
+        self._share(replace(describe(found, found.status, Type.HARDLINK), link=known.header.path), b"", known.digest)
+        return True
+
+    def _xattrs(self, descriptor: int, found: Found) -> dict[str, bytes]:
+        values, complete = xattrs(descriptor)
+        if not complete:
+            self._tally.notes.append(
+                f"{shown(found.place)} has more attributes than an archive can hold; some are left out"
+            )
+        return values
 
     def _content(self, header: Header, reading: Reading) -> Future[str]:
         if header.size_bytes <= SMALL and header.extents is None:
@@ -234,11 +275,11 @@ class ArchiveWriter:
         self._tally.newest_ns = max(self._tally.newest_ns or 0, header.mtime_ns)
         return digest
 
-    def _look_again(self, header: Header, before: os.stat_result, after: os.stat_result) -> None:
+    def _look_again(self, header: Header, before: os.stat_result, after: os.stat_result, told: bool) -> None:
         if after.st_size > before.st_size:
             # Not a loss: all that was there when it was opened is in the backup (docs/decisions/0004).
             self._tally.notes.append(f"{shown(header.path)} grew while it was read; the backup has its first part")
-        elif after.st_size == before.st_size and after.st_mtime_ns != before.st_mtime_ns:
+        elif after.st_mtime_ns != before.st_mtime_ns and not told:
             self._tally.notes.append(f"{shown(header.path)} changed while it was read")
 
     # --- into members ------------------------------------------------------------------------------------------------
@@ -263,7 +304,8 @@ class ArchiveWriter:
         for offset, data in chain([first] if first else [], pieces):
             self._hash_hole(hash_, offset - position)
             self._hasher.update(hash_, data)
-            pending.content.append(self._out.put(data, aligned=not pending.content))
+            pending.last = self._out.put(data, aligned=pending.first is None)
+            pending.first = pending.first or pending.last
             position, stored = offset + len(data), stored + len(data)
             self._tick(len(data), 0, header.path)
         self._hash_hole(hash_, header.size_bytes - position)
@@ -301,7 +343,7 @@ class ArchiveWriter:
         """Entries whose last member has its place go into sums and index, in their order in the archive."""
         while self._pending:
             pending = self._pending[0]
-            last = pending.content[-1] if pending.content else pending.head
+            last = pending.last or pending.head
             if last is None or pending.head is None or last.end < 0:
                 return
             self._pending.popleft()
@@ -321,7 +363,7 @@ class ArchiveWriter:
                 sha256=digest,
                 member=pending.head.offset,
                 inside=pending.inside,
-                content=pending.content[0].offset if pending.content else 0,
+                content=pending.first.offset if pending.first else 0,
                 end=last.end,
             )
             with self._our_disk():
@@ -329,11 +371,6 @@ class ArchiveWriter:
                 self._index.write(index.line(entry))
 
     # --- our own files at the end ------------------------------------------------------------------------------------
-
-    def _blob(self, path: str, content: bytes, mtime_ns: int) -> Slot:
-        header = Header(path, Type.FILE, len(content), 0o600, mtime_ns=mtime_ns)
-        self._close_shared()
-        return self._out.put(tar.encode(header) + content + tar.padding(len(content)))
 
     @contextmanager
     def _our_disk(self) -> Iterator[None]:
@@ -348,7 +385,11 @@ class ArchiveWriter:
         with self._our_disk():
             content.seek(0)
         first = self._out.put(tar.encode(Header(path, Type.FILE, size_bytes, 0o600, mtime_ns=mtime_ns)))
-        while piece := content.read(gzip.LARGE_CHUNK):
+        while True:
+            with self._our_disk():
+                piece = content.read(gzip.LARGE_CHUNK)
+            if not piece:
+                break
             self._out.put(piece)
         if rest := tar.padding(size_bytes) + end:
             self._out.put(rest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -98,7 +99,7 @@ class ArchiveStore:
                 made = self._fill(descriptor, label, captured, never, on_progress, stop)
                 size_bytes = self._settle(descriptor)
             finally:
-                os.close(descriptor)
+                self._close(descriptor)
         except BaseException:
             with suppress(OSError):
                 partial.unlink()
@@ -142,15 +143,26 @@ class ArchiveStore:
         except OSError as error:
             raise files.storing(error, self.directory) from error
 
+    def _close(self, descriptor: int) -> None:
+        try:
+            os.close(descriptor)
+        except OSError as error:  # network filesystems may say only now that the disk is full
+            raise files.storing(error, self.directory) from error
+
     def publish(self, written: Written, sha256: str) -> Path:
         final = self.directory / written.name
+        made: list[Path] = [written.partial_path]
         try:
             # The sidecar first: an archive that is listed has one, and a sidecar alone is swept away.
-            files.write_atomically(self._sidecar(final), sums.line(sha256, written.name))
+            files.write_atomically(self._sidecar(final), sums.line(sha256, written.name), replace=False)
+            made.append(self._sidecar(final))
             files.rename_without_replacing(written.partial_path, final)
+            made.append(final)
             files.sync_folder(self.directory)
         except OSError as error:
-            self.discard(written)
+            for path in reversed(made):
+                with suppress(OSError):
+                    path.unlink()
             raise files.storing(error, self.directory) from error
         return final
 
@@ -184,9 +196,7 @@ class ArchiveStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StoreError(
-                f"{self.directory} cannot be read ({error.strerror}), so its backups are not known."
-            ) from error
+            raise _unknown(self.directory, error) from error
 
     def look(self, path: Path) -> Backup:
         """One archive, wherever it lies and whatever its name. Raises UnknownBackup, NotAnArchive, UsageError."""
@@ -201,11 +211,15 @@ class ArchiveStore:
 
     def _look_if_there(self, path: Path) -> Backup | None:
         try:
-            return self.look(path)
-        except UnknownBackup:  # pruned meanwhile
+            status = path.lstat()
+            # A folder or a link of that name is nothing that we made, and nothing to prune.
+            return self.look(path) if stat.S_ISREG(status.st_mode) else None
+        except (UnknownBackup, FileNotFoundError):  # pruned meanwhile
             return None
         except MemuError:  # it has a backup's name and cannot be read: it is listed, so that somebody looks at it
-            return Backup(path.name, path, path.stat().st_size, self._time_in(path.name), None)
+            return Backup(path.name, path, status.st_size, self._time_in(path.name), None)
+        except OSError as error:
+            raise _unknown(self.directory, error) from error
 
     def _time_in(self, name: str) -> datetime:
         match = re.search(r"\d{8}_\d{6}", name)
@@ -220,13 +234,16 @@ class ArchiveStore:
 
     def delete(self, backup: Path) -> None:
         try:
-            backup.unlink()
-            self._sidecar(backup).unlink(missing_ok=True)
-            files.sync_folder(self.directory)
-        except FileNotFoundError:
-            return
+            backup.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{backup} could not be removed ({error.strerror}); it is still there, whole.") from error
+        try:
+            self._sidecar(backup).unlink(missing_ok=True)
+            files.sync_folder(self.directory)
+        except OSError as error:
+            raise StoreError(
+                f"{backup} was removed, but {backup.parent} reports an error ({error.strerror}). Check the disk."
+            ) from error
 
     # --- is it good --------------------------------------------------------------------------------------------------
 
@@ -234,6 +251,7 @@ class ArchiveStore:
         meter = _Meter(Phase.VERIFYING, on_progress)
         with ArchiveReader(path, stop) as reader:
             found = proof.quick(reader) if level is Level.QUICK else proof.full(reader, meter.tick)
+            meter.flush()
         problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
         return Verdict(level, problems, found.files, found.content_bytes, found.sha256)
 
@@ -253,6 +271,10 @@ class ArchiveStore:
         if sha256 is not None and said[0] != sha256:
             return (f"{path.name} is not the file that {sidecar.name} was made for.",)
         return ()
+
+
+def _unknown(directory: Path, error: OSError) -> StoreError:
+    return StoreError(f"{directory} cannot be read ({error.strerror}), so its backups are not known. Check its disk.")
 
 
 class _Meter:

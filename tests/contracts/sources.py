@@ -1,0 +1,124 @@
+"""What every source must do. Subclass it in the source's own test, hand over a household, and pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from memu_backup.errors import SourceError
+from memu_backup.model import Level
+from memu_backup.sources import Source
+from memu_backup.stores import Store
+from memu_backup.work import Stop
+from tests.archives import Unpacked, archive_store, back_up, give_back, ignore, snapshot, write
+
+
+@dataclass(frozen=True)
+class _Stored:
+    store: Store
+    path: Path
+
+    def content(self, path: str) -> Iterator[bytes]:
+        return self.store.content(self.path, path)
+
+
+class SourceContract:
+    """``household`` makes the data, ``make`` the source over it, ``compare`` asserts that all of it came back."""
+
+    def household(self, folder: Path) -> Path:
+        raise NotImplementedError
+
+    def make(self, data: Path) -> Source:
+        raise NotImplementedError
+
+    def take_away(self, data: Path) -> None:
+        """Make the data such that a check must fail."""
+        raise NotImplementedError
+
+    def compare(self, data: Path, unpacked: Unpacked) -> None:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def data(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "household"
+        folder.mkdir()
+        return self.household(folder)
+
+    @pytest.fixture
+    def source(self, data: Path) -> Source:
+        return self.make(data)
+
+    @pytest.fixture
+    def stage(self, tmp_path: Path) -> Path:
+        (tmp_path / "stage").mkdir(mode=0o700)
+        return tmp_path / "stage"
+
+    async def test_everything_comes_back_identical(
+        self, source: Source, data: Path, stage: Path, tmp_path: Path
+    ) -> None:
+        assert await source.check() == []
+        store = archive_store(tmp_path / "store")
+        async with source.capture(stage) as captured:
+            path = back_up(store, captured)
+        unpacked = give_back(path, tmp_path / "target")
+        assert unpacked.warnings == []
+        self.compare(data, unpacked)
+
+    async def test_all_of_it_lies_below_its_place(self, source: Source, stage: Path) -> None:
+        async with source.capture(stage) as captured:
+            assert captured.roots
+            for root in captured.roots:
+                assert root.path.is_absolute()
+                assert root.place == captured.place or root.place.startswith(captured.place)
+            assert (captured.source, captured.kind, captured.place) == (source.name, source.kind, source.place)
+            assert captured.consistency
+
+    async def test_its_own_check_finds_a_good_backup_good(self, source: Source, stage: Path, tmp_path: Path) -> None:
+        store = archive_store(tmp_path / "store")
+        async with source.capture(stage) as captured:
+            path = back_up(store, captured)
+        (backup,) = store.backups()
+        assert backup.manifest
+
+        assert await type(source).verify(backup.manifest.sources[0], _Stored(store, path)) == []
+
+    async def test_checking_and_capturing_change_nothing(self, source: Source, data: Path, stage: Path) -> None:
+        before = snapshot(data)
+        await source.check()
+        async with source.capture(stage):
+            pass
+        assert snapshot(data) == before
+
+    async def test_what_is_not_there_is_one_clear_sentence(self, source: Source, data: Path, stage: Path) -> None:
+        self.take_away(data)
+        with pytest.raises(SourceError) as met:
+            await source.check()
+        assert source.name in str(met.value)
+        assert "cannot be backed up" in str(met.value)
+        assert "\n" not in str(met.value)
+        with pytest.raises(SourceError):
+            async with source.capture(stage):
+                pass
+
+    async def test_what_goes_away_after_the_check_makes_the_backup_partial(
+        self, source: Source, data: Path, stage: Path, tmp_path: Path
+    ) -> None:
+        store = archive_store(tmp_path / "store")
+        async with source.capture(stage) as captured:
+            self.take_away(data)
+            written = write(store, captured)
+        assert written.manifest.partial
+        assert store.prove(written.partial_path, Level.FULL, ignore, Stop()).problems == ()
+
+    async def test_two_captures_of_the_same_data_have_the_same_checksum(
+        self, source: Source, stage: Path, tmp_path: Path
+    ) -> None:
+        sums = []
+        for name in ("one", "two"):
+            async with source.capture(stage) as captured:
+                summary = write(archive_store(tmp_path / name), captured).manifest.sources[0]
+            sums.append((summary.checksum, summary.modes_checksum))
+        assert sums[0] == sums[1]

@@ -1,0 +1,69 @@
+"""A handful of files and folders: each under its own name, and what is missing is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from memu_backup.sources.files import FilesSettings, FilesSource
+from tests.archives import Unpacked, snapshot
+from tests.contracts.sources import SourceContract
+
+
+def files(*paths: Path, **more: object) -> FilesSource:
+    return FilesSource("config", FilesSettings.model_validate({"kind": "files", "paths": paths, **more}))
+
+
+NAMES = (".env", "element-config.json", "nginx")
+
+
+class TestFilesIsASource(SourceContract):
+    def household(self, folder: Path) -> Path:
+        (folder / ".env").write_text("PASSWORD=x\n")
+        (folder / ".env").chmod(0o600)
+        (folder / "element-config.json").write_text("{}\n")
+        (folder / "nginx" / "conf.d").mkdir(parents=True)
+        (folder / "nginx" / "conf.d" / "site.conf").write_text("server {}\n")
+        return folder
+
+    def make(self, data: Path) -> FilesSource:
+        return files(*(data / name for name in NAMES))
+
+    def take_away(self, data: Path) -> None:
+        for path in sorted(data.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+    def compare(self, data: Path, unpacked: Unpacked) -> None:
+        there, here = snapshot(data), snapshot(unpacked.target / "config")
+        there.pop(b".")
+        here.pop(b".")  # the place itself is ours; only what was named is the household's
+        assert here == there
+
+
+async def test_one_missing_file_is_a_warning_of_the_check_and_missing_in_the_backup(tmp_path: Path) -> None:
+    (tmp_path / ".env").touch()
+    source = files(tmp_path / ".env", tmp_path / "gone")
+    (warning,) = await source.check()
+    assert str(tmp_path / "gone") in warning
+    async with source.capture(tmp_path) as captured:
+        assert (captured.warnings, captured.missing) == ((), (warning,))
+        assert [r.place for r in captured.roots] == ["config/.env"]
+
+
+async def test_an_optional_file_may_be_missing(tmp_path: Path) -> None:
+    (tmp_path / ".env").touch()
+    async with files(tmp_path / ".env", tmp_path / "gone", optional=True).capture(tmp_path) as captured:
+        assert captured.missing == ()
+        assert len(captured.warnings) == 1
+
+
+def test_two_paths_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match=r"same name \(a\)"):
+        files(tmp_path / "x" / "a", tmp_path / "y" / "a")
+
+
+def test_no_paths_at_all_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        files()
