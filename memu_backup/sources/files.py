@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -41,17 +42,17 @@ class FilesSource:
         self._settings = settings
 
     def _split(self) -> tuple[list[Path], list[Path]]:
-        there = [p for p in self._settings.paths if p.exists()]
+        there = [p for p in self._settings.paths if os.access(p, os.F_OK)]  # exists() raises below a closed folder
         return there, [p for p in self._settings.paths if p not in there]
 
     async def check(self) -> list[str]:
         there, missing = self._split()
         if not there:
             raise SourceError(
-                f"None of the {len(missing)} paths of source {self.name} is there (the first is {missing[0]}), "
+                f"None of the {len(missing)} paths of source {self.name} can be seen (the first is {missing[0]}), "
                 f"so it cannot be backed up. Correct sources.{self.name}.paths."
             )
-        return [f"{p} (source {self.name}) is not there." for p in missing]
+        return [f"{p} (source {self.name}) is not there, or this user may not see it." for p in missing]
 
     @asynccontextmanager
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:  # noqa: ARG002  nothing to write out first
