@@ -59,10 +59,15 @@ def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
     lines = iter(lines)
     try:
         head = json.loads(next(lines, b"{}"))
-        if head.get("format") != FORMAT or tuple(head.get("columns", ())) != COLUMNS:
+        columns = tuple(head.get("columns", ()))
+        # A later version may say more of each entry, behind what this one knows.
+        if head.get("format") != FORMAT or columns[: len(COLUMNS)] != COLUMNS:
             raise DamagedArchive("its index is of a kind that this version does not know")
         for text in lines:
-            yield _entry(json.loads(text))
+            values = json.loads(text)
+            if len(values) != len(columns):
+                raise ValueError
+            yield _entry(values[: len(COLUMNS)])
     except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DamagedArchive("its index is damaged") from error
 

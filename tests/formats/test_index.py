@@ -54,6 +54,14 @@ def test_a_wrong_line_is_damage(line: bytes) -> None:
         list(index.parse([index.first_line(), line]))
 
 
+def test_columns_that_a_later_version_adds_are_passed_over() -> None:
+    head = json.dumps({"format": index.FORMAT, "columns": [*index.COLUMNS, "inode"]}).encode()
+    (entry,) = index.parse([head, json.dumps([*GOOD, 4711]).encode()])
+    assert (entry.path, entry.end) == ("photos/a.jpg", 900)
+    with pytest.raises(DamagedArchive):
+        list(index.parse([head, json.dumps(GOOD).encode()]))
+
+
 @pytest.mark.parametrize("head", [b"", b"[]", b"7", b'{"format": "memu-backup-index/9"}', b"\x00"])
 def test_an_index_of_another_kind_is_refused(head: bytes) -> None:
     with pytest.raises(DamagedArchive):
