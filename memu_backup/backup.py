@@ -7,18 +7,20 @@ import logging
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 
 from memu_backup import __version__, clean, files, lock, logs, verify, words
+from memu_backup.clean import OnRemoved
 from memu_backup.clock import Clock, now
-from memu_backup.errors import DamagedArchive, Interrupted, LockHeld, MemuError, SourceError
+from memu_backup.errors import DamagedArchive, HistoryAway, Interrupted, LockHeld, MemuError, SourceError, StoreError
 from memu_backup.history import History
-from memu_backup.model import Captured, Phase, Progress, Run, Status, Trigger
+from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
 from memu_backup.retention import KeepLast
 from memu_backup.sources import Source
+from memu_backup.status import adopted
 from memu_backup.stores import Label, OnProgress, Store, Written
 from memu_backup.work import Stop, in_thread
 
@@ -29,10 +31,15 @@ _LAST_WORDS_S = 3.0
 
 _LOCK_POLL_S = 2.0
 
+_KILLED = "The backup was interrupted: the program was killed or the machine went off. Older backups are untouched."
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Everything that one run needs. ``never`` are folders of ours that no source may pull in."""
+    """Everything that one run needs. ``never`` are folders of ours that no source may pull in.
+
+    ``on_removed`` is told of each older backup that retention lets go at the end.
+    """
 
     run_id: str
     job: str
@@ -42,6 +49,7 @@ class Order:
     host: str
     zone: tzinfo
     trigger: Trigger
+    on_removed: OnRemoved
     never: tuple[Path, ...] = ()
     patient: bool = False
 
@@ -51,58 +59,143 @@ async def run(order: Order, history: History, on_progress: OnProgress, clock: Cl
 
     Raises LockHeld, with nothing begun and no row, when another run holds the directory; a ``patient`` order waits
     instead. When cancelled, ends its children and threads, removes what is half-done, writes the row as failed and
-    raises CancelledError.
+    raises CancelledError; once the backup has its name, the row says so even then.
     """
     logs.run_id.set(order.run_id)
-    begun = time.monotonic()
-    row = Run(
+    try:
+        await asyncio.to_thread(order.store.prepare)
+        async with _locked(order, history, on_progress, clock):
+            return await _run_alone(order, history, on_progress, clock)
+    except StoreError as error:  # of the folder itself: nothing had begun
+        log.error("Backup job %s failed: %s", order.job, error)
+        row = replace(_failed(_new_row(order, clock), error), finished_at=clock(), duration_seconds=0)
+        await _note(history, row)
+        return row
+
+
+def _new_row(order: Order, clock: Clock) -> Run:
+    at = clock()
+    return Run(
         run_id=order.run_id,
         host=order.host,
         job=order.job,
         trigger=order.trigger,
-        filename=order.store.unused_name(clock(), order.zone),
+        filename=order.store.unused_name(at, order.zone),
         status=Status.IN_PROGRESS,
-        created_at=clock(),
+        created_at=at,
     )
-
-    def ended(row: Run) -> Run:
-        return replace(row, finished_at=clock(), duration_seconds=round(time.monotonic() - begun))
-
-    try:
-        order.store.prepare()
-        async with _locked(order, on_progress):
-            row = replace(row, filename=order.store.unused_name(row.created_at, order.zone))
-            await history.record(row)
-            log.info("Backup job %s begins, to be %s.", order.job, row.filename)
-            order.store.sweep()
-            row = ended(await _made(order, row, on_progress, clock))
-            await history.record(row)
-            log.info("Backup job %s: %s, %s.", order.job, row.status, words.size(row.size_bytes))
-            await _prune(order, history, clock)
-    except LockHeld:
-        raise
-    except asyncio.CancelledError:
-        row = ended(_failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
-        with suppress(TimeoutError):
-            await asyncio.wait_for(history.record(row), _LAST_WORDS_S)
-        raise
-    except MemuError as error:
-        log.error("Backup job %s failed: %s", order.job, error)
-        row = ended(_failed(row, error))
-        await history.record(row)
-    except Exception as error:
-        log.exception("Backup job %s failed unexpectedly.", order.job)
-        row = ended(_failed(row, MemuError(f"Something unexpected happened ({type(error).__name__}: {error})")))
-        await history.record(row)
-    return row
 
 
 def _failed(row: Run, error: MemuError) -> Run:
     return replace(row, status=Status.FAILED, error=str(error), error_code=error.code)
 
 
+async def _run_alone(order: Order, history: History, on_progress: OnProgress, clock: Clock) -> Run:
+    """The run, with the directory's lock held."""
+    begun = time.monotonic()
+    # Only now: a patient order may have waited for hours, and the name may have been given meanwhile.
+    row = _new_row(order, clock)
+
+    def ended(row: Run) -> Run:
+        return replace(row, finished_at=clock(), duration_seconds=round(time.monotonic() - begun))
+
+    cause: Exception | None = None
+    try:
+        await _note(history, row)
+        log.info("Backup job %s begins, to be %s.", order.job, row.filename)
+        await _tidied(order, history, clock)
+        row = await _made(order, row, on_progress, clock)
+    except asyncio.CancelledError:
+        log.warning("Backup job %s was interrupted.", order.job)
+        _sweep(order.store)
+        row = ended(_failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
+        await _note(history, row, _LAST_WORDS_S)
+        raise
+    except MemuError as error:
+        row = _failed(row, error)
+    except Exception as error:
+        # Not the error's own words: nobody knows what a stranger's exception quotes.
+        unexpected = MemuError(
+            f"Something unexpected happened ({type(error).__name__}), so no backup was made; older backups are "
+            "untouched. Start it again; if it stays so, show the log to whoever looks after this machine."
+        )
+        row, cause = _failed(row, unexpected), error
+    row = ended(row)
+    await _note(history, row)
+    if row.status is Status.FAILED:
+        _sweep(order.store)
+        log.error("Backup job %s failed: %s", order.job, row.error, exc_info=cause)
+    else:
+        log.info("Backup job %s: %s, %s.", order.job, row.status, words.size(row.size_bytes))
+        await _prune(order, history, clock)
+    return row
+
+
+async def _note(history: History, row: Run, patience_s: float | None = None) -> None:
+    """Write the row down. A backup that nobody can write down is made all the same; it tells of itself.
+
+    When cancelled, gives the writing a last moment before CancelledError goes on.
+    """
+    writing = asyncio.ensure_future(history.record(row))
+    try:
+        await asyncio.wait({writing}, timeout=patience_s)
+    except asyncio.CancelledError:
+        await asyncio.wait({writing}, timeout=_LAST_WORDS_S)
+        raise
+    finally:
+        writing.cancel()  # does nothing to one that is done
+    try:
+        if writing.done():
+            writing.result()
+    except HistoryAway as error:
+        log.error("The backup %s could not be written down: %s", row.filename, error)
+
+
+async def _tidied(order: Order, history: History, clock: Clock) -> None:
+    """Whatever is wrong with what older runs left, or with their rows, must not cost this night's backup."""
+    try:
+        await recover(order.store, order.host, order.job, history, clock, but=order.run_id)
+    except Exception as error:
+        log.warning("What earlier runs left could not be tidied up (%s).", type(error).__name__, exc_info=error)
+
+
+async def recover(
+    store: Store, host: str, job: str, history: History, clock: Clock = now, *, but: str | None = None
+) -> None:
+    """Remove what killed runs left in ``store`` and settle their rows; the caller holds the directory's lock.
+
+    A run whose backup lies there under its name was killed just before it could say so: its row is completed from
+    the backup itself. The others failed. ``but`` is the run that is under way.
+    """
+    for name in store.sweep():
+        log.info("Removed %s, left behind by a run that was killed.", name)
+    try:
+        rows = await history.runs(host=host, job=job)
+    except HistoryAway:
+        rows = [r for r in history.spooled() if (r.host, r.job) == (host, job)]
+    lost = [r for r in rows if r.status is Status.IN_PROGRESS and r.run_id != but]
+    if not lost:
+        return
+    stored = await asyncio.to_thread(store.backups)
+    for row in lost:
+        await _note(history, replace(settled(row, stored), finished_at=clock()))
+
+
+def settled(row: Run, stored: Sequence[Backup]) -> Run:
+    """What became of a run that was killed: made, if its backup lies there, or else failed."""
+    made = next((b for b in stored if b.manifest and b.manifest.run_id == row.run_id), None)
+    return adopted(row, made) if made else _failed(row, Interrupted(_KILLED))
+
+
+def _sweep(store: Store) -> None:
+    try:
+        store.sweep()
+    except StoreError as error:
+        log.warning("What is left of the run is removed by the next one: %s", error)
+
+
 @asynccontextmanager
-async def _locked(order: Order, on_progress: OnProgress) -> AsyncIterator[None]:
+async def _locked(order: Order, history: History, on_progress: OnProgress, clock: Clock) -> AsyncIterator[None]:
     while True:
         try:
             with lock.held(order.store.directory, f"backup job {order.job}"):
@@ -112,7 +205,15 @@ async def _locked(order: Order, on_progress: OnProgress) -> AsyncIterator[None]:
             if not order.patient:
                 raise
         on_progress(Progress(Phase.WAITING))
-        await asyncio.sleep(_LOCK_POLL_S)
+        try:
+            await asyncio.sleep(_LOCK_POLL_S)
+        except asyncio.CancelledError:
+            gave_up = Interrupted(
+                "The backup was interrupted while it waited for another; older backups are untouched."
+            )
+            row = replace(_failed(_new_row(order, clock), gave_up), finished_at=clock(), duration_seconds=0)
+            await _note(history, row, _LAST_WORDS_S)
+            raise
 
 
 async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -> Run:
@@ -133,20 +234,8 @@ async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -
     except BaseException:
         order.store.discard(written)
         raise
-    made = written.manifest
-    missing = [m for s in made.sources for m in s.missing]
-    return replace(
-        row,
-        status=Status.PARTIAL if made.partial else Status.SUCCESS,
-        error=(missing[0] if len(missing) == 1 else words.unread(len(missing))) if missing else None,
-        location=str(location),
-        size_bytes=written.size_bytes,
-        content_bytes=made.size_bytes,
-        files=made.files,
-        sha256=sha256,
-        verified_at=clock(),
-        warnings=tuple(w for s in made.sources for w in (*s.missing, *s.warnings)),
-    )
+    made = Backup(written.name, location, written.size_bytes, row.created_at, written.manifest)
+    return replace(adopted(row, made), sha256=sha256, verified_at=clock())
 
 
 async def _check(sources: Sequence[Source]) -> None:
@@ -155,7 +244,7 @@ async def _check(sources: Sequence[Source]) -> None:
     for source in sources:
         try:
             for warning in await source.check():
-                log.warning("%s", warning)
+                log.info("%s", warning)  # the capture says it again, and the row keeps it
         except SourceError as error:
             wrong.append(error)
     if len(wrong) == 1:
@@ -217,7 +306,9 @@ async def _prune(order: Order, history: History, clock: Clock) -> None:
     """The backup is made and recorded: whatever goes wrong here is a warning, not a failure of it."""
     try:
         plan = await clean.plan(order.store, order.job, order.host, order.keep, history, clock())
-        for backup in await clean.apply(plan, order.store, history, clock()):
+        for backup in await clean.apply(plan, order.store, history, clock(), order.on_removed):
             log.info("Removed %s: newer backups are there.", backup.name)
     except MemuError as error:
         log.warning("Old backups could not be cleaned up: %s", error)
+    except Exception as error:
+        log.warning("Old backups could not be cleaned up (%s).", type(error).__name__, exc_info=error)

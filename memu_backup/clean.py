@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -15,6 +16,9 @@ from memu_backup.retention import Candidate, KeepLast, Verdict
 from memu_backup.stores import Store
 
 log = logging.getLogger(__name__)
+
+OnRemoved = Callable[[Backup], Awaitable[None]]
+"""Told of each backup that was removed, once it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ async def plan(
     Only backups that say themselves that they are this job's are looked at: others in the folder are not ours to
     judge. Raises StoreError.
     """
-    mine = [b for b in store.backups() if b.manifest and (b.manifest.job, b.manifest.host) == (job, host)]
+    stored = await asyncio.to_thread(store.backups)
+    mine = [b for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (job, host)]
     damaged = await _damaged(history, job, host)
     candidates = [
         # A backup gets its name only after it was re-read, so one that is listed was verified, unless found otherwise.
@@ -55,26 +60,34 @@ async def _damaged(history: History, job: str, host: str) -> frozenset[str]:
         runs = await history.runs(host=host, job=job)
     except HistoryAway as error:
         log.warning("%s", error)
-        runs = history.spooled()
+        runs = [r for r in history.spooled() if (r.host, r.job) == (host, job)]
     return frozenset(r.filename for r in runs if r.error_code == "damaged")
 
 
-async def apply(decisions: Sequence[Decision], store: Store, history: History, now: datetime) -> list[Backup]:
+async def apply(
+    decisions: Sequence[Decision], store: Store, history: History, now: datetime, on_removed: OnRemoved
+) -> list[Backup]:
     """Remove what is to go; the caller holds the directory's lock. Returns what was removed. Raises StoreError."""
     going = [d.backup for d in decisions if not d.verdict.keep]
     if not going:
         return []
     rows = await _rows(history)
     for backup in going:
-        store.delete(backup.path)
-        if (row := rows.get(backup.name)) is not None:
-            await history.record(replace(row, deleted_at=now))
+        await asyncio.to_thread(store.delete, backup.path)
+        row = rows.get(backup.manifest.run_id) if backup.manifest else None
+        try:
+            if row is not None:
+                await history.record(replace(row, deleted_at=now))
+        except HistoryAway as error:
+            log.warning("That %s was removed could not be written down: %s", backup.name, error)
+        await on_removed(backup)
     return going
 
 
 async def _rows(history: History) -> dict[str, Run]:
+    """By run and not by name: two machines that share a history name their backups alike."""
     try:
-        return {r.filename: r for r in await history.runs()}
+        return {r.run_id: r for r in await history.runs()}
     except HistoryAway:
         # The rows then still tell of files that are gone; status looks at the files (and history is made again later).
-        return {}
+        return {r.run_id: r for r in history.spooled()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -10,26 +11,28 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from memu_backup import words
 from memu_backup.model import Phase, Progress
 from memu_backup.stores import OnProgress
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No emoji: a photo may well be called :smile:.jpg.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 _PLAIN_EVERY_S = 10.0
 
 
 def say(text: str = "") -> None:
-    """Plain text as it is: names of files are never taken for markup."""
-    out.print(text, markup=False)
+    """Text for people, as it is: names of files are never taken for markup, nor by the terminal for commands."""
+    out.print(Text(words.printable(text)))
 
 
 def complain(text: str) -> None:
-    err.print(text, markup=False)
+    """As ``say``, on stderr."""
+    err.print(Text(words.printable(text)))
 
 
 def print_json(document: Any) -> None:
@@ -38,22 +41,51 @@ def print_json(document: Any) -> None:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Columns that a phone's terminal still shows; ``right`` are the numbers of those that hold numbers."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    """Columns that a phone's terminal still shows; ``right`` are the numbers of those that hold numbers.
+
+    In a pipe each row is one line, however long, so that a script finds whole names in it.
+    """
+    shown = [[" ".join(words.printable(cell).split("\n")) for cell in row] for row in rows]
+    if not out.is_terminal:
+        _plain_table(columns, shown, right)
+        return
+    folded = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
-        shown.add_column(name, justify="right" if number in right else "left", overflow="fold")
-    for row in rows:
-        shown.add_row(*(escape(cell) for cell in row))
-    out.print(shown, soft_wrap=False)
+        folded.add_column(name, justify="right" if number in right else "left", overflow="fold")
+    for row in shown:
+        folded.add_row(*(Text(cell) for cell in row))
+    out.print(folded, soft_wrap=False)
 
 
-def confirmed(question: str) -> bool:
-    """Ask on the terminal; only ``y`` and ``yes`` are a yes."""
-    err.print(f"{question} [y/N] ", markup=False, end="")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(columns, *rows, strict=True)]
+    for row in (columns, *rows):
+        cells = [
+            cell.rjust(width) if number in right else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(cells).rstrip())
+
+
+async def confirmed(question: str) -> bool:
+    """Ask on the terminal; only ``y`` and ``yes`` are a yes. Ctrl-C while it waits cancels."""
+    err.print(Text(f"{words.printable(question)} [y/N] "), end="")
+    loop = asyncio.get_running_loop()
+    answered = asyncio.Event()
+    # Not readline alone: while it blocks, no signal gets through to the loop.
+    loop.add_reader(sys.stdin.fileno(), answered.set)
+    try:
+        await answered.wait()
+    finally:
+        loop.remove_reader(sys.stdin.fileno())
+    answer = sys.stdin.readline()
+    if not answer:  # Ctrl-D ends no line
+        err.print()
+    return answer.strip().lower() in ("y", "yes")
 
 
 def interactive() -> bool:
+    """Whether somebody is there who can be asked."""
     return sys.stdin.isatty() and err.is_terminal
 
 
@@ -74,15 +106,16 @@ def progress() -> Iterator[OnProgress]:
     )
     from rich.progress import Progress as Bars
 
+    # They go when the work is done or has failed: what remains on the screen is the sentence that says which.
     bars = Bars(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=20),
         TaskProgressColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(compact=True),
         console=err,
-        transient=False,
+        transient=True,
     )
     tasks: dict[Phase, TaskID] = {}
 
@@ -96,8 +129,6 @@ def progress() -> Iterator[OnProgress]:
 
     with bars:
         yield show
-        for task in bars.tasks:
-            bars.update(task.id, total=task.completed or 1, completed=task.completed or 1)
 
 
 class _Plain:
@@ -108,12 +139,12 @@ class _Plain:
         self._next = 0.0
 
     def __call__(self, moment: Progress) -> None:
-        new = moment.phase is not self._phase
-        if not new and time.monotonic() < self._next:
+        begins = moment.phase is not self._phase
+        if not begins and time.monotonic() < self._next:
             return
         self._phase, self._next = moment.phase, time.monotonic() + _PLAIN_EVERY_S
-        line = words.PHASES[moment.phase]
-        if moment.total_bytes:
-            line += f": {words.size(moment.done_bytes)} of {words.size(moment.total_bytes)}"
-        if new or moment.total_bytes:
-            complain(f"{line} …")
+        name = words.PHASES[moment.phase]
+        if begins:
+            complain(f"{name} {words.size(moment.total_bytes)} …" if moment.total_bytes else f"{name} …")
+        elif moment.total_bytes:
+            complain(f"{name}: {words.size(moment.done_bytes)} of {words.size(moment.total_bytes)} …")

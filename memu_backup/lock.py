@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memu_backup import files
@@ -14,30 +15,66 @@ from memu_backup.errors import LockHeld
 
 NAME = ".memu_backup.lock"
 
+_SECOND_LOOK_S = 0.05
+"""``taken`` holds the lock for a moment while it looks; that is no reason to send anybody away."""
+
 
 @contextmanager
 def held(directory: Path, purpose: str) -> Iterator[None]:
     """Hold ``directory`` for ``purpose`` ("backup job nightly"); the kernel lets go when the process ends, however.
 
-    Raises LockHeld with who holds it, StoreError where the file cannot be made.
+    Raises LockHeld with who holds it, StoreError where the file cannot be made or the filesystem knows no locks.
     """
     try:
         descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise files.storing(error, directory) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockHeld(
-                f"{_holder(descriptor)} is using {directory} right now, so nothing was started. "
-                "Wait until it is done, or look with: memu-backup status"
-            ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
+        _take(descriptor, directory)
+        _sign(descriptor, purpose)
         yield
     finally:
         os.close(descriptor)
+
+
+def taken(directory: Path) -> bool:
+    """Whether somebody holds ``directory`` right now, this process included. True where that cannot be seen."""
+    try:
+        descriptor = os.open(directory / NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _take(descriptor: int, directory: Path) -> None:
+    for patience_s in (_SECOND_LOOK_S, None):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if patience_s is None:
+                raise LockHeld(
+                    f"{_holder(descriptor)} is using {directory} right now, so nothing was started. "
+                    "Wait until it is done, or look with: memu-backup status"
+                ) from error
+            time.sleep(patience_s)
+        except OSError as error:
+            raise files.storing(error, directory) from error
+
+
+def _sign(descriptor: int, purpose: str) -> None:
+    # On a full disk there is no room for the name, and `clean` is just what is wanted then.
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "purpose": purpose}).encode(), 0)
 
 
 def _holder(descriptor: int) -> str:

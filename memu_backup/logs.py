@@ -8,12 +8,18 @@ import sys
 from contextvars import ContextVar
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
+from typing import TextIO
+
+from memu_backup import words
 
 run_id: ContextVar[str] = ContextVar("run_id", default="-")
 """The run that the current task works for; set once where the run begins, inherited by all it starts."""
 
 _FILE_BYTES = 5_000_000
 _FILES = 5
+_STAMPED = "%(asctime)s %(levelname)-7s [%(run)s] %(message)s"
+
+log = logging.getLogger(__name__)
 
 
 class _WithRun(logging.Filter):
@@ -22,26 +28,92 @@ class _WithRun(logging.Filter):
         return True
 
 
-def configure(file: Path | None = None, level: int = logging.INFO) -> None:
-    """Send everything to stderr and, if given, to ``file`` (5 MB each, 5 of them). Raises OSError for the file."""
-    stamped = "%(asctime)s %(levelname)-7s [%(run)s] %(message)s"
+class _Sentence(logging.Formatter):
+    """The bare sentence for somebody at a terminal, without a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return words.printable(record.getMessage())
+
+
+class _Once(logging.Filter):
+    """Lets each sentence through once: that the history is away is met at every turn of a command."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        sentence = record.getMessage()
+        new = sentence not in self._said
+        self._said.add(sentence)
+        return new
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the moment: a progress bar puts something else there to stay below the lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
+def configure(file: Path | None = None) -> None:
+    """For the service: everything from INFO on goes to stderr and, if given, to ``file`` (5 MB each, 5 of them).
+
+    A file that cannot be written is told of and done without: it must not cost the family a backup.
+    """
     # The journal has the time already.
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    handlers[0].setFormatter(logging.Formatter(stamped.removeprefix("%(asctime)s ") if _in_journal() else stamped))
-    if file is not None:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handlers.append(RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=_FILES - 1))
-        handlers[1].setFormatter(logging.Formatter(stamped))
+    stamp = _STAMPED.removeprefix("%(asctime)s ") if "JOURNAL_STREAM" in os.environ else _STAMPED
+    _install(_stderr(logging.INFO, logging.Formatter(stamp)), file)
+
+
+def configure_for_people(file: Path | None = None, *, debug: bool = False) -> None:
+    """For a command: warnings go to stderr as bare sentences (``debug``: everything, with tracebacks).
+
+    ``file`` is told all that it would be told by the service.
+    """
+    stderr = _stderr(logging.DEBUG, logging.Formatter(_STAMPED)) if debug else _stderr(logging.WARNING, _Sentence())
+    if not debug:
+        stderr.addFilter(_Once())
+    _install(stderr, file)
+
+
+def file_in_use() -> Path | None:
+    """The log file that is being written, for a hint where to look."""
+    files = (h.baseFilename for h in logging.getLogger().handlers if isinstance(h, RotatingFileHandler))
+    return next((Path(name) for name in files), None)
+
+
+def _stderr(level: int, formatter: logging.Formatter) -> logging.Handler:
+    handler = _Stderr()
+    handler.setLevel(level)
+    handler.setFormatter(formatter)
+    handler.addFilter(_WithRun())
+    return handler
+
+
+def _install(stderr: logging.Handler, file: Path | None) -> None:
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
         old.close()
-    for handler in handlers:
-        handler.addFilter(_WithRun())
-        root.addHandler(handler)
-    root.setLevel(level)
-    logging.getLogger("apscheduler").setLevel(logging.WARNING)
+    root.addHandler(stderr)
+    root.setLevel(min(stderr.level, logging.INFO))
+    # What libraries say of themselves is for their authors.
+    for library in ("apscheduler", "asyncio"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    if file is not None:
+        _add_file(root, file)
 
 
-def _in_journal() -> bool:
-    return "JOURNAL_STREAM" in os.environ
+def _add_file(root: logging.Logger, file: Path) -> None:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = RotatingFileHandler(file, maxBytes=_FILE_BYTES, backupCount=_FILES - 1, encoding="utf-8")
+    except OSError as error:
+        log.warning("The log file %s cannot be written (%s), so the log goes without it.", file, error.strerror)
+        return
+    handler.setLevel(logging.INFO)
+    handler.setFormatter(logging.Formatter(_STAMPED))
+    handler.addFilter(_WithRun())
+    root.addHandler(handler)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
 import os
+import pwd
 import uuid
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
 from memu_backup import backup, clean, lock, restore, schedule, status, verify, words
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
-from memu_backup.errors import HistoryAway, MemuError, StoreError, UnknownBackup
+from memu_backup.errors import HistoryAway, LockHeld, MemuError, StoreError, UnknownBackup
 from memu_backup.history import History
-from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, StatusReport, Trigger
+from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.retention import KeepLast
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
@@ -34,26 +35,58 @@ class Asker:
 
 
 def at_the_terminal() -> Asker:
-    return Asker(getpass.getuser(), "cli")
+    """Whoever typed the command, also behind sudo."""
+    user = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
+    if not user:
+        try:
+            user = pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:  # in a container a user may have no name
+            user = f"user {os.getuid()}"
+    return Asker(user, "cli")
 
 
 SCHEDULER = Asker("memu-backup", "scheduler")
 
 log = logging.getLogger(__name__)
 
+_AUDIT_PATIENCE_S = 3.0
+"""For the audit of something that was cancelled; it is spooled at once, Postgres may not answer."""
+
 
 def _nobody_watches(_: Progress) -> None:
     return
 
 
-async def restore_without_settings(
-    planned: restore.Plan, asker: Asker, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
+def look(file: Path) -> tuple[Store, Backup]:
+    """A backup that lies anywhere, such as on a drive; needs no settings.
+
+    Raises UnknownBackup, NotAnArchive, UsageError.
+    """
+    store = ArchiveStore(file.absolute().parent, ArchiveSettings(kind="archive"))
+    return store, store.look(file.absolute())
+
+
+async def give_back(
+    planned: restore.Plan, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
 ) -> restore.Restored:
-    """As ``Manager.restore``, where there is no history to write it down in."""
-    del asker
+    """Carry out a plan of ``restore.plan``; needs no settings, and writes nothing down. Raises as ``carry_out``."""
     stop = Stop()
     work = partial(restore.carry_out, planned, overwrite=overwrite, on_progress=on_progress, stop=stop)
     return await in_thread(work, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A stored backup and what is known of it.
+
+    ``state`` is good, incomplete, damaged (known to be, by a verification), or unreadable (it does not even tell what
+    it is). ``verified_at`` is None where nobody knows of a verification.
+    """
+
+    store: Store
+    backup: Backup
+    state: str
+    verified_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +107,14 @@ async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
 
 def _check_place(directory: Path) -> str:
     """The folder, or the nearest one above it that is there, since the first backup makes it."""
-    there = directory
-    while not there.exists():
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise StoreError(f"{there} cannot be written by this user, so no backup can be stored in {directory}.")
+    there = next(f for f in (directory, *directory.parents) if os.path.lexists(f))
+    if not there.is_dir():
+        raise StoreError(f"{there} is a file and not a folder, so no backup can be stored in {directory}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StoreError(f"{there} cannot be written to, so no backup can be stored in {directory}.")
     free = os.statvfs(there)
     will = "" if there == directory else "will be made by the first backup; "
-    return f"{will}{words.size(free.f_bavail * free.f_frsize)} are free"
+    return f"{will}{words.size(free.f_bavail * free.f_frsize)} free"
 
 
 class Manager:
@@ -110,6 +143,7 @@ class Manager:
             host=self.config.host,
             zone=self.config.zone,
             trigger=trigger,
+            on_removed=partial(self._removed, asker),
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
         )
@@ -131,9 +165,25 @@ class Manager:
             return await decide()
         with lock.held(store.directory, f"clean job {job}"):
             decisions = await decide()
-            for removed in await clean.apply(decisions, store, self.history, self._clock()):
-                await self._audit(asker, "delete", removed.name, "done")
+            await clean.apply(decisions, store, self.history, self._clock(), partial(self._removed, asker))
         return decisions
+
+    async def recover(self) -> None:
+        """Remove what killed runs left behind and settle their rows, wherever nobody is at work."""
+        for name in self.config.jobs:
+            store = self.store(self.config.job(name))
+            if not store.directory.is_dir():
+                continue
+            try:
+                with lock.held(store.directory, "tidying up"):
+                    await backup.recover(store, self.config.host, name, self.history, self._clock)
+            except LockHeld:
+                continue  # whoever holds it does the same
+            except StoreError as error:
+                log.warning("%s", error)
+
+    async def _removed(self, asker: Asker, gone: Backup) -> None:
+        await self._audit(asker, "delete", gone.name, "done")
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -153,66 +203,105 @@ class Manager:
         found = [(store, stored) for store in self.stores() for stored in store.backups()]
         return sorted(found, key=lambda both: both[1].created_at, reverse=True)
 
-    def find(self, name: str) -> tuple[Store, Backup]:
-        """A backup by its name, the beginning of it, or ``latest``: the newest that is complete.
+    async def listing(self) -> list[Listed]:
+        """Everything stored and what is known of it, newest first. Raises StoreError."""
+        stored = await asyncio.to_thread(self.backups)
+        try:
+            runs = await self.history.runs()
+        except HistoryAway as error:
+            log.warning("%s", error)
+            runs = self.history.spooled()
+        by_run = {r.run_id: r for r in runs}
+        by_name = {r.filename: r for r in reversed(runs) if r.host == self.config.host}
+        found = []
+        for store, there in stored:
+            row = by_run.get(there.manifest.run_id) if there.manifest else by_name.get(there.name)
+            found.append(Listed(store, there, _state(there, row), row.verified_at if row else None))
+        return found
+
+    async def find(self, name: str) -> tuple[Store, Backup]:
+        """A backup by its name, the beginning of it, or ``latest``: the newest good one, of this machine if it has any.
 
         Raises UnknownBackup with what to do.
         """
-        stored = self.backups()
+        stored = await self.listing()
         if not stored:
             places = ", ".join(str(s.directory) for s in self.stores())
             raise UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
         if name == "latest":
-            return next((b for b in stored if b[1].manifest and not b[1].manifest.partial), stored[0])
-        exact = [b for b in stored if b[1].name == name]
-        close = exact or [b for b in stored if name and b[1].name.startswith(name)]
+            chosen = min(stored, key=self._preference)
+            return chosen.store, chosen.backup
+        exact = [s for s in stored if name in (s.backup.name, s.backup.name.partition(".")[0])]
+        close = exact or [s for s in stored if name and s.backup.name.startswith(name)]
         if len(close) == 1:
-            return close[0]
+            return close[0].store, close[0].backup
         problem = f"{len(close)} backups begin with {name}" if close else f"There is no backup {name}"
         raise UnknownBackup(f"{problem}. See what there is with: memu-backup list")
 
+    def _preference(self, listed: Listed) -> tuple[bool, int]:
+        """What ``latest`` looks for first; among equals the newest, as the list is sorted. On a new machine, after the
+        old one died, all backups are another machine's."""
+        made = listed.backup.manifest
+        return made is None or made.host != self.config.host, _STATES.index(listed.state)
+
     async def reports(self) -> dict[str, StatusReport]:
-        """Where each job stands. With the history away, told from what lies on disk and what waits in the spool."""
+        """Where each job stands. Always answers: with the history away, from what lies on disk and in the spool."""
+        return {name: await self._report(self.config.job(name)) for name in self.config.jobs}
+
+    async def _report(self, job: Job) -> StatusReport:
+        store, host = self.store(job), self.config.host
+        busy = lock.taken(store.directory)
         try:
-            runs, away = await self.history.runs(host=self.config.host), False
+            runs, away = await self.history.runs(host=host, job=job.name), False
         except HistoryAway as error:
+            log.info("%s", error)  # the report says it
+            spooled = [r for r in self.history.spooled() if (r.host, r.job) == (host, job.name)]
+            runs, away = sorted(spooled, key=lambda r: r.created_at, reverse=True), True
+        try:
+            stored = await asyncio.to_thread(store.backups)
+        except StoreError as error:
             log.warning("%s", error)
-            runs, away = sorted(self.history.spooled(), key=lambda r: r.created_at, reverse=True), True
-        found = {}
-        for name in self.config.jobs:
-            job = self.config.job(name)
-            found[name] = status.assess(
-                [r for r in runs if r.job == name],
-                [b for b in self.store(job).backups() if b.manifest and b.manifest.job == name],
-                self._clock(),
-                interval=schedule.timetable(job.cron, self.config.zone).interval(self._clock()) if job.cron else None,
-                usb_overdue_days=self.config.usb.overdue_days,
-                history_away=away,
-            )
-        return found
+            stored = []
+        mine = [b for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (job.name, host)]
+        if not busy and not lock.taken(store.directory):
+            runs = [backup.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
+        return status.assess(
+            runs,
+            mine,
+            self._clock(),
+            interval=schedule.timetable(job.cron, self.config.zone).interval(self._clock()) if job.cron else None,
+            usb_overdue_days=self.config.usb.overdue_days,
+            history_away=away,
+        )
 
     # --- is it good, and the way back --------------------------------------------------------------------------------
-
-    def look(self, file: Path) -> tuple[Store, Backup]:
-        """A backup that lies anywhere, such as on a drive. Raises UnknownBackup, NotAnArchive, DamagedArchive."""
-        store = ArchiveStore(file.absolute().parent, ArchiveSettings(kind="archive"))
-        return store, store.look(file.absolute())
 
     async def verify(
         self, store: Store, stored: Backup, level: Level, asker: Asker, on_progress: OnProgress = _nobody_watches
     ) -> Verdict:
-        """Re-read a backup; the outcome goes into its row. Raises NotAnArchive."""
-        verdict = await verify.verify(store, stored, level, self.history, on_progress, self._clock)
-        await self._audit(asker, f"verify {level}", stored.name, "good" if verdict.good else "damaged")
-        return verdict
+        """Re-read a backup. The outcome goes into its row, unless it is a copy that lies elsewhere.
+
+        Raises NotAnArchive.
+        """
+        outcome = "failed"
+        try:
+            if any(_same_folder(store.directory, ours.directory) for ours in self.stores()):
+                host = self.config.host
+                verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
+            else:
+                verdict = await verify.prove(store, stored.path, stored.manifest, on_progress, level)
+            outcome = "good" if verdict.good else "damaged"
+            return verdict
+        finally:
+            await self._audit(asker, f"verify {level}", stored.name, outcome)
 
     async def restore(
         self, planned: restore.Plan, asker: Asker, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
     ) -> restore.Restored:
-        """Carry out a plan of ``restore.plan``. Raises RestoreError, ArchiveError."""
+        """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
         subject, outcome = f"{planned.archive.name} to {planned.target}", "failed"
         try:
-            done = await restore_without_settings(planned, asker, overwrite=overwrite, on_progress=on_progress)
+            done = await give_back(planned, overwrite=overwrite, on_progress=on_progress)
             outcome = "done"
             return done
         finally:
@@ -235,15 +324,38 @@ class Manager:
         return " ".join(warnings) or "can be backed up"
 
     async def _audit(self, asker: Asker, action: str, subject: str, outcome: str) -> None:
-        await self.history.audit(
-            AuditEvent(
-                event_id=str(uuid.uuid4()),
-                created_at=self._clock(),
-                host=self.config.host,
-                actor=asker.actor,
-                origin=asker.origin,
-                action=action,
-                subject=subject,
-                outcome=outcome,
-            )
+        """What was done is done: that it cannot be written down is a warning. Bounded, as it also follows a Ctrl-C."""
+        event = AuditEvent(
+            event_id=str(uuid.uuid4()),
+            created_at=self._clock(),
+            host=self.config.host,
+            actor=asker.actor,
+            origin=asker.origin,
+            action=action,
+            subject=subject,
+            outcome=outcome,
         )
+        try:
+            await asyncio.wait_for(self.history.audit(event), _AUDIT_PATIENCE_S)
+        except TimeoutError:
+            log.info("The audit entry waits in the spool.")
+        except HistoryAway as error:
+            log.warning("Who did this could not be written down: %s", error)
+
+
+def _same_folder(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+_STATES = ("good", "incomplete", "damaged", "unreadable")
+
+
+def _state(stored: Backup, row: Run | None) -> str:
+    if row and row.error_code == "damaged":
+        return "damaged"
+    if stored.manifest is None:
+        return "unreadable"
+    return "incomplete" if stored.manifest.partial else "good"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
 import fnmatch
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,10 +72,10 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
                 raise DamagedArchive("it is not as long as it was when it was written")
             manifest = reader.manifest()
             entries = [e for e in reader.index() if e.path not in OWN_NAMES]
+            # All of them and not only the wanted: one that holds a hostile entry is not trusted with the others.
+            unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in entries)
         except (DamagedArchive, HostileArchive) as error:
-            raise _about(archive, error) from error
-    # All of them and not only the wanted: an archive that holds one hostile entry is not trusted with the others.
-    unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in entries)
+            raise about(archive, error) from error
     chosen = _with_link_targets(_choose(entries, wanted, manifest), entries)
     existing = tuple(e.path for e in chosen if e.type is not Type.DIRECTORY and os.path.lexists(target / e.path))
     return Plan(
@@ -90,11 +93,41 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
 def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: Stop) -> Restored:
     """Do what was planned; blocks. Files that are there are replaced only with ``overwrite``, each at once.
 
-    Raises RestoreError before anything is written where files are in the way or space is short; DamagedArchive and
-    RestoreError name the entry at which it ended, what was written before then stays.
+    Raises RestoreError before anything is written where files are in the way or space is short. A target that was
+    made for this goes again where it ends in RestoreError or Interrupted; in one that was there the files that were
+    done stay, each of them whole. After DamagedArchive what could be read stays in any case: it may be all there is.
     """
     refuse(planned, overwrite=overwrite)
     begun = time.monotonic()
+    made = _make_folder(planned.target)
+    try:
+        warnings = _unpack(planned, overwrite, on_progress, stop)
+    except DamagedArchive:
+        raise
+    except BaseException:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+        raise
+    return Restored(planned.target, planned.files, planned.size_bytes, time.monotonic() - begun, warnings)
+
+
+def _make_folder(target: Path) -> Path | None:
+    """Make ``target`` and what is missing above it; returns the topmost folder that was made, None for none."""
+    missing = [folder for folder in (target, *target.parents) if not os.path.lexists(folder)]
+    try:
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise RestoreError(f"{_unusable(target, error)}, so nothing was restored. Choose another with --to.") from error
+    return missing[-1] if missing else None
+
+
+def _unusable(target: Path, error: OSError) -> str:
+    if error.errno == errno.EROFS:
+        return f"{target} lies on a disk that cannot be written to"
+    return f"{target} cannot be written to ({os.strerror(error.errno or 0)})"
+
+
+def _unpack(planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop) -> tuple[str, ...]:
     done_bytes = done_entries = 0
 
     def on_done(more_bytes: int, more_entries: int) -> None:
@@ -103,20 +136,22 @@ def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: 
         on_progress(Progress(Phase.RESTORING, done_bytes, planned.size_bytes, done_entries))
 
     allowed = {e.path: Planned(e.type, e.size_bytes, e.link) for e in planned.entries}
+    on_progress(Progress(Phase.RESTORING, 0, planned.size_bytes))
     try:
-        planned.target.mkdir(mode=0o700, parents=True, exist_ok=True)
         unpacker = unpack.Unpacker(planned.target, allowed, overwrite=overwrite, stop=stop, on_done=on_done)
     except OSError as error:
-        raise RestoreError(f"{planned.target} cannot be used ({error.strerror}), so nothing was restored.") from error
+        raise RestoreError(f"{_unusable(planned.target, error)}, so nothing was restored.") from error
     with ArchiveReader(planned.archive, stop) as reader, unpacker:
         try:
             _feed(reader, planned, allowed, unpacker)
             unpacker.finish()
+        except DamagedArchive as error:
+            raise DamagedArchive(
+                f"{about(planned.archive, error)} What could be read until then is in {planned.target}."
+            ) from error
         except ArchiveError as error:
-            raise _about(planned.archive, error) from error
-    return Restored(
-        planned.target, planned.files, planned.size_bytes, time.monotonic() - begun, tuple(unpacker.warnings)
-    )
+            raise about(planned.archive, error) from error
+    return tuple(unpacker.warnings)
 
 
 def as_json(planned: Plan) -> dict[str, Any]:
@@ -127,7 +162,7 @@ def as_json(planned: Plan) -> dict[str, Any]:
         "files": planned.files,
         "size_bytes": planned.size_bytes,
         "free_bytes": planned.free_bytes,
-        "in_the_way": [shown(p) for p in planned.in_the_way],
+        "in_the_way": list(planned.in_the_way),
     }
 
 
@@ -149,7 +184,10 @@ def _feed(reader: ArchiveReader, planned: Plan, allowed: dict[str, Planned], unp
 
 
 def refuse(planned: Plan, *, overwrite: bool) -> None:
-    """Raises RestoreError where a plan cannot be carried out: files in the way, or not enough space."""
+    """Raises RestoreError where a plan cannot be carried out: no folder, files in the way, or not enough space."""
+    there = next(f for f in (planned.target, *planned.target.parents) if os.path.lexists(f))
+    if not there.is_dir():
+        raise RestoreError(f"{there} is a file and not a folder, so nothing was restored. Choose another with --to.")
     if planned.in_the_way and not overwrite:
         first = ", ".join(shown(p) for p in planned.in_the_way[:3])
         more = len(planned.in_the_way) - 3
@@ -166,15 +204,18 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
 
 def _choose(entries: Sequence[Entry], wanted: Wanted, manifest: Manifest | None) -> list[Entry]:
     places = _places(wanted.sources, manifest)
-    chosen = [
-        e
-        for e in entries
-        if (not places or any(e.path == p.removesuffix("/") or e.path.startswith(p) for p in places))
-        and (not wanted.paths or any(_fits(e.path, p) for p in wanted.paths))
-    ]
+    inside = [e for e in entries if not places or any(_lies_in(e.path, p) for p in places)]
+    for pattern in wanted.paths:
+        # Each on its own: a mistyped one beside a good one would pass unnoticed, on a day that matters.
+        if not any(_fits(e.path, pattern) for e in inside):
+            where = f"{' and '.join(wanted.sources)} of this backup" if wanted.sources else "this backup"
+            raise UsageError(
+                f"Nothing in {where} fits {shown(pattern)}; nothing was restored. "
+                "Look into it with: memu-backup show BACKUP --files"
+            )
+    chosen = [e for e in inside if not wanted.paths or any(_fits(e.path, p) for p in wanted.paths)]
     if not chosen:
-        what = " or ".join(wanted.paths) or "anything"
-        raise UsageError(f"Nothing in this backup fits {what}. Look into it with: memu-backup show BACKUP --files")
+        raise UsageError("There is nothing in this backup to restore.")
     return chosen
 
 
@@ -184,16 +225,22 @@ def _places(sources: Sequence[str], manifest: Manifest | None) -> list[str]:
     if manifest is None:
         raise UsageError("This archive does not tell its sources; name paths with --path instead.")
     known = {s.name: s.place for s in manifest.sources}
-    unknown = [s for s in sources if s not in known]
-    if unknown:
-        raise UsageError(f"There is no source {unknown[0]} in this backup; it has {', '.join(known)}.")
-    # With the slash, or photos/ would bring photos2/ along; a file is its own place.
+    for source in sources:
+        if source not in known:
+            close = difflib.get_close_matches(source, known, 1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise UsageError(f"There is no source {shown(source)} in this backup; it has {', '.join(known)}.{hint}")
     return [known[s] for s in sources]
+
+
+def _lies_in(path: str, place: str) -> bool:
+    # With the slash, or photos/ would bring photos2/ along; a place without one is a single file.
+    return path == place.removesuffix("/") or (place.endswith("/") and path.startswith(place))
 
 
 def _fits(path: str, pattern: str) -> bool:
     """A path itself, everything below it, or a glob; ``*`` crosses folders, as people expect of a search."""
-    pattern = pattern.removesuffix("/")
+    pattern = pattern.removeprefix("./").strip("/")
     return path == pattern or path.startswith(pattern + "/") or fnmatch.fnmatchcase(path, pattern)
 
 
@@ -214,7 +261,7 @@ def _free(target: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def _about(archive: Path, error: MemuError) -> MemuError:
+def about(archive: Path, error: MemuError) -> MemuError:
     """Errors of the archive are half-sentences about "it"; here they get its name, and what it means."""
     text = str(error)
     if text[:1].isupper():

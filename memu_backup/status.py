@@ -6,9 +6,11 @@ Pure: nothing is read here, and the present moment is handed in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from memu_backup import words
 from memu_backup.model import Backup, Problem, Run, Status, StatusReport, Trigger
 
 OVERDUE_INTERVALS = 1.5
@@ -110,25 +112,44 @@ def _lies_there(run: Run, names: set[str]) -> bool:
 def _with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
     """All runs, newest first, with those added that only their backup tells of."""
     recorded = {r.filename for r in runs}
-    added = [
-        Run(
-            run_id=b.manifest.run_id,
-            host=b.manifest.host,
-            job=b.manifest.job,
-            # Nobody wrote down what set it off; MANUAL is the word that claims no timetable was kept.
-            trigger=Trigger.MANUAL,
-            filename=b.name,
-            status=Status.PARTIAL if b.manifest.partial else Status.SUCCESS,
-            created_at=b.created_at,
-            location=str(b.path),
-            size_bytes=b.size_bytes,
-            content_bytes=b.manifest.size_bytes,
-            files=b.manifest.files,
-        )
-        for b in stored
-        if b.manifest and not recorded & {b.name, b.path.name}
-    ]
+    added = [from_backup(b) for b in stored if b.manifest and not recorded & {b.name, b.path.name}]
     return sorted([*runs, *added], key=lambda r: r.created_at, reverse=True)
+
+
+def from_backup(backup: Backup) -> Run:
+    """The row of a backup that nobody wrote down, from what it says of itself (it has a manifest)."""
+    made = backup.manifest
+    assert made is not None
+    blank = Run(
+        run_id=made.run_id,
+        host=made.host,
+        job=made.job,
+        # Nobody wrote down what set it off; MANUAL is the word that claims no timetable was kept.
+        trigger=Trigger.MANUAL,
+        filename=backup.name,
+        status=Status.SUCCESS,
+        created_at=backup.created_at,
+    )
+    return adopted(blank, backup)
+
+
+def adopted(row: Run, backup: Backup) -> Run:
+    """``row``, with all that follows from the backup that lies there (it has a manifest): it was made, whole or not."""
+    made = backup.manifest
+    assert made is not None
+    missing = [m for s in made.sources for m in s.missing]
+    return replace(
+        row,
+        filename=backup.name,
+        status=Status.PARTIAL if made.partial else Status.SUCCESS,
+        error=(missing[0] if len(missing) == 1 else words.unread(len(missing))) if missing else None,
+        error_code=None,
+        location=str(backup.path),
+        size_bytes=backup.size_bytes,
+        content_bytes=made.size_bytes,
+        files=made.files,
+        warnings=tuple(w for s in made.sources for w in (*s.missing, *s.warnings)),
+    )
 
 
 def _run_or_none(run: Run | None) -> dict[str, Any] | None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memu_backup.clock import Clock, now
-from memu_backup.errors import ArchiveError, HistoryAway
+from memu_backup.errors import ArchiveError, HistoryAway, UsageError
 from memu_backup.history import History
 from memu_backup.model import Backup, Level, Manifest, Run, Status
 from memu_backup.sources import kinds
+from memu_backup.status import adopted, from_backup
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.work import Stop, in_thread
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,44 +50,54 @@ async def prove(
             continue
         try:
             problems += await kind.verify(summary, _Stored(store, path))
-        except ArchiveError as error:
-            problems.append(f"{summary.name}: {error}.")
+        except (ArchiveError, UsageError) as error:
+            problems.append(f"{summary.name}: {str(error).removesuffix('.')}.")
     return replace(verdict, problems=tuple(problems))
 
 
 async def verify(
-    store: Store, backup: Backup, level: Level, history: History, on_progress: OnProgress, clock: Clock = now
+    store: Store,
+    backup: Backup,
+    level: Level,
+    host: str,
+    history: History,
+    on_progress: OnProgress,
+    clock: Clock = now,
 ) -> Verdict:
-    """Prove a published backup and write the outcome into its row: the date of a full success, or that it is damaged.
+    """Prove a backup that lies in its store and write the outcome into its row: good and when, or damaged.
 
-    A damaged one stops being the last good one; it is not removed.
+    A damaged one stops being the last good one; it is not removed. One without a row (the history was lost) gets it
+    from its own metadata. With the history away the outcome is noted only where the row itself still waits here.
     """
     verdict = await prove(store, backup.path, backup.manifest, on_progress, level)
-    row = await _row(history, backup)
-    if row is not None and (not verdict.good or level is Level.FULL):
-        await history.record(_told(row, backup, verdict, clock))
+    if verdict.good and level is Level.QUICK:
+        return verdict
+    row = await _row(history, backup, host)
+    if row is not None:
+        try:
+            await history.record(_told(row, backup, verdict, clock))
+        except HistoryAway as error:
+            log.warning("The outcome for %s could not be written down: %s", backup.name, error)
     return verdict
 
 
-async def _row(history: History, backup: Backup) -> Run | None:
+async def _row(history: History, backup: Backup, host: str) -> Run | None:
+    made = backup.manifest
     try:
-        runs = await history.runs()
-    except HistoryAway:
-        runs = history.spooled()
-    return next((r for r in runs if r.filename == backup.name and r.status is not Status.IN_PROGRESS), None)
+        runs, away = await history.runs(), False
+    except HistoryAway as error:
+        log.warning("%s", error)
+        runs, away = history.spooled(), True
+    for row in runs:
+        # The name alone says little: two machines that share a history name their backups alike.
+        mine = row.run_id == made.run_id if made else (row.host, row.filename) == (host, backup.name)
+        if mine:
+            return row
+    return None if away or made is None else from_backup(backup)
 
 
 def _told(row: Run, backup: Backup, verdict: Verdict, clock: Clock) -> Run:
     if not verdict.good:
         return replace(row, status=Status.FAILED, error_code="damaged", error=verdict.problems[0])
-    if row.error_code != "damaged":
-        return replace(row, verified_at=clock())
-    # The disk could not read it once and can again: it is what it was.
-    partial = backup.manifest is not None and backup.manifest.partial
-    return replace(
-        row,
-        status=Status.PARTIAL if partial else Status.SUCCESS,
-        error_code=None,
-        error=None,
-        verified_at=clock(),
-    )
+    # It may have been called damaged, by a disk that could not read it once and can again.
+    return replace(adopted(row, backup) if backup.manifest else row, verified_at=clock())

@@ -67,6 +67,16 @@ def size(count_bytes: int) -> str:
     return f"{count_bytes / 10**12:.1f} TB"
 
 
+def files(number: int) -> str:
+    """1 file, 1,234 files."""
+    return f"{number:,} file{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """Text that no terminal takes for a command: everything but letters, signs and line ends is shown as a mark."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def duration(seconds: float) -> str:
     """9 s, 2 min 5 s, 1 h 3 min: the two largest parts, those of nothing left out."""
     total = max(0, round(seconds))

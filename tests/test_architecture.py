@@ -1,4 +1,4 @@
-"""Holds the floors: imports run down only, siblings in a folder of kinds do not know each other, the drawing is true."""
+"""Holds the floors: imports run down only, siblings among kinds do not know each other, the drawing is true."""
 
 from __future__ import annotations
 

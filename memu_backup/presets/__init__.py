@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
 from importlib import resources
 from pathlib import Path
 
+from memu_backup import files
 from memu_backup.errors import StoreError, UsageError
 
 
@@ -20,12 +20,10 @@ def write(name: str, to: Path) -> None:
         close = difflib.get_close_matches(name, names(), 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"There is no preset {name}; there are: {', '.join(names())}.{hint}")
-    text = resources.files(__name__).joinpath(f"{name}.toml").read_text("utf-8")
+    content = resources.files(__name__).joinpath(f"{name}.toml").read_bytes()
     try:
-        descriptor = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        files.write_atomically(to, content, 0o600, replace=False)
     except FileExistsError as error:
         raise UsageError(f"{to} is there already and was left as it is. Write to another file with --to.") from error
     except OSError as error:
-        raise StoreError(f"{to} cannot be written ({error.strerror}).") from error
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+        raise StoreError(f"{to} cannot be written ({error.strerror}). Write to another file with --to.") from error

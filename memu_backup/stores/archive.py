@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -56,6 +57,12 @@ class ArchiveStore:
     def prepare(self) -> None:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError as error:
+            taken = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            raise files.storing(taken, self.directory) from error
+        except OSError as error:
+            raise files.storing(error, self.directory) from error
+        try:
             probe = self.directory / f".{os.getpid()}{_PARTIAL}"
             probe.unlink(missing_ok=True)
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

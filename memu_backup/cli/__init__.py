@@ -1,0 +1,19 @@
+"""The commands. Thin: each asks the manager and puts the answer into words. Heavy imports stay inside them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+
+from memu_backup.cli import looking, making, returning, settings  # noqa: F401  each adds its commands
+from memu_backup.cli.shell import app
+
+
+def main() -> None:
+    """Entry point. What it writes is for its user alone."""
+    os.umask(0o077)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no … is no reason to fail
+    app()

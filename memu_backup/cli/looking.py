@@ -1,0 +1,205 @@
+"""Commands that only look: status, list, show, log."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memu_backup.cli.shell import (
+    EXIT_FAILED,
+    BackupName,
+    Json,
+    app,
+    command,
+    find,
+    manager_unless_file,
+    the_manager,
+)
+
+if TYPE_CHECKING:
+    from datetime import tzinfo
+    from pathlib import Path
+
+    from memu_backup.formats.index import Entry
+    from memu_backup.manager import Listed
+    from memu_backup.model import Manifest
+
+
+@app.command()
+@command
+async def status(json: Json = False) -> int:
+    """Is everything safe? Exit status 1 when it is not."""
+    from memu_backup import console, words
+    from memu_backup.clock import now
+    from memu_backup.model import Health
+    from memu_backup.status import as_json
+
+    async with the_manager() as manager:
+        reports = await manager.reports()
+        zone = manager.config.zone
+    if json:
+        console.print_json({name: as_json(report) for name, report in reports.items()})
+    for name, report in reports.items() if not json else ():
+        if len(reports) > 1:
+            console.say(f"{name}:")
+        console.say(words.status_message(report, now(), zone))
+    return 0 if all(r.health is Health.HEALTHY for r in reports.values()) else EXIT_FAILED
+
+
+@app.command("list")
+@command
+async def list_backups(json: Json = False) -> None:
+    """The backups that are stored, newest first."""
+    from memu_backup import console, words
+    from memu_backup.clock import now
+
+    async with the_manager() as manager:
+        stored = await manager.listing()
+        zone, places = manager.config.zone, ", ".join(str(s.directory) for s in manager.stores())
+    if json:
+        console.print_json([_listed_as_json(s) for s in stored])
+        return
+    if not stored:
+        console.say(f"There are no backups in {places} yet. Make one with: memu-backup start")
+        return
+    made_by = [_made_by(s) for s in stored]
+    several = len(set(made_by)) > 1
+    console.table(
+        ("Backup", "Made", "Size", "Files", "State", *(("Made by",) if several else ())),
+        [
+            (
+                s.backup.name,
+                words.moment(s.backup.created_at, now(), zone),
+                words.size(s.backup.size_bytes),
+                f"{s.backup.manifest.files:,}" if s.backup.manifest else "?",
+                s.state,
+                *((by,) if several else ()),
+            )
+            for s, by in zip(stored, made_by, strict=True)
+        ],
+        right=(2, 3),
+    )
+
+
+def _made_by(listed: Listed) -> str:
+    """Told where a folder holds the backups of several jobs or machines."""
+    made = listed.backup.manifest
+    return f"{made.job} on {made.host}" if made else "?"
+
+
+def _listed_as_json(listed: Listed) -> dict[str, Any]:
+    there, made = listed.backup, listed.backup.manifest
+    return {
+        "name": there.name,
+        "path": str(there.path),
+        "created_at": there.created_at.isoformat(),
+        "size_bytes": there.size_bytes,
+        "content_bytes": made.size_bytes if made else None,
+        "files": made.files if made else None,
+        "job": made.job if made else None,
+        "host": made.host if made else None,
+        "state": listed.state,
+        "verified_at": listed.verified_at.isoformat() if listed.verified_at else None,
+    }
+
+
+@app.command()
+@command
+async def show(
+    backup: BackupName = "latest",
+    files: Annotated[bool, typer.Option("--files", help="Also every file in it.")] = False,
+    json: Json = False,
+) -> None:
+    """What a backup holds."""
+    from memu_backup import console
+    from memu_backup.errors import DamagedArchive
+    from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
+    from memu_backup.restore import about
+
+    async with manager_unless_file(backup) as manager:
+        _, there = await find(manager, backup)
+        zone = manager.config.zone if manager else None
+    try:
+        with ArchiveReader(there.path) as reader:
+            made = reader.manifest()
+            entries = [e for e in reader.index() if e.path not in OWN_NAMES] if files or made is None else []
+    except DamagedArchive as error:
+        raise about(there.path, error) from error
+    if json:
+        console.print_json(_content_as_json(there.path, made, entries if files or made is None else None))
+        return
+    if made:
+        _show_manifest(there.path.name, made, zone)
+    _show_entries(entries)
+
+
+def _content_as_json(path: Path, made: Manifest | None, entries: list[Entry] | None) -> dict[str, Any]:
+    from memu_backup.formats import manifest
+
+    document: dict[str, Any] = {"path": str(path), "metadata": manifest.document(made) if made else None}
+    if entries is not None:
+        document["files"] = [
+            {"path": e.path, "type": e.type, "size_bytes": e.size_bytes, "mtime_ns": e.mtime_ns, "sha256": e.sha256}
+            for e in entries
+        ]
+    return document
+
+
+def _show_manifest(name: str, made: Manifest, zone: tzinfo | None) -> None:
+    from memu_backup import console, words
+    from memu_backup.clock import now
+
+    # Without settings, by the clock of the machine that we are on.
+    when = words.moment(made.created_at, now(), zone or made.created_at.astimezone().tzinfo or UTC)
+    console.say(f"{name}: {when}, on {made.host}, by job {made.job}")
+    console.table(
+        ("Source", "Place", "Files", "Size", "How"),
+        [(s.name, s.place, f"{s.files:,}", words.size(s.size_bytes), s.consistency) for s in made.sources],
+        right=(2, 3),
+    )
+    for source in made.sources:
+        for sentence in (*source.missing, *source.warnings):
+            console.say(f"  {sentence}")
+
+
+def _show_entries(entries: list[Entry]) -> None:
+    from memu_backup import console, words
+    from memu_backup.files import shown
+    from memu_backup.formats.tar import Type
+
+    for entry in entries:
+        # Cut to bearable length on a terminal; whole in a pipe, for grep and --path.
+        path = shown(entry.path) if console.out.is_terminal else entry.path.replace("\n", "\N{REPLACEMENT CHARACTER}")
+        size = words.size(entry.size_bytes) if entry.type is Type.FILE else ""
+        console.say(f"{size:>9}  {path}{'/' if entry.type is Type.DIRECTORY else ''}")
+
+
+@app.command()
+@command
+async def log(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 50, json: Json = False
+) -> None:
+    """Who did what, and when."""
+    from dataclasses import asdict
+
+    from memu_backup import console, words
+    from memu_backup.clock import now
+
+    async with the_manager() as manager:
+        events = await manager.history.audit_log(limit)
+        zone = manager.config.zone
+    if json:
+        console.print_json([asdict(e) | {"created_at": e.created_at.isoformat()} for e in events])
+        return
+    if not events:
+        console.say("Nothing has been done yet.")
+        return
+    console.table(
+        ("When", "Who", "From", "What", "Outcome"),
+        [
+            (words.moment(e.created_at, now(), zone), e.actor, e.origin, f"{e.action} {e.subject}".strip(), e.outcome)
+            for e in events
+        ],
+    )

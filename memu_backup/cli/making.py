@@ -1,0 +1,110 @@
+"""Commands that make backups and let old ones go: run, start, clean."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memu_backup.cli.shell import (
+    EXIT_FAILED,
+    EXIT_PARTIAL,
+    JobName,
+    Json,
+    Yes,
+    agreed,
+    app,
+    command,
+    job_or_only,
+    load,
+    the_manager,
+    took,
+)
+
+if TYPE_CHECKING:
+    from memu_backup.model import Run
+
+
+@app.command()
+@command
+async def run() -> None:
+    """Run the service: backups at their time, until it is told to stop."""
+    from memu_backup import daemon, logs
+
+    settings = load()
+    logs.configure(settings.log_file)
+    await daemon.serve(settings)
+
+
+@app.command()
+@command
+async def start(job: JobName = None, json: Json = False) -> int:
+    """Make a backup now."""
+    from memu_backup import console
+    from memu_backup.manager import at_the_terminal
+    from memu_backup.model import Status, Trigger
+    from memu_backup.status import run_as_json
+
+    async with the_manager() as manager:
+        name = job_or_only(manager.config, job, "start")
+        with console.progress() as on_progress:
+            row = await manager.back_up(name, Trigger.MANUAL, at_the_terminal(), on_progress)
+    if json:
+        console.print_json(run_as_json(row))
+    elif row.status is not Status.FAILED:  # why it failed was logged, and so is on the screen already
+        _tell(row)
+    return {Status.FAILED: EXIT_FAILED, Status.PARTIAL: EXIT_PARTIAL}.get(row.status, 0)
+
+
+def _tell(row: Run) -> None:
+    from memu_backup import console, words
+    from memu_backup.model import Status
+
+    console.say(
+        f"{row.filename}: {words.files(row.files)}, {words.size(row.content_bytes)} in {words.size(row.size_bytes)}, "
+        f"written and checked {took(row.duration_seconds or 0)}."
+    )
+    for warning in row.warnings:
+        console.complain(f"  {warning}")
+    if row.status is Status.PARTIAL:
+        console.complain("The backup is incomplete: what stands above is not in it. All the rest is.")
+
+
+@app.command()
+@command
+async def clean(
+    job: JobName = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go, and why.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> int:
+    """Remove the backups that retention lets go."""
+    from memu_backup import console, words
+    from memu_backup.manager import at_the_terminal
+
+    async with the_manager() as manager:
+        name = job_or_only(manager.config, job, "clean")
+        decisions = await manager.clean(name, at_the_terminal(), dry_run=True)
+        going = [d for d in decisions if not d.verdict.keep]
+        if not json:
+            rows = [("stays" if d.verdict.keep else "goes", d.backup.name, d.verdict.reason) for d in decisions]
+            console.table(("", "Backup", "Why"), rows)
+        if going and not dry_run:
+            what = f"{len(going)} backup{'' if len(going) == 1 else 's'}"
+            what += f" ({words.size(sum(d.backup.size_bytes for d in going))}) for good"
+            refusal = f"This would remove {what}. Add --yes to do it, or --dry-run to look."
+            if not yes and not await agreed(f"Remove {what}?", refusal=refusal):
+                console.complain("Nothing was removed.")
+                return EXIT_FAILED
+            decisions = await manager.clean(name, at_the_terminal(), dry_run=False)
+    if json:
+        console.print_json(
+            [{"name": d.backup.name, "keep": d.verdict.keep, "reason": d.verdict.reason} for d in decisions]
+        )
+    elif not going:
+        console.say("Nothing has to go.")
+    elif dry_run:
+        console.say("Nothing was removed; this was a dry run.")
+    else:
+        console.say(f"Removed {what}.")
+    return 0

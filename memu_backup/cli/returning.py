@@ -1,0 +1,175 @@
+"""Commands that prove a backup and bring things back: verify, restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memu_backup.cli.shell import (
+    EXIT_FAILED,
+    BackupName,
+    Json,
+    Yes,
+    agreed,
+    app,
+    command,
+    find,
+    manager_unless_file,
+    took,
+)
+from memu_backup.errors import UsageError
+
+if TYPE_CHECKING:
+    from memu_backup.model import Level
+    from memu_backup.restore import Plan, Restored
+    from memu_backup.stores import Verdict
+
+
+@app.command()
+@command
+async def verify(
+    backup: BackupName = "latest",
+    level: Annotated[str, typer.Option("--level", help="quick (its index) or full (every byte).")] = "full",
+    json: Json = False,
+) -> int:
+    """Re-read a backup and compare it with what it says of itself."""
+    from memu_backup import console
+    from memu_backup import verify as verifying
+    from memu_backup.manager import at_the_terminal
+
+    depth = _level(level)
+    async with manager_unless_file(backup) as manager:
+        store, stored = await find(manager, backup)
+        with console.progress() as on_progress:
+            if manager:
+                verdict = await manager.verify(store, stored, depth, at_the_terminal(), on_progress)
+            else:
+                verdict = await verifying.prove(store, stored.path, stored.manifest, on_progress, depth)
+    if json:
+        console.print_json({"name": stored.name, **_verdict_as_json(verdict)})
+    else:
+        _tell_verdict(stored.name, verdict)
+    return 0 if verdict.good else EXIT_FAILED
+
+
+def _level(text: str) -> Level:
+    import difflib
+
+    from memu_backup.model import Level
+
+    if text not in tuple(Level):
+        close = difflib.get_close_matches(text, tuple(Level), 1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UsageError(f"There is no level {text}; there are: {', '.join(Level)}.{hint}")
+    return Level(text)
+
+
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "level": verdict.level,
+        "good": verdict.good,
+        "problems": verdict.problems,
+        "files": verdict.files,
+        "content_bytes": verdict.content_bytes,
+        "sha256": verdict.sha256,
+    }
+
+
+def _tell_verdict(name: str, verdict: Verdict) -> None:
+    from memu_backup import console, words
+    from memu_backup.model import Level
+
+    if verdict.good:
+        how = "every byte was read and is as it was written" if verdict.level is Level.FULL else "its index is whole"
+        console.say(f"{name} is good: {words.files(verdict.files)}, {words.size(verdict.content_bytes)}; {how}.")
+        return
+    console.complain(f"{name} is damaged:")
+    for problem in verdict.problems:
+        console.complain(f"  {problem}")
+    console.complain("Make a new backup with: memu-backup start. Then check the disk that holds this one.")
+
+
+@app.command()
+@command
+async def restore(
+    backup: BackupName = "latest",
+    source: Annotated[
+        list[str] | None, typer.Option("--source", "-s", help="Only this source; may be repeated.")
+    ] = None,
+    path: Annotated[
+        list[str] | None, typer.Option("--path", "-p", help="Only this file, folder or glob; may be repeated.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="The folder to restore to; a new one here unless given.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> int:
+    """Give back a file, a source or everything, into a folder."""
+    from memu_backup import console
+    from memu_backup import restore as restoring
+    from memu_backup.manager import at_the_terminal, give_back
+    from memu_backup.work import Stop, in_thread
+
+    async with manager_unless_file(backup) as manager:
+        _, there = await find(manager, backup)
+        wanted = restoring.Wanted(tuple(source or ()), tuple(path or ()))
+        target = (to or Path(f"restored_{there.name.removesuffix('.tar.gz')}")).absolute()
+        stop = Stop()
+        planned = await in_thread(lambda: restoring.plan(there.path, wanted, target, stop), stop)
+        if dry_run:
+            _tell_plan(planned, overwrite=overwrite, json=json)
+            return 0
+        restoring.refuse(planned, overwrite=overwrite)
+        what = _what(planned)
+        refusal = f"This would restore {what} to {target}. Add --yes to do it, or --dry-run to look."
+        if not yes and not await agreed(f"Restore {what} from {there.name} to {target}?", refusal=refusal):
+            console.complain("Nothing was changed.")
+            return EXIT_FAILED
+        with console.progress() as on_progress:
+            if manager:
+                done = await manager.restore(planned, at_the_terminal(), overwrite=overwrite, on_progress=on_progress)
+            else:
+                done = await give_back(planned, overwrite=overwrite, on_progress=on_progress)
+    _tell_restored(planned, done, json=json)
+    return 0
+
+
+def _what(planned: Plan) -> str:
+    from memu_backup import words
+
+    return f"{words.files(planned.files)} ({words.size(planned.size_bytes)})"
+
+
+def _tell_plan(planned: Plan, *, overwrite: bool, json: bool) -> None:
+    from memu_backup import console, words
+    from memu_backup.restore import as_json
+
+    if json:
+        console.print_json(as_json(planned))
+        return
+    count = len(planned.in_the_way)
+    in_the_way = ""
+    if count:
+        there = f"{words.files(count)} of these {'is' if count == 1 else 'are'} there already"
+        in_the_way = f" {there} and would be {'replaced' if overwrite else 'a reason to stop (see --overwrite)'}."
+    console.say(
+        f"Would restore {_what(planned)} from {planned.archive.name} to {planned.target}, where "
+        f"{words.size(planned.free_bytes)} are free.{in_the_way} Nothing was changed."
+    )
+
+
+def _tell_restored(planned: Plan, done: Restored, *, json: bool) -> None:
+    from memu_backup import console
+    from memu_backup.restore import as_json
+
+    if json:
+        console.print_json(as_json(planned) | {"seconds": done.seconds, "warnings": done.warnings})
+        return
+    console.say(f"Restored {_what(planned)} to {done.target} {took(done.seconds)}.")
+    for warning in done.warnings:
+        console.complain(f"  {warning}")

@@ -1,0 +1,78 @@
+"""Commands about the settings: init, config show, config check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memu_backup.cli.shell import EXIT_FAILED, Json, app, command, load, the_manager
+
+config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@app.command()
+@command
+async def init(
+    preset: Annotated[str, typer.Option("--preset", help="The system to protect.")] = "memu",
+    to: Annotated[Path, typer.Option("--to", help="The file to write.")] = Path("config.toml"),
+) -> None:
+    """Write a first config.toml with comments."""
+    from memu_backup import console, presets
+
+    presets.write(preset, to)
+    named = "" if to == Path("config.toml") else f"--config {to} "
+    console.say(f"Wrote {to.absolute()}. Now look at each line of it that says CHECK, then type:")
+    console.say(f"  memu-backup {named}config check")
+
+
+@config_app.command("show")
+@command
+async def config_show(json: Json = False) -> None:
+    """Every setting in effect, secrets masked."""
+    from memu_backup import config, console
+
+    shown = config.show(load())
+    if json:
+        console.print_json(shown)
+        return
+    for line in _flat(shown):
+        console.say(line)
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> list[str]:
+    lines = []
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            lines += _flat(value, f"{above}{key}.")
+        elif value is not None:
+            lines.append(f"{above}{key} = {_written(value)}")
+    return lines
+
+
+def _written(value: Any) -> str:
+    """As it would stand in the file."""
+    import json
+
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+@config_app.command("check")
+@command
+async def config_check(json: Json = False) -> int:
+    """Are the settings right, and is everything there that they name? Changes nothing."""
+    from memu_backup import console
+
+    async with the_manager() as manager:
+        findings = await manager.check()
+    if json:
+        console.print_json([{"what": f.what, "good": f.good, "says": f.says} for f in findings])
+    for found in findings if not json else ():
+        console.say(f"{'ok' if found.good else 'NO':>3}  {found.what}: {found.says}")
+    if all(f.good for f in findings):
+        return 0
+    if not json:
+        console.complain("Mend what says NO, then type the same again.")
+    return EXIT_FAILED

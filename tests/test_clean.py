@@ -1,0 +1,72 @@
+"""``clean`` says what it would do, does it only when told, and never more than it said."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from memu_backup import lock
+from tests.home import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path, database: str) -> Home:
+    """Three backups, of which settings now keep one."""
+    home = Home(tmp_path / "home", database)
+    for _ in range(3):
+        assert home.run("start").status == 0
+    home.configure(top="backup_retention_count = 1")
+    return home
+
+
+def test_clean_removes_what_retention_lets_go_and_only_when_told(home: Home) -> None:
+    oldest, middle, newest = home.archives
+    dry = home.run("clean", "--dry-run")
+    assert dry.status == 0 and "this was a dry run" in dry.out
+    assert re.search(rf"(?m)^goes   {oldest.name} +1 newer complete backup is there\.$", dry.out)
+    assert f"stays  {newest.name}" in dry.out
+    decisions = home.run("clean", "--dry-run", "--json").json
+    assert [(d["name"], d["keep"]) for d in decisions] == [
+        (newest.name, True),
+        (middle.name, False),
+        (oldest.name, False),
+    ]
+    refused = home.run("clean", "--json")
+    assert refused.status == 2 and "Add --yes" in refused.err and refused.json["error"]["code"] == "usage"
+    declined = home.on_a_terminal("clean", answer="\n")
+    assert declined.status == 1 and "Remove 2 backups (" in declined.out and "Nothing was removed." in declined.out
+    with lock.held(home.backups, "backup job nightly"):
+        assert home.run("clean", "--yes").status == 75
+    assert home.archives == [oldest, middle, newest]
+
+    cleaned = home.run("clean", "nightly", "--yes")
+    assert cleaned.status == 0 and cleaned.out.splitlines()[-1].startswith("Removed 2 backups (")
+    assert home.archives == [newest]
+    assert len(list(home.backups.glob("*.sha256"))) == 1
+    assert [bool(r["deleted_at"]) for r in home.rows()] == [False, True, True]
+    assert {(e["action"], e["subject"], e["origin"]) for e in home.audit() if e["action"] == "delete"} == {
+        ("delete", oldest.name, "cli"),
+        ("delete", middle.name, "cli"),
+    }
+    again = home.run("clean", "--yes")
+    assert again.status == 0 and "Nothing has to go." in again.out
+    assert home.run("status").status == 0
+
+
+def test_what_others_put_there_is_not_ours_to_remove(home: Home) -> None:
+    stranger = home.backups / "memu_backup_20200101_000000.tar.gz"
+    stranger.write_bytes(b"\x1f\x8b not one of ours")
+    (home.backups / "holiday.tar.gz").write_bytes(b"mine")
+    home.configure(top='backup_retention_count = 1\n[jobs.weekly]\ncron = "0 3 * * 0"\n')
+    assert home.run("start", "weekly").status == 0
+    weekly = home.archives[-1]
+    assert home.run("clean", "nightly", "--yes").status == 0
+    assert home.run("clean", "weekly", "--yes").status == 0
+    assert stranger.exists() and weekly.exists() and (home.backups / "holiday.tar.gz").exists()
+    listed = home.run("list")
+    assert "weekly on family-server" in listed.out and "nightly on family-server" in listed.out
+    assert re.search(rf"(?m)^{stranger.name} +1 Jan 2020 1:00 AM +18 bytes +\? +unreadable", listed.out)
+    which = home.run("clean", "--yes")
+    assert which.status == 2 and "Which job? There are weekly, nightly." in which.err and "clean weekly" in which.err

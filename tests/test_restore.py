@@ -1,0 +1,270 @@
+"""The way back: everything, one source, one file; and that nothing is written where it should not be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from memu_backup.postgres_connection import count_rows
+from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres_tools import put_back
+from tests.home import ODD_NAMES, PHOTO, Home, a_database, end, fingerprints, in_a_loop_of_its_own, query, wait_until
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Iterator[Home]:
+    """A household with everything in it, backed up once; tests restore from it and leave it as it is."""
+    with a_database(postgres) as url:
+        home = Home(tmp_path_factory.mktemp("restore") / "home", url)
+        in_a_loop_of_its_own(
+            query(
+                url,
+                "CREATE TABLE messages (id serial PRIMARY KEY, body text)",
+                "INSERT INTO messages (body) SELECT 'message ' || n FROM generate_series(1, 1234) n",
+                "SELECT 1",
+            )
+        )
+        for name in ODD_NAMES:
+            (home.photos / name).write_bytes(name.encode() + PHOTO[:500])
+        os.link(home.photos / "2026" / "lake.jpg", home.photos / "zz_again.jpg")
+        (home.photos / "newest").symlink_to("2026/tent.jpg")
+        (home.folder / "photos2").mkdir()
+        (home.folder / "photos2" / "other.jpg").write_bytes(PHOTO[:700])
+        (home.folder / "sql").mkdir()
+        (home.folder / "sql" / "old").write_text("not the database\n")
+        home.configure(
+            sources='[sources.photos]\nkind = "directory"\npath = "photos"\n'
+            '[sources.photos2]\nkind = "directory"\npath = "photos2"\n'
+            '[sources.notes]\nkind = "directory"\npath = "sql"\nplace = "database.sql.d/"\n'
+            f'[sources.chat]\nkind = "postgres"\nurl = "{url}"\nplace = "database.sql"\n'
+            f'[sources.pgdata]\nkind = "postgres"\nurl = "{url}"\nglobals = false\n'
+        )
+        ran = home.run("start")
+        assert ran.status == 0, ran.err
+        yield home
+
+
+@pytest.fixture
+def to(tmp_path: Path) -> Path:
+    return tmp_path / "back"
+
+
+async def test_restore_works(home: Home, to: Path, postgres: PostgresServer) -> None:
+    """Everything: files byte by byte with modes, times and links, and the database's rows as the snapshot counted."""
+    ran = home.run("restore", "latest", "--to", str(to), "--yes")
+    assert ran.status == 0, ran.err
+    assert fingerprints(to / "photos") == fingerprints(home.photos)
+    assert fingerprints(to / "photos2") == fingerprints(home.folder / "photos2")
+    for path in home.photos.rglob("*"):
+        then, now = path.lstat(), (to / "photos" / path.relative_to(home.photos)).lstat()
+        assert (then.st_mode, then.st_uid, then.st_mtime_ns) == (now.st_mode, now.st_uid, now.st_mtime_ns), path
+    assert str((to / "photos" / "newest").readlink()) == "2026/tent.jpg"
+    assert (to / "photos" / "zz_again.jpg").samefile(to / "photos" / "2026" / "lake.jpg")
+    assert not (to / "metadata.json").exists() and not (to / "SHA256SUMS").exists()
+
+    metadata = home.run("show", "latest", "--json").json["metadata"]
+    (dump,) = next(s["details"]["databases"] for s in metadata["sources"] if s["name"] == "pgdata")
+    assert dump["tables"]["public.messages"] == 1234
+    await query(postgres.url(), "DROP DATABASE IF EXISTS again", "CREATE DATABASE again")
+    await put_back(to / dump["file"], postgres.url("again"), major=18)
+    assert await count_rows(postgres.url("again")) == dump["tables"]
+    rows = await query(postgres.url("again"), "SELECT body FROM messages WHERE id = 1234")
+    assert rows == [{"body": "message 1234"}]
+    audited = home.audit()[0]
+    assert (audited["action"], audited["outcome"]) == ("restore", "done") and str(to) in audited["subject"]
+
+
+def test_one_photo_comes_back_alone(home: Home, to: Path) -> None:
+    ran = home.run("restore", "latest", "--path", "photos/2026/tent.jpg", "--to", str(to), "--yes")
+    assert ran.status == 0
+    assert ran.out == f"Restored 1 file (60 kB) to {to} in less than a second.\n"
+    assert fingerprints(to) == {"photos/2026/tent.jpg": PHOTO[::-1]}
+
+
+def test_a_hard_link_brings_the_file_it_shares(home: Home, to: Path) -> None:
+    assert home.run("restore", "latest", "--path", "photos/zz_again.jpg", "--to", str(to), "--yes").status == 0
+    assert fingerprints(to) == {"photos/zz_again.jpg": PHOTO, "photos/2026/lake.jpg": PHOTO}
+
+
+def test_globs_and_folders_name_what_they_look_like(home: Home, to: Path) -> None:
+    ran = home.run("restore", "-p", "*tent*", "-p", "./photos2/", "--to", str(to), "--yes", "--json")
+    assert (ran.status, ran.json["files"]) == (0, 2)
+    assert sorted(fingerprints(to)) == ["photos/2026/tent.jpg", "photos2/other.jpg"]
+
+
+def test_sources_whose_places_begin_alike_are_kept_apart(home: Home, to: Path) -> None:
+    assert home.run("restore", "-s", "photos", "--to", str(to / "a"), "--yes").status == 0
+    assert [p.name for p in (to / "a").iterdir()] == ["photos"]
+    assert home.run("restore", "-s", "chat", "--to", str(to / "b"), "--yes").status == 0
+    assert [str(p.relative_to(to / "b")) for p in (to / "b").rglob("*")] == ["database.sql"]
+    assert "PostgreSQL database dump complete" in (to / "b" / "database.sql").read_text()
+
+
+def test_a_dry_run_tells_counts_and_bytes_and_changes_nothing(home: Home, to: Path) -> None:
+    ran = home.run("restore", "-p", "photos/2026", "--to", str(to), "--dry-run")
+    assert ran.status == 0
+    assert "Would restore 2 files (120 kB) from memu_backup_" in ran.out and "Nothing was changed." in ran.out
+    told = home.run("restore", "-p", "photos/2026", "--to", str(to), "--dry-run", "--json").json
+    assert (told["files"], told["size_bytes"], told["in_the_way"]) == (2, 120_008, [])
+    assert not to.exists()
+
+
+def test_files_that_are_there_are_replaced_only_when_told(home: Home, to: Path) -> None:
+    (to / "photos" / "2026").mkdir(parents=True)
+    mine = to / "photos" / "2026" / "tent.jpg"
+    mine.write_text("mine")
+    refused = home.run("restore", "-p", "photos/2026", "--to", str(to), "--yes")
+    assert refused.status == 1
+    assert refused.err == (
+        f"{to} already holds photos/2026/tent.jpg; nothing was written. Restore to an empty folder with --to, or add "
+        "--overwrite to replace them.\n"
+    )
+    assert fingerprints(to) == {"photos/2026/tent.jpg": b"mine"}
+    dry = home.run("restore", "-p", "photos/2026", "--to", str(to), "--dry-run")
+    assert "1 file of these is there already" in dry.out
+    assert home.run("restore", "-p", "photos/2026", "--to", str(to), "--yes", "--overwrite").status == 0
+    assert mine.read_bytes() == PHOTO[::-1]
+
+
+def test_unless_told_it_goes_to_a_new_folder_here(home: Home) -> None:
+    ran = home.run("restore", "-p", "photos/2026/tent.jpg", "--yes")
+    (made,) = home.folder.glob("restored_memu_backup_*")
+    assert ran.status == 0 and made.name == f"restored_{home.archives[0].name.removesuffix('.tar.gz')}"
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
+    assert home.run("restore", "-p", "photos/2026/tent.jpg", "--yes").status == 1  # not over it
+
+
+@pytest.mark.parametrize("settings", ["none", "broken", "its password file is gone"])
+def test_a_file_is_restored_on_the_worst_day(home: Home, tmp_path: Path, settings: str) -> None:
+    """On a new machine, where there are no settings, or none that work."""
+    there = Home(tmp_path / "new", "postgresql://nobody@127.0.0.1:1/none")
+    config = there.folder / "config.toml"
+    if settings == "none":
+        config.unlink()
+    elif settings == "broken":
+        config.write_text("[sources\n")
+    else:
+        there.configure()
+        config.write_text(config.read_text().replace("[usb]", 'password_file = "gone"\n[usb]'))
+    copy = there.folder / "usb stick.tar.gz"
+    copy.write_bytes(home.archives[0].read_bytes())
+    ran = there.run("restore", "usb stick.tar.gz", "--to", "back", "--source", "photos", "--yes")
+    assert ran.status == 0
+    assert ran.err.startswith("There are no usable settings")
+    assert fingerprints(there.folder / "back" / "photos") == fingerprints(home.photos)
+    assert there.run("verify", "usb stick.tar.gz").status == 0
+    shown = there.run("show", "usb stick.tar.gz")
+    assert shown.status == 0 and "on family-server, by job nightly" in shown.out
+    assert not (there.folder / "state").exists()
+
+
+def test_a_restore_told_to_stop_leaves_no_half_folder(home: Home, tmp_path: Path, database: str) -> None:
+    big = Home(tmp_path / "big", database)
+    (big.photos / "film.mp4").write_bytes(os.urandom(1_000_000) * 200)
+    assert big.run("start").status == 0
+    target = big.folder / "new" / "back"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        child = big.started("restore", "latest", "--to", str(target), "--yes")
+        wait_until(lambda: (target / "photos").exists())
+        ended = end(child, number)
+        assert (ended.status, ended.seconds < 5) == (130, True), ended
+        assert ended.err.splitlines()[-1] == "Interrupted; nothing half-done was left behind."
+        assert not target.parent.exists()
+    assert [(e["action"], e["outcome"]) for e in big.audit()] == [
+        ("restore", "failed"),
+        ("restore", "failed"),
+        ("backup", "success"),
+    ]
+
+
+# --- somebody sits there ---------------------------------------------------------------------------------------------
+
+
+def test_at_a_terminal_it_asks_and_only_yes_is_yes(home: Home, to: Path) -> None:
+    command = ("restore", "latest", "-p", "photos/2026", "--to", str(to))
+    for answer in ("n\n", "\n", "\x04"):
+        ran = home.on_a_terminal(*command, answer=answer)
+        assert ran.status == 1, ran.out
+        assert "Restore 2 files (120 kB) from memu_backup_" in ran.out and "Nothing was changed." in ran.out
+        assert not to.exists()
+    interrupted = home.on_a_terminal(*command, answer="\x03")
+    assert interrupted.status == 130 and interrupted.seconds < 10
+    assert not to.exists()
+    agreed = home.on_a_terminal(*command, answer="y\n")
+    assert agreed.status == 0 and "Restored 2 files (120 kB)" in agreed.out
+    assert len(fingerprints(to)) == 2
+
+
+def test_with_nobody_to_ask_it_refuses(home: Home, to: Path) -> None:
+    ran = home.run("restore", "latest", "--to", str(to), "--json")
+    assert ran.status == 2
+    assert "Add --yes to do it, or --dry-run to look." in ran.err
+    assert json.loads(ran.out)["error"]["code"] == "usage"
+    assert not to.exists()
+
+
+# --- what cannot be done ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--path", "photos/2026", "--path", "photos/2062"), "Nothing in this backup fits photos/2062"),
+        (("--source", "photo"), "There is no source photo in this backup; it has photos, photos2"),
+        (("--source", "photos2", "--path", "*tent*"), "Nothing in photos2 of this backup fits *tent*"),
+    ],
+)
+def test_what_is_not_in_it_is_told_before_anything_is_written(
+    home: Home, to: Path, argv: tuple[str, ...], says: str
+) -> None:
+    ran = home.run("restore", "latest", *argv, "--to", str(to), "--yes")
+    assert ran.status == 2 and says in ran.err and "Traceback" not in ran.err
+    assert not to.exists()
+
+
+def test_a_file_is_no_folder_to_restore_to(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for target in (file, file / "below"):
+        ran = home.run("restore", "latest", "--to", str(target), "--yes")
+        assert ran.status == 1
+        assert ran.err == f"{file} is a file and not a folder, so nothing was restored. Choose another with --to.\n"
+    assert file.read_text() == "mine"
+
+
+def test_too_little_space_is_told_before_anything_is_written(home: Home, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    script = f'mount -t tmpfs -o size=100k none "{small}" && "$@"; echo "$?"; ls -A "{small}"'
+    ran = home.run(
+        "restore", "latest", "--to", str(small / "back"), "--yes",
+        prefix=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"),
+    )  # fmt: skip
+    assert ran.out == "1\n"
+    assert ran.err.startswith("Not enough space: ") and f"102 kB free at {small}/back; nothing was written." in ran.err
+
+
+def test_a_damaged_file_ends_it_and_what_was_read_stays(home: Home, to: Path, tmp_path: Path, database: str) -> None:
+    """It may be all that is left of the family's photos."""
+    large = Home(tmp_path / "large", database)
+    films = {name: os.urandom(3_000_000) for name in ("a.mp4", "b.mp4")}
+    for name, content in films.items():
+        (large.folder / "photos" / name).write_bytes(content)
+    assert large.run("start").status == 0
+    archive = bytearray(large.archives[0].read_bytes())
+    at = archive.find(films["b.mp4"][1_000_000:1_000_050])
+    assert at > 0, "what will not shrink lies there as it is"
+    archive[at] ^= 1
+    damaged = tmp_path / "damaged.tar.gz"
+    damaged.write_bytes(archive)
+    ran = large.run("restore", str(damaged), "--to", str(to), "--yes")
+    assert ran.status == 1
+    assert "damaged.tar.gz is damaged" in ran.err and f"What could be read until then is in {to}." in ran.err
+    back = fingerprints(to / "photos")
+    assert back.get("a.mp4") == films["a.mp4"] and "b.mp4" not in back
