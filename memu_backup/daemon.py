@@ -5,53 +5,64 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memu_backup import schedule, systemd
-from memu_backup.clock import now
+from memu_backup import lock, schedule, systemd
+from memu_backup.clock import Clock, now
 from memu_backup.config import Config
-from memu_backup.errors import HistoryAway, MemuError
+from memu_backup.errors import HistoryAway, MemuError, StoreError
 from memu_backup.history import History
 from memu_backup.manager import SCHEDULER, Manager
-from memu_backup.model import Status, Trigger
+from memu_backup.model import Trigger
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 log = logging.getLogger(__name__)
 
-_MISFIRE_GRACE_S = 12 * 3600
+_MISFIRE_GRACE = timedelta(hours=12)
 """A backup that is due while the machine sleeps is made when it wakes, as long as it is still the same night's."""
 
-_STOP_S = 8.0
-"""For all that runs to end after SIGTERM; below the unit's TimeoutStopSec with room for the history to close."""
+_STOP_S = 6.0
+"""For all that runs to end after SIGTERM; with the end of the embedded history, 3 s, it stays below 10 s."""
+
+_LONGEST_PAUSE_S = 60.0
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
-    """Runs until SIGTERM or SIGINT. ``tasks`` is everything under way; it is cancelled and awaited at the end."""
+    """Runs until SIGTERM or SIGINT. ``_tasks`` is everything under way; it is cancelled and awaited at the end."""
 
-    def __init__(self, config: Config, history: History) -> None:
+    def __init__(self, config: Config, history: History, clock: Clock = now) -> None:
         self._config = config
         self._history = history
-        self._manager = Manager(config, history)
+        self._clock = clock
+        self._manager = Manager(config, history, clock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
 
     async def serve(self) -> None:
-        """Start, say so to systemd, work, and stop in order: no new work, what runs ends, history closes."""
+        """Start, say so to systemd, work, and stop in order: no new work, then what runs ends, within 6 s."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self._asked_to_stop.set)
         scheduler = self._scheduler()
         scheduler.start()
-        self._start(self._open_history())
-        self._start(self._keep_alive(scheduler))
+        opening = self._start(self._tidy_up())
+        self._start(self._keep_alive(scheduler, opening))
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
-        await self._asked_to_stop.wait()
+        try:
+            await self._asked_to_stop.wait()
+        finally:
+            await self._stop(scheduler)
 
+    async def _stop(self, scheduler: AsyncIOScheduler) -> None:
         log.info("Asked to stop.")
         systemd.notify("STOPPING=1")
         scheduler.shutdown(wait=False)
@@ -76,46 +87,55 @@ class Daemon:
                     id=name,
                     coalesce=True,
                     max_instances=1,
-                    misfire_grace_time=_MISFIRE_GRACE_S,
+                    misfire_grace_time=int(_MISFIRE_GRACE.total_seconds()),
                 )
         return scheduler
 
-    def _submit(self, job: str) -> None:
-        """The timetable only submits: what it runs itself, it would cancel when it is shut down."""
-        self._start(self._back_up(job))
+    async def _submit(self, job: str) -> None:
+        """The timetable only submits: what it runs itself, it would cancel when it is shut down.
+
+        Async, since APScheduler calls anything else in a thread.
+        """
+        self._start(self._back_up(job), f"backup job {job}")
 
     async def _back_up(self, job: str) -> None:
         try:
-            run = await self._manager.back_up(job, Trigger.SCHEDULE, SCHEDULER)
+            await self._manager.back_up(job, Trigger.SCHEDULE, SCHEDULER)  # writes down and logs how it went
         except MemuError as error:
             log.error("Backup job %s could not begin: %s", job, error)
-            return
-        if run.status is Status.FAILED:
-            log.error("Backup job %s failed: %s", job, run.error)
 
-    async def _open_history(self) -> None:
-        """Early and beside everything else: a Postgres that is away must not keep the nightly backup from its time."""
+    async def _tidy_up(self) -> None:
+        """Open the history and settle what killed runs left behind.
+
+        Early, and beside everything else: a Postgres that is away must not keep the nightly backup from its time.
+        """
         try:
             log.info("The history is kept in %s.", await self._history.check())
             await self._history.replay()
         except HistoryAway as error:
             log.warning("%s", error)
+        await self._manager.recover()
 
-    async def _keep_alive(self, scheduler: AsyncIOScheduler) -> None:
-        """Tell the watchdog that the loop turns, and look at the clock once a minute.
+    async def _replay(self) -> None:
+        try:
+            if count := await self._history.replay():
+                log.info("The history is back; %d notes that waited on this machine were moved into it.", count)
+        except HistoryAway as error:
+            log.debug("%s", error)  # said when the notes were written; once a minute would only fill the journal
 
-        APScheduler counts down with a clock that stands still in a suspend, and a due time that it set while the wall
-        clock was years ahead would stay there.
+    async def _keep_alive(self, scheduler: AsyncIOScheduler, history_work: asyncio.Task[None]) -> None:
+        """Tell the watchdog that the loop turns, and look after the clock and the spool, once a minute or more often.
+
+        APScheduler counts down with a clock that stands still in a suspend.
         """
-        pause_s = min(systemd.watchdog_interval_s() or 60.0, 60.0)
+        pause_s = min(systemd.watchdog_interval_s() or _LONGEST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             systemd.notify("WATCHDOG=1")
-            for job in scheduler.get_jobs():
-                due = job.trigger.next_after(now())
-                if due is not None and (job.next_run_time is None or job.next_run_time > due):
-                    job.modify(next_run_time=due)
+            mend(scheduler, self._clock())
             scheduler.wakeup()
             systemd.notify(f"STATUS={self._next_words(scheduler)}")
+            if history_work.done() and self._history.spooled():
+                history_work = self._start(self._replay())
             await asyncio.sleep(pause_s)
 
     def _next_words(self, scheduler: AsyncIOScheduler) -> str:
@@ -124,10 +144,11 @@ class Daemon:
             return "no job has a time; backups are made by hand"
         return f"the next backup is due {min(due).astimezone(self._config.zone):%Y-%m-%d %H:%M}"
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
+    def _start(self, work: Coroutine[Any, Any, None], name: str = "the history") -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -135,8 +156,39 @@ class Daemon:
             log.error("A part of memu-backup broke: %s", error, exc_info=error)
 
 
+def mend(scheduler: AsyncIOScheduler, moment: datetime) -> None:
+    """Bring back due times that were set while the clock was far ahead; without this they would stay there.
+
+    A clock that is put back by less than 12 h changes nothing, so that no backup is made twice in a night.
+    """
+    for job in scheduler.get_jobs():
+        due = job.trigger.next_after(moment + _MISFIRE_GRACE)
+        if due is not None and (job.next_run_time is None or job.next_run_time > due):
+            job.modify(next_run_time=job.trigger.next_after(moment))
+
+
 async def serve(config: Config) -> None:
-    """Run the service with these settings until it is asked to stop."""
-    async with History(config.history_url(), config.state_dir, config.host) as history:
-        with suppress(asyncio.CancelledError):
+    """Run the service with these settings until it is asked to stop.
+
+    Raises LockHeld when another service with the same ``state_dir`` runs: both would make the same backups.
+    """
+    with _alone(config.state_dir):
+        async with History(config.history_url(), config.state_dir, config.host) as history:
             await Daemon(config, history).serve()
+    for number in _STOP_SIGNALS:
+        # Everything is in order: from here on, asking once more would only turn a good end into a bad one.
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    folder = state_dir / "service"
+    with ExitStack() as held:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            held.enter_context(lock.held(folder, "the service for these settings"))
+        except (OSError, StoreError) as error:
+            # Backups go somewhere else: they are made all the same.
+            log.warning("%s cannot be used to keep the state of this service: %s", state_dir, error)
+        yield

@@ -34,6 +34,7 @@ _SOCKET_PATH_LIMIT = 100
 """A unix socket's path holds 107 bytes; ``.s.PGSQL.5432`` is added to the folder's."""
 
 _START_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 3.0
 
 _OPTIONS = {
     # A household's history is a few rows a day: the smallest server that is still a server.
@@ -94,10 +95,12 @@ class PostgresServer:
 
     def url(self, database: str = "postgres") -> str:
         """The address for asyncpg and for PostgreSQL's own programs."""
-        return f"postgresql://postgres@/{quote(database)}?host={quote(str(self.socket_folder), safe='')}&port=5432"
+        folder = quote(str(self.socket_folder), safe="")
+        # Whatever is left out here would be taken from variables that are meant for another server.
+        return f"postgresql://postgres@/{quote(database)}?host={folder}&port=5432&sslmode=disable"
 
     def running(self) -> bool:
-        """Whether it answers on its socket's file and its process lives; asks no server."""
+        """Whether its process lives and its socket is there; asks no server."""
         pid = self._pid()
         return pid is not None and (self.socket_folder / ".s.PGSQL.5432").exists()
 
@@ -115,12 +118,14 @@ class PostgresServer:
             if not self.data.exists():
                 await self._make()
             if not self.running():
-                await self._control("start", "-l", str(self.folder / "server.log"))
+                await self._launch()
             self._lock = os.open(self.folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     async def stop(self) -> None:
-        """Count ourselves out; the last one stops the server. Never raises for a server that is gone already."""
+        """Count ourselves out; the last one stops the server and waits up to 3 s for its end. Never raises for a
+        server that is gone already.
+        """
         if self._lock is None:
             return
         async with self._gate():
@@ -135,16 +140,16 @@ class PostgresServer:
             if pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)  # "fast" shutdown: sessions end, data is flushed
-                deadline = time.monotonic() + 5
+                deadline = time.monotonic() + _STOP_TIMEOUT_S
                 while self._pid() is not None and time.monotonic() < deadline:
                     await asyncio.sleep(0.01)
 
     def _pid(self) -> int | None:
+        """The server's process. After a crash its number may be anybody's, even that of the family's own Postgres."""
         try:
             pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
-            os.kill(pid, 0)
-            # The number may belong to somebody else after a reboot.
-            return pid if Path(f"/proc/{pid}/comm").read_text().strip() == "postgres" else None
+            # Every Postgres works in its data folder, and no other program does in ours.
+            return pid if Path(f"/proc/{pid}/cwd").samefile(self.data) else None
         except (OSError, ValueError):
             return None
 
@@ -164,6 +169,8 @@ class PostgresServer:
 
     def _private_socket_folder(self) -> None:
         folder = self.socket_folder
+        if folder == self.folder:
+            return
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
@@ -176,35 +183,53 @@ class PostgresServer:
         half_made = self.folder / "data.new"
         shutil.rmtree(half_made, ignore_errors=True)
         done = await self._run(
-            "initdb",
-            "-D",
-            str(half_made),
-            "-U",
-            "postgres",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
+            "initdb", "-D", str(half_made), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
         )
         if done.returncode != 0:
             raise DatabaseError(f"The embedded database could not be made in {self.folder}: {done.last_error_line}.")
         half_made.rename(self.data)
 
-    async def _control(self, verb: str, *more: str) -> None:
+    async def _launch(self) -> None:
+        await self._require_its_version()
+        if self._pid() is None:
+            # After a power cut Postgres would refuse to start while any process of ours has the old one's number.
+            for left_over in (self.data / "postmaster.pid", self.socket_folder / ".s.PGSQL.5432.lock"):
+                left_over.unlink(missing_ok=True)
         options = " ".join(f"-c {k}='{v}'" for k, v in _OPTIONS.items())
         done = await self._run(
-            "pg_ctl", verb, "-w", "-s", "-t", str(int(_START_TIMEOUT_S)), "-D", str(self.data),
-            "-o", f"{options} -k '{self.socket_folder}'", *more,
+            "pg_ctl", "start", "-w", "-s", "-t", str(int(_START_TIMEOUT_S)), "-D", str(self.data),
+            "-l", str(self.folder / "server.log"), "-o", f"{options} -k '{self.socket_folder}'",
         )  # fmt: skip
         if done.returncode != 0:
             raise DatabaseAway(
                 f"The embedded database in {self.folder} did not start; its reasons are in {self.folder}/server.log."
             )
 
+    async def _require_its_version(self) -> None:
+        made_by = (self.data / "PG_VERSION").read_text().strip()
+        done = await process.run([str(programs() / "postgres"), "--version"], timeout_s=_START_TIMEOUT_S)
+        here = done.stdout.decode().split()[-1].partition(".")[0] if done.returncode == 0 else made_by
+        if here != made_by:
+            raise DatabaseError(
+                f"The embedded database in {self.folder} was made by PostgreSQL {made_by}, and the one installed now "
+                f"is {here}, which cannot open it. Install the former version of memu-backup again, or move that "
+                "folder elsewhere, and an empty history begins; no backup is touched by it."
+            )
+
     async def _run(self, program: str, *argv: str) -> process.Completed:
-        return await process.run(
-            [*_as_another_user(), str(programs() / program), *argv], timeout_s=_START_TIMEOUT_S + 5
+        # On SIGINT pg_ctl takes the server along that it is starting; on SIGTERM it would leave it to itself.
+        done = await process.run(
+            [*_as_another_user(), str(programs() / program), *argv],
+            timeout_s=_START_TIMEOUT_S + 5,
+            stop_with=signal.SIGINT,
         )
+        if done.returncode != 0 and done.last_error_line.startswith("unshare: unshare failed"):
+            raise DatabaseError(
+                f"This machine does not let root run the embedded database in {self.folder} without root's rights: it "
+                "forbids user namespaces. Allow them, set history.url to a Postgres of your own, or run memu-backup as "
+                "an ordinary user."
+            )
+        return done
 
 
 def _as_another_user() -> list[str]:

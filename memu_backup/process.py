@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+
+from memu_backup import work
 
 TERM_GRACE_S = 3.0
-"""How long a group may take after SIGTERM before it gets SIGKILL; small beside the daemon's 10 s to stop."""
+"""How long a group may take after the first signal before it gets SIGKILL; small beside the daemon's 10 s to stop."""
+
+_KILL_GRACE_S = 2.0
+"""After SIGKILL only a process that waits for a broken disk is left, and nobody can end that one."""
+
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +44,15 @@ async def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     timeout_s: float | None = None,
-    niceness: int = 0,
+    gentle: bool = False,
+    stop_with: signal.Signals = signal.SIGTERM,
 ) -> Completed:
-    """Run ``argv`` to its end and return what it printed.
+    """Run ``argv`` to its end and return what it printed, which is held in memory.
 
-    ``env`` is added to our own environment: the place for passwords, which never go into argv. Raises
-    FileNotFoundError when there is no such program and TimeoutError after ``timeout_s``. In both that case and on
-    cancellation the child's process group has ended before this returns.
+    ``env`` is added to our own environment: the place for passwords, which never go into argv. ``gentle`` gives way
+    to everything else on the machine, as in ``work.in_thread``. Raises FileNotFoundError when there is no such program
+    and TimeoutError after ``timeout_s``. In that case and on cancellation the child's process group gets ``stop_with``
+    and after 3 s SIGKILL, and has ended before this returns.
     """
     child = await asyncio.create_subprocess_exec(
         *argv,
@@ -51,28 +62,55 @@ async def run(
         env={**os.environ, **(env or {})},
         start_new_session=True,
     )
-    if niceness:
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, child.pid, niceness)
+    if gentle:
+        work.be_gentle(child.pid)
     try:
         async with asyncio.timeout(timeout_s):
             stdout, stderr = await child.communicate(stdin)
-    finally:
-        if child.returncode is None:
-            await _end_group(child)
+    except BaseException:
+        await _end_group(child, stop_with)
+        raise
     assert child.returncode is not None
     return Completed(tuple(argv), child.returncode, stdout, stderr)
 
 
-async def _end_group(child: asyncio.subprocess.Process) -> None:
-    """TERM, a moment, KILL; shielded, so that a second cancellation cannot leave the group behind."""
+async def _end_group(child: asyncio.subprocess.Process, stop_with: signal.Signals) -> None:
+    """A word, a moment, SIGKILL. The child may be gone already and have left children of its own in the group."""
 
-    async def end() -> None:
-        for number, patience_s in ((signal.SIGTERM, TERM_GRACE_S), (signal.SIGKILL, None)):
+    def ended() -> bool:
+        return child.returncode is not None and not _lives(child.pid)
+
+    cancelled = False
+    for number, patience_s in ((stop_with, TERM_GRACE_S), (signal.SIGKILL, _KILL_GRACE_S)):
+        if not ended():
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, number)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(child.wait(), patience_s)
-                return
+            cancelled |= await _wait_for(ended, patience_s)
+    # A process that has left the group may hold the pipes open, and asyncio waits for their end before it lets go.
+    child._transport.close()  # type: ignore[attr-defined]
+    if cancelled:
+        raise asyncio.CancelledError
 
-    await asyncio.shield(asyncio.create_task(end()))
+
+def _lives(group: int) -> bool:
+    """Whether any of its processes still runs. The kernel's own answer counts those that wait for PID 1 to bury them,
+    and in many a container it never does.
+    """
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # gone meanwhile
+            state, _, its_group = status.read_text("latin-1").rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
+
+
+async def _wait_for(condition: Callable[[], bool], patience_s: float) -> bool:
+    """Wait on, however often we are cancelled meanwhile; returns whether we were."""
+    cancelled = False
+    deadline = time.monotonic() + patience_s
+    while not condition() and time.monotonic() < deadline:
+        try:
+            await asyncio.sleep(_POLL_S)
+        except asyncio.CancelledError:
+            cancelled = True
+    return cancelled

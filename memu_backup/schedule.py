@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _LONGEST_CHANGE = timedelta(hours=3)
 _INSTANT = timedelta(microseconds=1)
+_LONGEST_LOOK_BACK = timedelta(days=7)
+"""Runs that were missed longer ago are passed over: after a clock that jumped by years there would be a million."""
 
 
 class Timetable:
@@ -51,10 +53,10 @@ class Timetable:
             wall = following
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
-        """What APScheduler calls: with a previous time, those that were missed since are given out one by one."""
+        """What APScheduler calls: with a previous time, those missed since (in the last 7 days) one by one."""
         if previous_fire_time is None:
             return self.next_after(now - _INSTANT)
-        return self.next_after(min(previous_fire_time, now))
+        return self.next_after(max(min(previous_fire_time, now), now - _LONGEST_LOOK_BACK))
 
     def interval(self, now: datetime) -> timedelta | None:
         """The longest wait between two runs in the coming days; None where fewer than two are to come.

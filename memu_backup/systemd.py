@@ -23,5 +23,5 @@ def watchdog_interval_s() -> float | None:
     """How often to send ``WATCHDOG=1``: half of what systemd waits; None where it does not watch this process."""
     with suppress(ValueError, KeyError):
         if int(os.environ.get("WATCHDOG_PID", os.getpid())) == os.getpid():
-            return int(os.environ["WATCHDOG_USEC"]) / 2e6
+            return int(os.environ["WATCHDOG_USEC"]) / 2e6 or None
     return None

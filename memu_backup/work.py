@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import logging
 import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
-
-import psutil
+from dataclasses import dataclass
+from typing import Generic, TypeVar, cast
 
 from memu_backup.errors import Interrupted
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -30,51 +33,61 @@ class Stop:
             raise Interrupted("The backup was interrupted before it was done; older backups are untouched.")
 
 
+@dataclass(slots=True)
+class _Outcome(Generic[T]):
+    result: T | None = None
+    failure: BaseException | None = None
+
+
 async def in_thread(work: Callable[[], T], stop: Stop, *, gentle: bool = False) -> T:
     """Run ``work`` in a thread of its own. When cancelled, sets ``stop`` and returns only after the thread has ended.
 
+    A cancellation may come too late to stop it: then what it did is done, and nobody is given what it returned.
     ``gentle`` gives way to everything else on the machine: nice 10 and idle I/O, for this thread and those it starts.
     """
-
-    def run() -> T:
-        if gentle:
-            be_gentle()
-        return work()
-
-    # A thread of its own and not the shared pool: niceness sticks to a thread.
-    done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     loop = asyncio.get_running_loop()
-
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if not done.done():
-            done.set_exception(error) if error else done.set_result(result)  # type: ignore[arg-type]
+    done: asyncio.Future[_Outcome[T]] = loop.create_future()
+    context = contextvars.copy_context()  # log lines of the thread belong to our run
 
     def body() -> None:
-        result: T | None = None
-        failure: BaseException | None = None
+        outcome: _Outcome[T] = _Outcome()
         try:
-            result = run()
+            if gentle:
+                be_gentle()
+            outcome.result = context.run(work)
         except BaseException as error:
-            failure = error
+            outcome.failure = error
         with suppress(RuntimeError):  # the loop is gone: nobody waits any more
-            loop.call_soon_threadsafe(finish, result, failure)
+            loop.call_soon_threadsafe(done.set_result, outcome)
 
-    threading.Thread(target=body, name="memu-work", daemon=True).start()
-    try:
-        return await asyncio.shield(done)
-    except asyncio.CancelledError:
-        stop.set()
-        # The caller is about to delete what the thread writes to: it has to have ended first.
-        while not done.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait({done})
-        done.exception()  # looked at, so that asyncio does not complain of it
-        raise
+    # A thread of its own and not the shared pool: niceness sticks to a thread.
+    thread = threading.Thread(target=body, name="memu-work", daemon=True)
+    thread.start()
+    cancelled = False
+    while not done.done():
+        try:
+            await asyncio.wait({done})
+        except asyncio.CancelledError:
+            # The caller is about to delete what the thread writes to: it has to have ended first.
+            cancelled = True
+            stop.set()
+    thread.join()
+    outcome = done.result()
+    if not cancelled:
+        if outcome.failure is not None:
+            raise outcome.failure
+        return cast(T, outcome.result)
+    if outcome.failure is not None and not isinstance(outcome.failure, Interrupted):
+        log.warning("While it was being stopped: %s", outcome.failure)
+    raise asyncio.CancelledError
 
 
-def be_gentle() -> None:
-    """Make the calling thread nice 10 with idle I/O. Where the kernel refuses, it stays as it was."""
+def be_gentle(process: int | None = None) -> None:
+    """Make this thread, or a ``process``, nice 10 with idle I/O; where the kernel refuses, it stays as it was."""
+    import psutil  # 15 ms that most commands need not wait for
+
+    number = threading.get_native_id() if process is None else process
     with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        os.setpriority(os.PRIO_PROCESS, number, 10)
     with suppress(psutil.Error, OSError):
-        psutil.Process(threading.get_native_id()).ionice(psutil.IOPRIO_CLASS_IDLE)
+        psutil.Process(number).ionice(psutil.IOPRIO_CLASS_IDLE)

@@ -90,6 +90,13 @@ def test_a_clock_that_was_ten_years_ahead_does_not_stop_the_nights() -> None:
     assert table.get_next_fire_time(local(2036, 7, 2, 2), local(2026, 7, 2, 9)) == local(2026, 7, 3, 2)
 
 
+def test_a_clock_that_jumps_ahead_by_years_is_not_counted_through_minute_by_minute() -> None:
+    table, late = timetable("* * * * *", BERLIN), local(2036, 7, 1)
+    missed = table.get_next_fire_time(local(2026, 7, 1), late)
+    assert missed is not None
+    assert timedelta(days=6) < late - missed <= timedelta(days=7)
+
+
 @pytest.mark.parametrize(
     ("weekdays", "expected"),
     [

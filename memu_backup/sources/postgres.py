@@ -308,7 +308,7 @@ async def _run(argv: list[str], address: Address, file: Path) -> None:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         # What lies in the stage is copied into the archive and thrown away: the archive is synced, this need not be.
         more = ["--no-sync", "--no-password", f"--file={file}", f"--dbname={address.url}"]
-        done = await process.run([*argv, *more], env=address.environment)
+        done = await process.run([*argv, *more], env=address.environment, gentle=True)
     except OSError as error:
         raise SourceError(
             f"Database {address.database} could not be written out to {file.parent} ({error.strerror}); "

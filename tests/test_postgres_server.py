@@ -1,0 +1,343 @@
+"""Holds the embedded server to being private, shared by its users, and able to come up after any crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from memu_backup.errors import DatabaseAway, DatabaseError
+from memu_backup.postgres_server import PostgresServer, programs
+
+USER = """
+import asyncio, sys
+from pathlib import Path
+from memu_backup.postgres_server import PostgresServer
+
+async def main():
+    async with PostgresServer(Path(sys.argv[1])):
+        print("up", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+"""Another process that uses a server until its stdin is closed."""
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="is about what root's server lets others do")
+
+
+class OtherUser:
+    def __init__(self, folder: Path) -> None:
+        argv = [sys.executable, "-c", USER, str(folder)]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdout
+        assert self.process.stdout.readline() == b"up\n"
+
+    def leave(self) -> None:
+        self.process.communicate()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of a server that was made, used and stopped; making one takes longer than all else."""
+    server = PostgresServer(tmp_path_factory.mktemp("made") / "server")
+
+    async def use() -> None:
+        async with server:
+            await ask(server)
+
+    asyncio.run(use())
+    return server.data
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, made: Path) -> Iterator[PostgresServer]:
+    """A server that was used and stopped before; whatever runs in its folder afterwards is ended."""
+    shutil.copytree(made, tmp_path / "server" / "data")
+    server = PostgresServer(tmp_path / "server")
+    yield server
+    if server.running():
+        os.kill(pid(server), signal.SIGKILL)
+
+
+@pytest.fixture
+async def server(stopped: PostgresServer) -> AsyncIterator[PostgresServer]:
+    await stopped.start()
+    yield stopped
+    await stopped.stop()
+
+
+def pid(server: PostgresServer) -> int:
+    return int((server.data / "postmaster.pid").read_text().split("\n", 1)[0])
+
+
+async def ask(server: PostgresServer, question: str = "SELECT 'it lives'") -> str:
+    connection = await asyncpg.connect(server.url(), timeout=5)
+    try:
+        return str(await connection.fetchval(question))
+    finally:
+        await connection.close()
+
+
+def mode(path: Path) -> str:
+    return f"{path.stat().st_mode & 0o7777:o}"
+
+
+# --- private ---------------------------------------------------------------------------------------------------------
+
+
+async def test_all_that_it_makes_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        async with PostgresServer(tmp_path / "state" / "server") as server:
+            assert [mode(p) for p in (server.folder, server.data, server.socket_folder)] == ["700"] * 3
+            for file in server.folder.iterdir():
+                assert file.is_dir() or file.is_socket() or mode(file) == "600", file
+    finally:
+        os.umask(old)
+
+
+async def test_it_listens_on_its_socket_only(server: PostgresServer) -> None:
+    assert await ask(server, "SHOW listen_addresses") == ""
+    assert await ask(server, "SHOW unix_socket_directories") == str(server.folder)
+
+
+def _psql_as_nobody(server: PostgresServer) -> subprocess.CompletedProcess[str]:
+    psql = sorted(Path("/usr/lib/postgresql").glob("*/bin/psql"))[-1]
+    argv = ["runuser", "-u", "nobody", "--", str(psql), "--no-psqlrc", "-c", "SELECT 1", server.url()]
+    return subprocess.run(argv, capture_output=True, text=True, cwd="/")
+
+
+@needs_root
+async def test_no_other_user_of_the_machine_can_connect(server: PostgresServer) -> None:
+    # Also where the folders above let everybody pass.
+    folder = Path(tempfile.mkdtemp(prefix="memu-backup-test-"))
+    folder.chmod(0o755)
+    try:
+        async with PostgresServer(folder / "server") as passable:
+            for one in (server, passable):
+                done = await asyncio.to_thread(_psql_as_nobody, one)
+                assert done.returncode != 0
+                assert "Permission denied" in done.stderr
+    finally:
+        shutil.rmtree(folder)
+
+
+async def test_a_path_too_long_for_a_socket_moves_it_to_a_short_private_folder(tmp_path: Path) -> None:
+    async with PostgresServer(tmp_path / ("deep" * 30) / "server") as server:
+        assert await ask(server) == "it lives"
+        assert mode(server.socket_folder) == "700"
+        if os.geteuid() == 0:
+            assert "Permission denied" in (await asyncio.to_thread(_psql_as_nobody, server)).stderr
+    shutil.rmtree(server.socket_folder)
+
+
+@needs_root
+async def test_a_socket_folder_that_somebody_else_has_prepared_is_refused(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path / ("deep" * 30) / "server")
+    server.socket_folder.mkdir(mode=0o700)
+    shutil.chown(server.socket_folder, "nobody")
+    try:
+        with pytest.raises(DatabaseError, match="is not ours alone"):
+            await server.start()
+    finally:
+        server.socket_folder.rmdir()
+
+
+async def test_variables_meant_for_another_postgres_do_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = {
+        "PGHOST": "db.invalid", "PGHOSTADDR": "192.0.2.1", "PGPORT": "6543", "PGUSER": "anna", "PGDATABASE": "photos",
+        "PGPASSWORD": "x", "PGSSLMODE": "verify-full", "PGDATA": "/nonexistent", "PGOPTIONS": "-c search_path=x",
+        "PGSERVICE": "nowhere", "PGCTLTIMEOUT": "0", "LC_ALL": "xx_XX.UTF-8", "TZ": "Nowhere/Land",
+    }  # fmt: skip
+    for name, value in others.items():
+        monkeypatch.setenv(name, value)
+    async with PostgresServer(tmp_path / "server") as server:
+        connection = await asyncpg.connect(server.url(), port=5432, timeout=5)
+        assert await connection.fetchval("SELECT current_user || current_setting('port')") == "postgres5432"
+        await connection.close()
+
+
+async def _as_nobody(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``USER`` in ``folder`` as a real other user, who sees our code only through mounts of this one process."""
+    site = programs().parent.parent.parent
+    package = Path(__file__).parent.parent / "memu_backup"
+    mounts = {Path(sys.base_prefix): "python", site: "site", package: "memu_backup"}
+    for name in mounts.values():
+        (folder / name).mkdir()
+    script = " && ".join(f"mount --bind '{there}' '{folder / name}'" for there, name in mounts.items())
+    python = f"{folder}/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    script += f" && exec runuser -u nobody -- env PYTHONHOME={folder}/python PYTHONPATH={folder}:{folder}/site "
+    script += f'{python} -B -c "$1" {folder}/home/server'
+    argv = ["unshare", "--mount", "sh", "-c", script, "sh", USER]
+    return await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, input="", cwd="/")
+
+
+@needs_root
+async def test_an_ordinary_user_needs_no_namespace() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="memu-backup-test-"))
+    folder.chmod(0o755)
+    (folder / "home").mkdir()
+    shutil.chown(folder / "home", "nobody")
+    try:
+        done = await _as_nobody(folder)
+        assert (done.stdout, done.stderr, done.returncode) == ("up\n", "", 0)
+        assert (folder / "home" / "server" / "data").owner() == "nobody"
+    finally:
+        shutil.rmtree(folder)
+
+
+@needs_root
+def test_a_machine_that_forbids_user_namespaces_is_told_as_such(tmp_path: Path) -> None:
+    forbid = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    argv = ["unshare", "--user", "--map-root-user", "sh", "-c", forbid, "sh", sys.executable, "-c", USER]
+    done = subprocess.run([*argv, tmp_path / "server"], capture_output=True, text=True, input="")
+    assert "it forbids user namespaces" in done.stderr
+    assert not (tmp_path / "server" / "data").exists()
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_last_of_its_users_stops_it(server: PostgresServer) -> None:
+    other = await asyncio.to_thread(OtherUser, server.folder)
+    before = pid(server)
+    await server.stop()
+    assert pid(server) == before
+    await asyncio.to_thread(other.leave)
+    assert not server.running()
+    assert not (server.data / "postmaster.pid").exists()
+
+
+async def test_many_who_start_it_at_once_share_one(tmp_path: Path) -> None:
+    others = await asyncio.gather(*(asyncio.to_thread(OtherUser, tmp_path / "server") for _ in range(3)))
+    async with PostgresServer(tmp_path / "server") as server:
+        assert await ask(server) == "it lives"
+        for other in others:
+            await asyncio.to_thread(other.leave)
+        assert server.running()
+    assert not server.running()
+
+
+async def test_after_kill_9_of_its_user_the_next_one_adopts_it_and_stops_it(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path / "server")
+    other = await asyncio.to_thread(OtherUser, server.folder)
+    before = pid(server)
+    await asyncio.to_thread(other.kill)
+    async with server:
+        assert pid(server) == before
+        assert await ask(server) == "it lives"
+    assert not Path(f"/proc/{before}/cwd").exists()
+
+
+async def test_a_start_that_is_cancelled_leaves_no_server_behind(stopped: PostgresServer) -> None:
+    for delay_s in (0.01, 0.05, 0.1):
+        starting = asyncio.create_task(stopped.start())
+        await asyncio.sleep(delay_s)
+        starting.cancel()
+        with suppress(asyncio.CancelledError):
+            await starting
+        await stopped.stop()  # for the case that it was quicker
+        deadline = time.monotonic() + 5
+        while (stopped.data / "postmaster.pid").exists() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        assert not stopped.running()
+    async with stopped:
+        assert await ask(stopped) == "it lives"
+
+
+# --- after a crash ---------------------------------------------------------------------------------------------------
+
+
+def _left_by_a_power_cut(server: PostgresServer, number: int) -> None:
+    (server.data / "postmaster.pid").write_text(f"{number}\n{server.data}\n1\n5432\n{server.folder}\n\n0 0\nready\n")
+    (server.folder / ".s.PGSQL.5432.lock").write_text(f"{number}\n{server.data}\n1\n5432\n{server.folder}\n\n")
+    (server.folder / ".s.PGSQL.5432").touch()
+
+
+async def test_a_stale_pid_file_does_not_matter_when_nobody_has_the_number(stopped: PostgresServer) -> None:
+    gone = await asyncio.create_subprocess_exec("true")
+    await gone.wait()
+    _left_by_a_power_cut(stopped, gone.pid)
+    async with stopped:
+        assert await ask(stopped) == "it lives"
+
+
+async def test_a_stale_pid_file_does_not_matter_when_another_program_has_the_number(stopped: PostgresServer) -> None:
+    other = await asyncio.create_subprocess_exec("sleep", "300")
+    try:
+        _left_by_a_power_cut(stopped, other.pid)
+        assert not stopped.running()
+        async with stopped:
+            assert await ask(stopped) == "it lives"
+        assert other.returncode is None
+    finally:
+        other.kill()
+        await other.wait()
+
+
+async def test_the_familys_own_postgres_that_got_the_old_number_is_neither_used_nor_stopped(
+    stopped: PostgresServer, postgres: PostgresServer
+) -> None:
+    foreign = pid(postgres)
+    _left_by_a_power_cut(stopped, foreign)
+    assert not stopped.running()
+    async with stopped:
+        assert await ask(stopped, "SHOW data_directory") == str(stopped.data)
+    assert pid(postgres) == foreign
+    assert await ask(postgres) == "it lives"
+
+
+async def test_a_server_that_was_killed_comes_up_again_with_what_it_knew(server: PostgresServer) -> None:
+    await ask(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+    os.kill(pid(server), signal.SIGKILL)
+    while server.running():
+        await asyncio.sleep(0.01)
+    await server.stop()
+    await server.start()
+    assert await ask(server, "SELECT answer FROM kept") == "42"
+
+
+async def test_a_folder_that_is_gone_does_not_keep_anybody_from_stopping(tmp_path: Path) -> None:
+    server = PostgresServer(tmp_path / "server")
+    await server.start()
+    number = pid(server)
+    (tmp_path / "server" / "data").rename(tmp_path / "lost")
+    await server.stop()
+    os.kill(number, signal.SIGKILL)
+
+
+async def test_a_half_made_cluster_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "server" / "data.new").mkdir(parents=True)
+    (tmp_path / "server" / "data.new" / "PG_VERSION").write_text("18\n")
+    async with PostgresServer(tmp_path / "server") as server:
+        assert await ask(server) == "it lives"
+
+
+async def test_the_data_of_another_major_version_is_refused_in_a_sentence(stopped: PostgresServer) -> None:
+    (stopped.data / "PG_VERSION").write_text("16\n")
+    with pytest.raises(DatabaseError, match=r"was made by PostgreSQL 16, and the one installed now is \d\d") as caught:
+        await asyncio.wait_for(stopped.start(), 5)
+    assert "no backup is touched" in str(caught.value)
+
+
+async def test_a_server_that_cannot_start_says_where_its_reasons_are(stopped: PostgresServer) -> None:
+    (stopped.data / "global" / "pg_control").unlink()
+    with pytest.raises(DatabaseAway, match=r"its reasons are in .*/server\.log"):
+        await asyncio.wait_for(stopped.start(), 5)
+    assert "pg_control" in (stopped.folder / "server.log").read_text()

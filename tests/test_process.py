@@ -1,0 +1,176 @@
+"""Holds ``process.run`` to its promise with real children: nothing of a child's group outlives it, nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from memu_backup import process
+
+# Says its own number and that of its child, and both ignore SIGTERM where asked.
+FAMILY = """
+import os, signal, subprocess, sys, time
+if "stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sleep", "300"])
+with open(sys.argv[1] + ".new", "w") as file:
+    file.write(f"{os.getpid()} {child.pid}")
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+if "leave" in sys.argv:
+    sys.exit(0)
+time.sleep(300)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks() -> Iterator[None]:
+    me = psutil.Process()
+    descriptors, threads = me.num_fds(), threading.active_count()
+    yield
+    deadline = time.monotonic() + 2  # the thread that reaps a child may need a moment
+    while (me.num_fds() > descriptors or threading.active_count() > threads) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert me.num_fds() <= descriptors
+    assert threading.active_count() <= threads
+
+
+def alive(number: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+class Family:
+    """A child with a child, started by ``process.run`` in a task."""
+
+    def __init__(self, folder: Path, *how: str, timeout_s: float | None = None) -> None:
+        self._file = folder / "numbers"
+        argv = [sys.executable, "-c", FAMILY, str(self._file), *how]
+        self.task = asyncio.create_task(process.run(argv, timeout_s=timeout_s))
+
+    async def numbers(self) -> list[int]:
+        while not self._file.exists():
+            await asyncio.sleep(0.005)
+        return [int(n) for n in self._file.read_text().split()]
+
+
+async def test_what_a_child_prints_comes_back_with_its_status() -> None:
+    done = await process.run(["sh", "-c", "cat; echo no >&2; exit 3"], stdin=b"hello")
+    assert (done.stdout, done.stderr, done.returncode) == (b"hello", b"no\n", 3)
+    assert done.last_error_line == "no"
+
+
+async def test_a_program_that_is_not_there_is_told_as_such() -> None:
+    with pytest.raises(FileNotFoundError):
+        await process.run(["/nonexistent/program"])
+
+
+async def test_output_of_many_pipe_buffers_comes_back_whole_from_both_pipes() -> None:
+    script = "import sys; sys.stderr.write('e' * 3_000_000); sys.stdout.write('o' * 5_000_000)"
+    done = await process.run([sys.executable, "-c", script])
+    assert (len(done.stdout), len(done.stderr)) == (5_000_000, 3_000_000)
+
+
+async def test_a_child_that_does_not_read_its_input_to_the_end_is_no_error() -> None:
+    done = await process.run(["head", "-c", "5"], stdin=b"first and then much more" * 100_000)
+    assert (done.stdout, done.returncode) == (b"first", 0)
+
+
+async def test_a_signal_that_ended_the_child_is_its_status() -> None:
+    assert (await process.run(["sh", "-c", "kill -9 $$"])).returncode == -signal.SIGKILL
+
+
+async def test_env_is_added_to_ours_and_stands_in_no_command_line() -> None:
+    script = (
+        "import os, sys; print(os.environ['SECRET'], 'PATH' in os.environ); print(open('/proc/self/cmdline').read())"
+    )
+    done = await process.run([sys.executable, "-c", script], env={"SECRET": "c4n4ry"})
+    first, rest = done.stdout.decode().split("\n", 1)
+    assert first == "c4n4ry True"
+    assert "c4n4ry" not in rest
+    assert "SECRET" not in os.environ
+
+
+async def test_cancelling_ends_the_child_and_its_children(tmp_path: Path) -> None:
+    family = Family(tmp_path)
+    numbers = await family.numbers()
+    family.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await family.task
+    assert not any(map(alive, numbers))
+
+
+async def test_running_out_of_time_ends_the_child_and_its_children(tmp_path: Path) -> None:
+    family = Family(tmp_path, timeout_s=1.0)
+    numbers = await family.numbers()
+    with pytest.raises(TimeoutError):
+        await family.task
+    assert not any(map(alive, numbers))
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_however_often_we_are_cancelled_meanwhile(tmp_path: Path) -> None:
+    family = Family(tmp_path, "stubborn")
+    numbers = await family.numbers()
+    begun = time.monotonic()
+    while not family.task.done():
+        family.task.cancel()
+        await asyncio.sleep(0.05)
+    assert family.task.cancelled()
+    assert not any(map(alive, numbers))
+    assert process.TERM_GRACE_S <= time.monotonic() - begun < process.TERM_GRACE_S + 1.5
+
+
+async def test_children_of_a_child_that_has_left_are_ended_too(tmp_path: Path) -> None:
+    family = Family(tmp_path, "leave")  # its child holds the pipes, so that the run is not over
+    first, second = await family.numbers()
+    while alive(first):
+        await asyncio.sleep(0.005)
+    assert not family.task.done()
+    family.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await family.task
+    assert not alive(second)
+
+
+async def test_a_process_that_fled_the_group_does_not_hold_us_up(tmp_path: Path) -> None:
+    script = f"setsid sh -c 'echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/number; exec sleep 300' & sleep 300"
+    task = asyncio.create_task(process.run(["sh", "-c", script]))
+    while not (tmp_path / "number").exists():
+        await asyncio.sleep(0.005)
+    fled = int((tmp_path / "number").read_text())
+    try:
+        task.cancel()
+        begun = time.monotonic()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert time.monotonic() - begun < 2
+    finally:
+        os.kill(fled, signal.SIGKILL)
+
+
+async def test_another_signal_can_be_asked_for() -> None:
+    script = (
+        "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(300)"
+    )
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await process.run([sys.executable, "-c", script], timeout_s=0.7, stop_with=signal.SIGINT)
+    assert time.monotonic() - begun < process.TERM_GRACE_S
+
+
+@pytest.mark.parametrize("gentle", [True, False])
+async def test_a_gentle_child_gives_way_to_everything_else(gentle: bool) -> None:
+    # Asked after a moment: it is made gentle when it already runs.
+    script = "import time, psutil; time.sleep(0.2); p = psutil.Process(); print(p.nice(), int(p.ionice().ioclass))"
+    done = await process.run([sys.executable, "-c", script], gentle=gentle)
+    assert done.stdout.split() == ([b"10", b"3"] if gentle else [str(psutil.Process().nice()).encode(), b"0"])

@@ -1,0 +1,91 @@
+"""Holds what we tell systemd to sd_notify(3), and the unit to what systemd itself says of it."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memu_backup import systemd
+
+UNIT = Path(__file__).parent.parent / "deploy" / "memu-backup.service"
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_a_message_arrives_on_the_socket_that_systemd_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, abstract: bool
+) -> None:
+    name = f"@memu-backup-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(name.replace("@", "\0") if abstract else name)
+        listening.settimeout(2)
+        monkeypatch.setenv("NOTIFY_SOCKET", name)
+        systemd.notify("STATUS=the next backup is due")
+        assert listening.recv(1000) == b"STATUS=the next backup is due"
+
+
+def test_outside_of_systemd_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    systemd.notify("READY=1")
+
+
+def test_a_systemd_that_does_not_listen_any_more_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    systemd.notify("READY=1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "120000000"}, 60.0),
+        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": str(os.getpid())}, 60.0),
+        ({"WATCHDOG_USEC": "120000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+    ],
+)
+def test_the_watchdog_is_fed_twice_as_often_as_it_asks(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: float | None
+) -> None:
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert systemd.watchdog_interval_s() == expected
+
+
+def _unit() -> configparser.SectionProxy:
+    parsed = configparser.ConfigParser(interpolation=None)
+    parsed.optionxform = str  # type: ignore[assignment, method-assign]
+    parsed.read_string(UNIT.read_text())
+    return parsed["Service"]
+
+
+def test_systemd_finds_no_mistake_in_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs Debian's systemd package")
+    # It also looks for the program, which is installed elsewhere here.
+    command = _unit()["ExecStart"]
+    ours = Path(sys.executable).with_name("memu-backup")
+    (tmp_path / UNIT.name).write_text(UNIT.read_text().replace(command.split()[0], str(ours)))
+    done = subprocess.run(["systemd-analyze", "verify", tmp_path / UNIT.name], capture_output=True, text=True)
+    assert (done.stdout + done.stderr, done.returncode) == ("", 0)
+
+
+def test_the_unit_runs_a_command_that_there_is_and_gives_it_time_to_stop() -> None:
+    unit = _unit()
+    program, *arguments = unit["ExecStart"].split()
+    assert Path(program).name == "memu-backup"
+    ours = str(Path(sys.executable).with_name(Path(program).name))
+    subprocess.run([ours, *arguments, "--help"], check=True, stdout=subprocess.DEVNULL)
+    assert int(unit["TimeoutStopSec"]) > 10
+    assert (unit["Type"], unit["UMask"], unit["KillMode"]) == ("notify", "0077", "mixed")
