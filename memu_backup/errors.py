@@ -15,6 +15,7 @@
     │   ├── NotAnArchive       2   the file is something else
     │   ├── DamagedArchive     1   bytes differ from what was written
     │   └── HostileArchive     1   an entry that would write outside its folder
+    ├── CannotCheck            1   a part of a backup could not be looked at, which says nothing about the part
     ├── RestoreError           1   target not empty, not enough space
     └── HistoryAway            1   Postgres cannot be reached; nothing is lost, rows are spooled
         └── HistoryRefused     1   it answers, but waiting alone will not help (password, rights, newer schema)
@@ -108,6 +109,12 @@ class DamagedArchive(ArchiveError):
 
 class HostileArchive(ArchiveError):
     code = "hostile"
+
+
+class CannotCheck(MemuError):
+    """Nobody could look; whoever catches it must not take the backup for damaged, nor for proven."""
+
+    code = "cannot_check"
 
 
 class RestoreError(MemuError):
