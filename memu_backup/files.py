@@ -84,6 +84,10 @@ def walk(root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None
     if (top.st_dev, top.st_ino) in skip:
         report(Skipped(root.place, "is where memu-backup keeps its own files", lost=True))
         return
+    if not (stat.S_ISDIR(top.st_mode) or stat.S_ISREG(top.st_mode)):
+        # Asked for by name, so its content was meant; opening it could wait for ever or wind a tape.
+        report(Skipped(root.place, f"is a {_special(top.st_mode)} and not a file or folder", lost=True))
+        return
     yield Found(root.place.removesuffix("/"), str(root.path), None, top)
     if not stat.S_ISDIR(top.st_mode):
         return

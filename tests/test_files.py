@@ -62,6 +62,14 @@ def test_pipes_sockets_and_devices_are_reported_and_not_given(tmp_path: Path) ->
     assert not any(s.lost for s in left_out)
 
 
+@needs_root
+def test_a_source_that_is_a_pipe_or_a_device_is_lost_and_never_opened(tmp_path: Path) -> None:
+    things_never_opened(tmp_path)
+    for name, kind in (("pipe", "named pipe"), ("socket", "socket"), ("char", "device"), ("block", "device")):
+        found, left_out = places(Root(tmp_path / name, name))
+        assert (found, left_out) == ([], [Skipped(name, f"is a {kind} and not a file or folder", lost=True)])
+
+
 @contextmanager
 def mounted(*argv: str | Path) -> Iterator[None]:
     subprocess.run(["mount", *argv], check=True)
