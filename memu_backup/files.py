@@ -319,21 +319,23 @@ _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
 
-def rename_without_replacing(old: Path, new: Path) -> None:
-    """renameat2(2) with RENAME_NOREPLACE. Raises FileExistsError, OSError.
+def rename_without_replacing(old: Path | str, new: Path | str, *, folder: int | None = None) -> None:
+    """renameat2(2) with RENAME_NOREPLACE, in the open ``folder`` where one is given. Raises FileExistsError, OSError.
 
-    Filesystems that do not know the flag (some FUSE ones) get a look before the rename instead, which is enough
-    while the caller holds the folder's lock.
+    Filesystems that do not know the flag (NFS, some FUSE ones) get a look before the rename instead, which is enough
+    where nobody else makes files of that name meanwhile.
     """
-    result = _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE)
+    where = _AT_FDCWD if folder is None else folder
+    result = _libc.renameat2(where, os.fsencode(old), where, os.fsencode(new), _RENAME_NOREPLACE)
     if result == 0:
         return
     number = ctypes.get_errno()
     if number not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
         raise OSError(number, os.strerror(number), str(new))
-    if os.path.lexists(new):
+    with suppress(FileNotFoundError):
+        os.stat(new, dir_fd=folder, follow_symlinks=False)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
-    old.rename(new)
+    os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def write_atomically(path: Path, content: bytes, mode: int = 0o600, *, replace: bool = True) -> None:

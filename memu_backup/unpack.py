@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
-from memu_backup.files import DEEPEST, shown, sync_filesystem
+from memu_backup.files import DEEPEST, rename_without_replacing, shown, sync_filesystem
 from memu_backup.formats.tar import Header, Type
 from memu_backup.work import Stop
 
@@ -102,7 +102,8 @@ class Unpacker:
     """Makes entries below ``target``, an existing folder. Use as a context manager; on success call ``finish``.
 
     ``plan`` is what ``judge`` returned, narrowed to what is wanted. With ``overwrite`` existing files are replaced,
-    each at once; without it the first one met raises RestoreError. As another user than root, owners stay ours.
+    each at once; without it the first one met raises RestoreError. As another user than root, owners stay ours, and
+    files are no longer setuid or setgid. A file has its name only once it is whole.
     """
 
     def __init__(self, target: Path, plan: dict[str, Planned], *, overwrite: bool, stop: Stop, on_done: OnDone) -> None:
@@ -189,7 +190,7 @@ class Unpacker:
     def _file(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
         folder = self._folder_of(header.path, make=True)
         name = header.path.rpartition("/")[2]
-        made = _temporary(name) if self._overwrite else name
+        made = _temporary(folder, name)  # a kill must not leave half a photo under the name of a whole one
         descriptor = os.open(
             made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
         )
@@ -197,10 +198,14 @@ class Unpacker:
             try:
                 self._fill(descriptor, header, content)
                 self._adorn(descriptor, header)
+                if self._overwrite and _is_there(folder, name):
+                    os.fsync(descriptor)  # else a power cut could take the old content and the new
             finally:
                 os.close(descriptor)
-            if made != name:
+            if self._overwrite:
                 os.rename(made, name, src_dir_fd=folder, dst_dir_fd=folder)
+            else:
+                rename_without_replacing(made, name, folder=folder)
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(made, dir_fd=folder)
@@ -223,9 +228,9 @@ class Unpacker:
 
     def _link(self, header: Header) -> None:
         name = header.path.rpartition("/")[2]
-        made = _temporary(name) if self._overwrite else name
         folder = os.dup(self._folder_of(header.path, make=True))  # going to the target's folder closes the first
         try:
+            made = _temporary(folder, name) if self._overwrite else name
             if header.type is Type.SYMLINK:
                 os.symlink(header.link, made, dir_fd=folder)
                 self._own(made, header, folder)
@@ -284,8 +289,20 @@ def _promise(header: Header) -> tuple[Type, int, str]:
     return header.type, header.size_bytes, header.link
 
 
-def _temporary(name: str) -> str:
-    return f".{os.fsencode(name)[:200].hex()[:100]}.{os.getpid()}.restoring"
+def _temporary(folder: int, name: str) -> str:
+    """A name to make it under, free: in a container the restore that was killed had our number too."""
+    made = f".{os.fsencode(name)[:50].hex()}.{os.getpid()}.restoring"
+    with suppress(FileNotFoundError):
+        os.unlink(made, dir_fd=folder)
+    return made
+
+
+def _is_there(folder: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _take_the_place(folder: int, made: str, name: str) -> None:

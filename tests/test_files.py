@@ -390,6 +390,14 @@ def test_a_rename_never_replaces(tmp_path: Path) -> None:
     assert (tmp_path / "b").read_text() == "b"
     files.rename_without_replacing(tmp_path / "a", tmp_path / "c")
     assert (tmp_path / "c").read_text() == "a"
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(FileExistsError):
+            files.rename_without_replacing("c", "b", folder=folder)
+        files.rename_without_replacing("c", "d", folder=folder)
+    finally:
+        os.close(folder)
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"b": "b", "d": "a"}
 
 
 @pytest.mark.parametrize(

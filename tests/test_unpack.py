@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -287,6 +290,54 @@ def test_stopping_ends_in_the_middle_of_a_file(target: Path) -> None:
     with Unpacker(target, plan, **how) as unpacker, pytest.raises(Interrupted):  # type: ignore[arg-type]
         unpacker.put(Header("a", Type.FILE, 8), stopping())
     assert list(target.iterdir()) == []
+
+
+KILLED = """
+import os, signal, sys
+from memu_backup.formats.tar import Header, Type
+from memu_backup.unpack import Planned, Unpacker
+from memu_backup.work import Stop
+def content():
+    yield memoryview(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+plan = {"a": Planned(Type.FILE, 8, "")}
+Unpacker(sys.argv[1], plan, overwrite=False, stop=Stop(), on_done=lambda *_: None).put(
+    Header("a", Type.FILE, 8), content())
+"""
+
+
+def test_a_killed_restore_leaves_no_half_file_under_the_name_of_a_whole_one(target: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, target]).returncode == -signal.SIGKILL
+    (left,) = target.iterdir()
+    assert left.name.endswith(".restoring") and left.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_killed_restore_with_our_number_left_is_not_in_the_way(
+    target: Path, tmp_path: Path, overwrite: bool
+) -> None:
+    """In a container every restore may have the same process number."""
+    archive = by_hand(tmp_path / "a.tar.gz", [file("a", b"new"), symlink("b", "a")])
+    for name in ("a", "b"):
+        (target / f".{name.encode().hex()}.{os.getpid()}.restoring").write_bytes(b"half")
+    give_back(archive, target, overwrite=overwrite)
+    assert (target / "a").read_bytes() == b"new" and (target / "b").is_symlink()
+    assert not overwrite or {p.name for p in target.iterdir()} == {"a", "b"}
+
+
+def test_a_file_that_replaces_another_is_on_the_disk_before(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    archive = by_hand(tmp_path / "a.tar.gz", [file("a", b"new"), file("b", b"new")])
+    (target / "b").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(RestoreError, match="b could not be written"):
+        give_back(archive, target, overwrite=True)
+    # One fsync a file takes an hour for a household; where nothing is replaced, one at the end is enough.
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {"a": b"new", "b": b"old"}
 
 
 @needs_root
