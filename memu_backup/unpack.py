@@ -247,7 +247,7 @@ class Unpacker:
     # --- owners, rights, attributes, times ---------------------------------------------------------------------------
 
     def _adorn(self, descriptor: int, header: Header) -> None:
-        self._own(descriptor, header)
+        owned = self._own(descriptor, header)
         if self._inherits:
             self._disown(descriptor, header)
         for key, value in header.xattrs.items():
@@ -255,7 +255,7 @@ class Unpacker:
                 os.setxattr(descriptor, key, value)
             except OSError as error:
                 self._warn(f"{shown(header.path)}: its attribute {shown(key)} could not be set ({error.strerror})")
-        os.fchmod(descriptor, header.mode)  # after the owner: a new owner clears setuid
+        os.fchmod(descriptor, self._mode(header, owned))  # after the owner: a new owner clears setuid
         os.utime(descriptor, ns=(header.mtime_ns, header.mtime_ns))
 
     def _disown(self, descriptor: int, header: Header) -> None:
@@ -264,14 +264,26 @@ class Unpacker:
             if key.startswith(_ACL) and key not in header.xattrs:
                 os.removexattr(descriptor, key)
 
-    def _own(self, entry: int | str, header: Header, folder: int | None = None) -> None:
+    def _mode(self, header: Header, owned: bool) -> int:
+        """Its rights, without those by which a program would run as somebody it was never meant to run as."""
+        # A folder's setgid gives nobody any rights: what is made in it gets the group that the folder has.
+        harmless = 0o3777 if header.type is Type.DIRECTORY else 0o1777
+        if owned or header.mode & harmless == header.mode:
+            return header.mode
+        self._warn(f"{shown(header.path)}: it does not run as its owner or group any more, as they could not be set")
+        return header.mode & harmless
+
+    def _own(self, entry: int | str, header: Header, folder: int | None = None) -> bool:
+        """Whether its owner and group are those of the archive now."""
         if os.geteuid() != 0:
-            return
+            return False
         try:
             # A descriptor is what it is; only a name could be a link.
             os.chown(entry, header.uid, header.gid, dir_fd=folder, follow_symlinks=folder is None)
         except OSError as error:
             self._warn(f"{shown(header.path)}: its owner could not be set ({error.strerror})")
+            return False
+        return True
 
     def _warn(self, sentence: str) -> None:
         if len(self.warnings) < 100:

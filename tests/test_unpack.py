@@ -6,9 +6,11 @@ import errno
 import io
 import os
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -338,6 +340,34 @@ def test_a_file_that_replaces_another_is_on_the_disk_before(
         give_back(archive, target, overwrite=True)
     # One fsync a file takes an hour for a household; where nothing is replaced, one at the end is enough.
     assert {p.name: p.read_bytes() for p in target.iterdir()} == {"a": b"new", "b": b"old"}
+
+
+def _rights(archive: Path, target: Path) -> tuple[dict[str, int], list[str]]:
+    """The rights that its entries come back with, and what was warned of."""
+    warnings = give_back(archive, target).warnings
+    return {p.name: stat.S_IMODE(p.stat().st_mode) for p in target.iterdir()}, warnings
+
+
+@needs_root
+def test_nothing_runs_as_its_owner_where_the_owner_could_not_be_set(target: Path) -> None:
+    modes = {"tool": 0o4755, "mail": 0o2755, "plain": 0o755}
+    entries = [(Header(n, Type.FILE, 1, mode, uid=1234, gid=1234), b"x") for n, mode in modes.items()]
+    shared = Header("shared", Type.DIRECTORY, mode=0o3775, uid=1234, gid=1234)
+    with tempfile.TemporaryDirectory() as name:  # nobody may enter pytest's own
+        open_to_all = Path(name)
+        open_to_all.chmod(0o777)
+        archive = by_hand(open_to_all / "a.tar.gz", [*entries, (shared, b"")])
+        archive.chmod(0o644)
+        assert _rights(archive, target) == ({**modes, "shared": 0o3775}, [])
+        os.setegid(65534)
+        os.seteuid(65534)
+        try:
+            rights, warnings = _rights(archive, open_to_all / "nobody")
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+    assert rights == {"tool": 0o755, "mail": 0o755, "plain": 0o755, "shared": 0o3775}
+    assert [w.partition(":")[0] for w in warnings] == ["tool", "mail"]
 
 
 @needs_root
