@@ -45,6 +45,8 @@ def test_the_program_says_what_it_can_do_and_does_so_quickly(home: Home) -> None
     for command in ["run", "start", "status", "list", "show", "verify", "restore", "clean", "config", "init", "log"]:
         assert re.search(rf"^\W+{command} ", helped.stdout, re.MULTILINE), command
     assert time.monotonic() - begun[1] < 3  # 0.2 s where nothing else runs
+    switches = [line for line in home.run("clean", "--help").out.splitlines() if line.strip().startswith("-")]
+    assert len(switches) == 4 and not any("<" in line or "[" in line for line in switches)
     version = ran([PROGRAM, "--version"], home.folder, os.environ)
     assert (version.status, version.out) == (0, f"memu-backup {__version__}\n")
     for wrong in (["nonsense"], ["start", "--nonsense"], ["restore", "--to"], ["log", "-n", "0"]):

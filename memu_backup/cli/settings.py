@@ -9,7 +9,7 @@ import typer
 
 from memu_backup.cli.shell import EXIT_FAILED, Json, app, command, load, the_manager
 
-config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True)
+config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
 
 

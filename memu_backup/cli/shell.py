@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Archives your family's server each night, proves what it wrote, and gives it back.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # in boxes, Typer 0.29 shows a switch as if it took a value: --json <bool>
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -39,9 +40,11 @@ EXIT_FAILED = 1
 EXIT_PARTIAL = 3
 EXIT_INTERRUPTED = 130
 
+_WHICH_JOB = "Which job; may be left out where there is only one."
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 BackupName = Annotated[str, typer.Argument(help="A name, the beginning of one, latest, or a file.", metavar="BACKUP")]
-JobName = Annotated[str | None, typer.Argument(help="The only one unless given.", metavar="JOB")]
+JobName = Annotated[str | None, typer.Argument(help=_WHICH_JOB, metavar="JOB")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
