@@ -33,7 +33,7 @@ from memu_backup import cron, environment, mistakes
 from memu_backup.environment import CONFIG_VARIABLE
 from memu_backup.errors import SettingsError, UsageError
 from memu_backup.mistakes import PREFIX, Loc, Mistake, Origins, did_you_mean, tables
-from memu_backup.paths import LocalPath, relative_to
+from memu_backup.paths import LocalPath, absolute, relative_to
 from memu_backup.sources import Source, SourceSettings
 from memu_backup.sources import kinds as source_kinds
 from memu_backup.stores import StoreSettings
@@ -237,7 +237,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     Relative paths are taken from the folder of that file. Raises SettingsError with every mistake there is. No path
     that the settings name is looked at, so that a disk which is away keeps nobody from asking for the status.
     """
-    file = _find(path, environ).absolute()
+    file = absolute(_find(path, environ))
     raw = environment.defaults(environ) | _parsed(file)
     variables = environment.gather(environ, Config)
     found = [*variables.problems, *environment.unknown_tables(variables, raw)]
@@ -313,16 +313,32 @@ def _of_history(raw: Mapping[str, Any]) -> list[Mistake]:
 def _find(path: Path | None, environ: Mapping[str, str]) -> Path:
     if path is not None or environ.get(CONFIG_VARIABLE):
         named = path or Path(environ[CONFIG_VARIABLE])
-        if not named.exists():
+        if not _is_there(named):
             said = "" if path else f" ({CONFIG_VARIABLE} names it)"
             raise SettingsError([f"there is no such file{said}"], str(named))
         return named
     for usual in (Path("config.toml"), SYSTEM_FILE):
-        if usual.exists():
+        if _is_there(usual):
             return usual
     raise SettingsError(
         [f"there is neither ./config.toml nor {SYSTEM_FILE}; make one with: memu-backup init --preset memu"],
         "config.toml",
+    )
+
+
+def _is_there(file: Path) -> bool:
+    try:
+        file.stat()
+    except PermissionError:
+        raise _closed(file) from None  # nobody can tell: passing it over could mean other settings than the owner's
+    except OSError:
+        return False
+    return True
+
+
+def _closed(file: Path) -> SettingsError:
+    return SettingsError(
+        ["this user may not read it; type the same with sudo, or as the user it belongs to"], str(file)
     )
 
 
@@ -340,6 +356,8 @@ _SYNTAX = {
 def _parsed(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text("utf-8-sig"))
+    except PermissionError:
+        raise _closed(file) from None
     except OSError as error:
         raise SettingsError([f"the file cannot be read ({error.strerror})"], str(file)) from error
     except UnicodeDecodeError as error:

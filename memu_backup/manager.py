@@ -19,6 +19,7 @@ from memu_backup.config import Config, Job
 from memu_backup.errors import HistoryAway, LockHeld, MemuError, StoreError, UnknownBackup
 from memu_backup.history import History
 from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
+from memu_backup.paths import absolute
 from memu_backup.retention import KeepLast
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
@@ -62,8 +63,14 @@ def look(file: Path) -> tuple[Store, Backup]:
 
     Raises UnknownBackup, NotAnArchive, UsageError.
     """
-    store = ArchiveStore(file.absolute().parent, ArchiveSettings(kind="archive"))
-    return store, store.look(file.absolute())
+    file = absolute(file)
+    store = ArchiveStore(file.parent, ArchiveSettings(kind="archive"))
+    return store, store.look(file)
+
+
+async def prove(store: Store, stored: Backup, level: Level, on_progress: OnProgress = _nobody_watches) -> Verdict:
+    """Re-read a backup that lies anywhere; needs no settings, and writes nothing down. Raises NotAnArchive."""
+    return await verify.prove(store, stored.path, stored.manifest, on_progress, level)
 
 
 async def give_back(

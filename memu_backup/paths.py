@@ -10,6 +10,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from memu_backup.errors import UsageError
+
 _base: ContextVar[Path | None] = ContextVar("_base", default=None)
 
 
@@ -23,8 +25,22 @@ def relative_to(folder: Path) -> Iterator[None]:
         _base.reset(token)
 
 
+def absolute(path: Path) -> Path:
+    """``path`` from the working folder. Raises UsageError where that has been deleted and ``path`` needs it."""
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        raise UsageError(
+            "The folder in which you are has been deleted. Go to another one first, such as: cd /"
+        ) from error
+
+
 def _resolve(path: Path) -> Path:
-    return ((_base.get() or Path.cwd()) / path.expanduser()).absolute()
+    try:
+        expanded = path.expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path.parts[0]} is the home folder of nobody on this machine") from error
+    return ((_base.get() or Path.cwd()) / expanded).absolute()
 
 
 LocalPath = Annotated[Path, AfterValidator(_resolve)]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +20,7 @@ from memu_backup import config as config_module
 from memu_backup import cron, sources, stores
 from memu_backup.config import Config, load, show
 from memu_backup.errors import SettingsError, UsageError
+from tests.home import PROGRAM
 
 ROOT = Path(__file__).parents[1]
 CANARY = "canary-Xq7-secret"
@@ -188,6 +194,13 @@ MISTAKES = {
         wrong("[sources]\nletters = './letters'\n"),
         ["sources.letters: must be a table of its own, with its settings below it"],
     ),
+    "the home folder of nobody": (
+        "backup_dir = '~nouser/x'\n" + wrong("", '"photos"', '"~nouser/photos"'),
+        [
+            "backup_dir: ~nouser is the home folder of nobody on this machine",
+            "sources.photos.path: ~nouser is the home folder of nobody on this machine",
+        ],
+    ),
     "a bad time": (
         wrong("", '"02:00"', '"25:00"'),
         ['jobs.nightly.at: is not a time of day; write hours and minutes, such as "02:00"'],
@@ -356,6 +369,59 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path: Path, monkeypatch: py
     assert problems(None) == [
         "there is neither ./config.toml nor /etc/memu-backup/config.toml; make one with: memu-backup init --preset memu"
     ]
+
+
+AS_NOBODY = """
+import importlib, os, sys
+from pathlib import Path
+from tests.warm import LOADED
+for name in LOADED:
+    importlib.import_module(name)
+from memu_backup import config
+from memu_backup.cli import main
+config.SYSTEM_FILE = Path(sys.argv.pop(1))
+os.setgroups([]), os.setgid(65534), os.setuid(65534), os.chdir("/")
+main()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_file_that_this_user_may_not_read_is_told_as_such(write: Write) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="memu-backup-test-"))
+    closed = folder / "closed" / "config.toml"
+    closed.parent.mkdir(mode=0o700)
+    closed.write_text(GOOD)
+    for_root = folder / "config.toml"
+    for_root.write_text(GOOD)
+    for_root.chmod(0o600)
+    folder.chmod(0o755)
+    try:
+        for file, options, environ in [
+            (closed, [], {}),  # as /etc/memu-backup is closed to all but root
+            (closed, [], {"MEMU_BACKUP_CONFIG": str(closed)}),
+            (closed, ["-c", str(closed)], {}),
+            (for_root, ["-c", str(for_root)], {}),
+        ]:
+            argv = [sys.executable, "-W", "error", "-c", AS_NOBODY, str(closed), *options, "status"]
+            done = subprocess.run(argv, cwd=ROOT, env={**os.environ, **environ}, capture_output=True, text=True)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr == (
+                f"{file} has 1 mistake; nothing was started.\n"
+                "  this user may not read it; type the same with sudo, or as the user it belongs to\n"
+            )
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_working_folder_that_is_gone_is_told_as_such(write: Write, tmp_path: Path) -> None:
+    write(GOOD)
+    script = f"mkdir here && cd here && rmdir ../here && {PROGRAM}"
+    for argv in ("-c ../config.toml status", "init", "show ./x.tar.gz"):
+        done = subprocess.run(f"{script} {argv}", cwd=tmp_path, capture_output=True, text=True, shell=True)
+        assert done.returncode == 2
+        assert done.stderr.endswith(
+            "The folder in which you are has been deleted. Go to another one first, such as: cd /\n"
+        )
 
 
 def test_the_file_is_found_in_the_order_that_is_promised(

@@ -117,8 +117,9 @@ async def restore(
 
     async with manager_unless_file(backup) as manager:
         _, there = await find(manager, backup)
+    from memu_backup.paths import absolute
         wanted = restoring.Wanted(tuple(source or ()), tuple(path or ()))
-        target = (to or Path(f"restored_{there.name.removesuffix('.tar.gz')}")).absolute()
+        target = absolute(to or Path(f"restored_{there.name.removesuffix('.tar.gz')}"))
         stop = Stop()
         planned = await in_thread(lambda: restoring.plan(there.path, wanted, target, stop), stop)
         if dry_run:

@@ -21,10 +21,12 @@ async def init(
 ) -> None:
     """Write a first config.toml with comments."""
     from memu_backup import console, presets
+    from memu_backup.paths import absolute
 
-    presets.write(preset, to)
+    file = absolute(to)
+    presets.write(preset, file)
     named = "" if to == Path("config.toml") else f"--config {to} "
-    console.say(f"Wrote {to.absolute()}. Now look at each line of it that says CHECK, then type:")
+    console.say(f"Wrote {file}. Now look at each line of it that says CHECK, then type:")
     console.say(f"  memu-backup {named}config check")
 
 

@@ -65,7 +65,9 @@ def _say_version(asked: bool) -> None:
 
 @app.callback()
 def _take_options(
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Where the settings are.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Where the settings are.", readable=False)
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show technical details.")] = False,
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_say_version)
