@@ -21,7 +21,7 @@ from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Tr
 from memu_backup.retention import KeepLast
 from memu_backup.sources import Source
 from memu_backup.status import adopted
-from memu_backup.stores import Label, OnProgress, Store, Written
+from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
 from memu_backup.work import Stop, in_thread
 
 log = logging.getLogger(__name__)
@@ -228,14 +228,16 @@ async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -
             captured.append(await captures.enter_async_context(source.capture(folder)))
         written = await _write(order, row, captured, on_progress)
     try:
-        sha256 = await _proved(order, written, on_progress)
+        verdict, sha256 = await _proved(order, written, on_progress)
         on_progress(Progress(Phase.PUBLISHING))
         location = order.store.publish(written, sha256)
     except BaseException:
         order.store.discard(written)
         raise
     made = Backup(written.name, location, written.size_bytes, row.created_at, written.manifest)
-    return replace(adopted(row, made), sha256=sha256, verified_at=clock())
+    row = adopted(row, made)
+    verified_at = None if verdict.unchecked else clock()
+    return replace(row, sha256=sha256, verified_at=verified_at, warnings=(*row.warnings, *verdict.unchecked))
 
 
 async def _check(sources: Sequence[Source]) -> None:
@@ -290,16 +292,21 @@ def _offset(at: datetime, zone: tzinfo) -> str:
     return f"{text[:3]}:{text[3:5]}"
 
 
-async def _proved(order: Order, written: Written, on_progress: OnProgress) -> str:
-    """Re-read what lies on the disk; what cannot be read back now is no backup."""
+async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tuple[Verdict, str]:
+    """Re-read what lies on the disk, and its SHA-256; what cannot be read back now is no backup.
+
+    What a source could not look at is a warning: every byte was compared all the same.
+    """
     report = _of(written.manifest.size_bytes, on_progress)
     verdict = await verify.prove(order.store, written.partial_path, written.manifest, report)
-    if not verdict.good or verdict.sha256 is None:
+    if verdict.problems or verdict.sha256 is None:
         raise DamagedArchive(
             f"What was written could not be read back ({verdict.problems[0]}), so it was thrown away; "
             "older backups are untouched. Check the disk that holds them."
         )
-    return verdict.sha256
+    for sentence in verdict.unchecked:
+        log.info("%s", sentence)  # the row keeps it as a warning
+    return verdict, verdict.sha256
 
 
 async def _prune(order: Order, history: History, clock: Clock) -> None:

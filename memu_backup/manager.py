@@ -296,8 +296,8 @@ class Manager:
                 host = self.config.host
                 verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
             else:
-                verdict = await verify.prove(store, stored.path, stored.manifest, on_progress, level)
-            outcome = "good" if verdict.good else "damaged"
+                verdict = await prove(store, stored, level, on_progress)
+            outcome = "good" if verdict.good else "damaged" if verdict.problems else "not checked"
             return verdict
         finally:
             await self._audit(asker, f"verify {level}", stored.name, outcome)

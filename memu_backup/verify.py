@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memu_backup.clock import Clock, now
-from memu_backup.errors import ArchiveError, HistoryAway, UsageError
+from memu_backup.errors import ArchiveError, CannotCheck, HistoryAway, MemuError, UsageError
 from memu_backup.history import History
-from memu_backup.model import Backup, Level, Manifest, Run, Status
-from memu_backup.sources import kinds
+from memu_backup.model import Backup, Level, Manifest, Run, SourceSummary, Status
+from memu_backup.sources import Reader, kinds
 from memu_backup.status import adopted, from_backup
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.work import Stop, in_thread
@@ -35,24 +35,44 @@ async def prove(
 ) -> Verdict:
     """Re-read a backup that need not be published yet. A full look also asks each source (does the dump list?).
 
-    Raises NotAnArchive and OSError-free ArchiveErrors only where nothing could be looked at; all else is a problem in
-    the verdict. When cancelled, its threads and children have ended before this returns.
+    Raises NotAnArchive and OSError-free ArchiveErrors only where nothing could be looked at; all else is in the
+    verdict: a problem, or unchecked where a source could not look. When cancelled, its threads and children have ended
+    before this returns.
     """
     stop = Stop()
     verdict = await in_thread(lambda: store.prove(path, level, on_progress, stop), stop, gentle=True)
     if level is Level.QUICK or manifest is None or not verdict.good:
         return verdict
     problems: list[str] = []
+    unchecked: list[str] = []
     for summary in manifest.sources:
-        kind = kinds().get(summary.kind)
-        if kind is None:
-            problems.append(f"{summary.name} is of kind {summary.kind}, which this version does not know.")
-            continue
         try:
-            problems += await kind.verify(summary, _Stored(store, path))
+            problems += await _ask(summary, _Stored(store, path))
         except (ArchiveError, UsageError) as error:
             problems.append(f"{summary.name}: {str(error).removesuffix('.')}.")
-    return replace(verdict, problems=tuple(problems))
+        except MemuError as error:
+            unchecked.append(f"{summary.name}: {str(error).removesuffix('.')}.")
+    return replace(verdict, problems=tuple(problems), unchecked=tuple(unchecked))
+
+
+async def _ask(summary: SourceSummary, reader: Reader) -> list[str]:
+    """What the source itself finds. Raises CannotCheck for whatever says nothing about its part of the backup."""
+    kind = kinds().get(summary.kind)
+    if kind is None:
+        raise CannotCheck(
+            f"this version does not know the kind {summary.kind}, so only the bytes were compared. Check it with the "
+            "memu-backup that made it, or a newer one."
+        )
+    try:
+        return await kind.verify(summary, reader)
+    except MemuError:
+        raise
+    except Exception as error:
+        log.warning("The check of source %s broke (%s).", summary.name, type(error).__name__, exc_info=error)
+        raise CannotCheck(
+            f"its own check broke ({type(error).__name__}), so only the bytes were compared. Try again; if it stays "
+            "so, show the log to whoever looks after this machine."
+        ) from error
 
 
 async def verify(
@@ -66,11 +86,12 @@ async def verify(
 ) -> Verdict:
     """Prove a backup that lies in its store and write the outcome into its row: good and when, or damaged.
 
-    A damaged one stops being the last good one; it is not removed. One without a row (the history was lost) gets it
-    from its own metadata. With the history away the outcome is noted only where the row itself still waits here.
+    A damaged one stops being the last good one; it is not removed. Where a part could not be checked and nothing is
+    known to be damaged, the row stays as it is. One without a row (the history was lost) gets it from its own
+    metadata. With the history away the outcome is noted only where the row itself still waits here.
     """
     verdict = await prove(store, backup.path, backup.manifest, on_progress, level)
-    if verdict.good and level is Level.QUICK:
+    if not verdict.problems and (verdict.unchecked or level is Level.QUICK):
         return verdict
     row = await _row(history, backup, host)
     if row is not None:
@@ -97,7 +118,7 @@ async def _row(history: History, backup: Backup, host: str) -> Run | None:
 
 
 def _told(row: Run, backup: Backup, verdict: Verdict, clock: Clock) -> Run:
-    if not verdict.good:
+    if verdict.problems:
         return replace(row, status=Status.FAILED, error_code="damaged", error=verdict.problems[0])
     # It may have been called damaged, by a disk that could not read it once and can again.
     return replace(adopted(row, backup) if backup.manifest else row, verified_at=clock())

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from tests.home import Home, query
+from memu_backup import postgres_tools, sources, verify
+from memu_backup.manager import SCHEDULER
+from memu_backup.model import Level, Status, Trigger
+from memu_backup.postgres_server import programs
+from tests import archives
+from tests.home import Home, managed, query
 
 FILM = os.urandom(3_000_000)
 
@@ -113,3 +120,81 @@ def test_a_verification_without_the_history_still_says_what_it_found(home: Home)
     assert home.run("verify").status == 0
     flip(home.archives[0])
     assert home.run("verify").status == 1
+
+
+# --- what nobody could look at ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def chat(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A household with a database, on a machine whose only programs of Postgres lie in ``programs`` beside it."""
+    home = Home(tmp_path / "chat", database)
+    home.configure(sources=f'[sources.chat]\nkind = "postgres"\nurl = "{database}"\n')
+    await query(database, "CREATE TABLE messages (id int)", "INSERT INTO messages VALUES (1)")
+    (tmp_path / "programs").mkdir()
+    for name in ("pg_dump", "pg_dumpall", "pg_restore", "psql"):
+        script(tmp_path / "programs" / name, f'exec "{programs() / name}" "$@"')
+    monkeypatch.setattr(postgres_tools, "tool_folders", lambda: [tmp_path / "programs"])
+    return home
+
+
+def script(path: Path, line: str) -> None:
+    path.write_text(f"#!/bin/sh\n{line}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("trouble", ["killed", "missing"])
+async def test_a_pg_restore_that_is_killed_or_missing_says_nothing_against_a_backup(
+    chat: Home, tmp_path: Path, trouble: str
+) -> None:
+    """Neither against one that lies there, nor against one whose bytes were just read back."""
+    pg_restore = tmp_path / "programs" / "pg_restore"
+    async with managed(chat, [datetime.now(UTC)]) as manager:
+        assert (await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)).warnings == ()
+        before = await manager.history.runs()
+        script(pg_restore, "kill -9 $$")
+        run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+        assert (run.status, run.error_code, run.verified_at) == (Status.SUCCESS, None, None)
+        (warning,) = run.warnings
+        assert warning.startswith("chat: ") and "signal 9" in warning
+        if trouble == "missing":
+            pg_restore.unlink()
+        for store, stored in manager.backups():
+            verdict = await manager.verify(store, stored, Level.FULL, SCHEDULER)
+            assert (verdict.good, verdict.problems) == (False, ())
+            assert len(verdict.unchecked) == 1 and ("signal 9" in verdict.unchecked[0]) == (trouble == "killed")
+        events = await manager.history.audit_log()
+        assert {e.outcome for e in events if e.action == "verify full"} == {"not checked"}
+        assert sorted(await manager.history.runs(), key=lambda r: r.created_at) == sorted(
+            [run, *before], key=lambda r: r.created_at
+        )
+        assert [listed.state for listed in await manager.listing()] == ["good", "good"]
+
+
+async def test_a_kind_that_is_not_known_and_a_check_that_breaks_are_said_and_not_held_against_the_backup(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        @staticmethod
+        async def verify(summary: object, reader: object) -> list[str]:
+            raise KeyError("details")
+
+    monkeypatch.setattr(verify, "kinds", lambda: {**sources.kinds(), "directory": Broken, "files": None})
+    async with managed(home, [datetime.now(UTC)]) as manager:
+        ((store, stored),) = manager.backups()
+        verdict = await manager.verify(store, stored, Level.FULL, SCHEDULER)
+    assert verdict.problems == () and not verdict.good
+    assert "photos: its own check broke (KeyError)" in verdict.unchecked[0]
+    assert "config: this version does not know the kind files" in verdict.unchecked[1]
+    assert home.rows()[0]["status"] == "success"
+
+
+def test_the_command_says_what_was_not_checked_and_what_to_do(home: Home, tmp_path: Path) -> None:
+    later = replace(archives.tree(home.photos), kind="of-a-later-version")
+    archive = archives.back_up(archives.archive_store(tmp_path / "elsewhere"), later)
+    verified = home.run("verify", str(archive))
+    assert verified.status == 1 and verified.out == ""
+    assert f"{archive.name} could not be checked as a whole" in verified.err
+    assert "damaged" not in verified.err and "of-a-later-version" in verified.err and "a newer one" in verified.err
+    told = home.run("verify", str(archive), "--json").json
+    assert (told["good"], told["problems"], len(told["unchecked"])) == (False, [], 1)

@@ -34,10 +34,9 @@ async def verify(
     level: Annotated[str, typer.Option("--level", help="quick (its index) or full (every byte).")] = "full",
     json: Json = False,
 ) -> int:
-    """Re-read a backup and compare it with what it says of itself."""
+    """Re-read a backup and compare it with what it says of itself. Exit status 1 unless all of it is good."""
     from memu_backup import console
-    from memu_backup import verify as verifying
-    from memu_backup.manager import at_the_terminal
+    from memu_backup.manager import at_the_terminal, prove
 
     depth = _level(level)
     async with manager_unless_file(backup) as manager:
@@ -46,7 +45,7 @@ async def verify(
             if manager:
                 verdict = await manager.verify(store, stored, depth, at_the_terminal(), on_progress)
             else:
-                verdict = await verifying.prove(store, stored.path, stored.manifest, on_progress, depth)
+                verdict = await prove(store, stored, depth, on_progress)
     if json:
         console.print_json({"name": stored.name, **_verdict_as_json(verdict)})
     else:
@@ -71,6 +70,7 @@ def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
         "level": verdict.level,
         "good": verdict.good,
         "problems": verdict.problems,
+        "unchecked": verdict.unchecked,
         "files": verdict.files,
         "content_bytes": verdict.content_bytes,
         "sha256": verdict.sha256,
@@ -85,10 +85,14 @@ def _tell_verdict(name: str, verdict: Verdict) -> None:
         how = "every byte was read and is as it was written" if verdict.level is Level.FULL else "its index is whole"
         console.say(f"{name} is good: {words.files(verdict.files)}, {words.size(verdict.content_bytes)}; {how}.")
         return
-    console.complain(f"{name} is damaged:")
-    for problem in verdict.problems:
-        console.complain(f"  {problem}")
-    console.complain("Make a new backup with: memu-backup start. Then check the disk that holds this one.")
+    if not verdict.problems:
+        console.complain(f"{name} could not be checked as a whole; every byte is as it was written, but:")
+    else:
+        console.complain(f"{name} is damaged:")
+    for sentence in (*verdict.problems, *verdict.unchecked):
+        console.complain(f"  {sentence}")
+    if verdict.problems:
+        console.complain("Make a new backup with: memu-backup start. Then check the disk that holds this one.")
 
 
 @app.command()
@@ -113,11 +117,11 @@ async def restore(
     from memu_backup import console
     from memu_backup import restore as restoring
     from memu_backup.manager import at_the_terminal, give_back
+    from memu_backup.paths import absolute
     from memu_backup.work import Stop, in_thread
 
     async with manager_unless_file(backup) as manager:
         _, there = await find(manager, backup)
-    from memu_backup.paths import absolute
         wanted = restoring.Wanted(tuple(source or ()), tuple(path or ()))
         target = absolute(to or Path(f"restored_{there.name.removesuffix('.tar.gz')}"))
         stop = Stop()

@@ -82,7 +82,8 @@ class Source(Protocol):
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
         """What only this kind can tell of its part of a stored backup (a dump that lists, a database that is whole).
 
-        The bytes were compared before. Returns problems, a sentence each; empty is good.
+        The bytes were compared before. Returns problems, a sentence each; empty is good. Raises CannotCheck, with what
+        to do, when it could not look: no fitting program, or one that was killed.
         """
         ...
 

@@ -57,17 +57,22 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a verification found. ``problems`` are sentences that name the file concerned; none means good."""
+    """What a verification found. ``problems`` are sentences that name the file concerned; any of them means damaged.
+
+    ``unchecked`` are sentences about what nobody could look at, such as a dump without a pg_restore that reads it:
+    that part is neither proven nor damaged. Good is what has neither.
+    """
 
     level: Level
     problems: tuple[str, ...]
     files: int
     content_bytes: int
     sha256: str | None = None
+    unchecked: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.unchecked
 
 
 class Store(Protocol):
