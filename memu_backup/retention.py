@@ -8,7 +8,8 @@ Pure: nothing is read or deleted here, and the present moment is handed in. The 
 3. ... but the newest checked backup stays in any case, beyond the N if need be: N unchecked ones never push out the
    last of which we know that it can be read. Where no complete one was checked, that goes for an incomplete one.
 4. Incomplete backups never count toward N. Those newer than the oldest complete one of rule 2 stay, the newest N of
-   them; where there is no complete one, the newest N of all. The others go.
+   them. Of the others the newest fill the places that rule 2 leaves free: none once there are N complete ones, so one
+   complete backup does not push out all that there was before it.
 """
 
 from __future__ import annotations
@@ -77,13 +78,15 @@ def _kept(complete: Sequence[Candidate], incomplete: Sequence[Candidate], count:
     """Rules 2 and 4: names and reasons of what stays, both sequences being newest first."""
     window = complete[:count]
     reasons = {b.name: f"It is number {i} of the {count} newest complete backups." for i, b in enumerate(window, 1)}
+    newer = [b for b in incomplete if window and b.created_at > window[-1].created_at]
+    older = incomplete[len(newer) :]
+    why = "It is incomplete, but newer than the oldest complete backup that stays."
+    reasons |= {b.name: why for b in newer[:count]}
+    why = "It is incomplete, but there is no complete backup yet."
     if window:
-        why = "It is incomplete, but newer than the oldest complete backup that stays."
-        recent = [b for b in incomplete if b.created_at > window[-1].created_at]
-    else:
-        why = "It is incomplete, but there is no complete backup yet."
-        recent = list(incomplete)
-    return reasons | {b.name: why for b in recent[:count]}
+        are = "is" if len(window) == 1 else "are"
+        why = f"It is incomplete, but only {len(window)} of {count} complete backups {are} there yet."
+    return reasons | {b.name: why for b in older[: count - len(window)]}
 
 
 def _dropped(backup: Candidate, count: int) -> str:

@@ -43,6 +43,18 @@ def test_incomplete_backups_older_than_the_good_ones_go() -> None:
     ]
 
 
+def test_one_good_backup_does_not_push_out_all_the_incomplete_ones_before_it() -> None:
+    """They go one by one, as complete ones take their places."""
+    partials = [backup(d, partial=True) for d in range(3, 10)]
+    assert len(kept(partials, 7)) == 7
+    verdicts = plan([backup(2), *partials], KeepLast(7), NOW)
+    assert [v.name for v in verdicts if v.keep] == ["good-2", *(p.name for p in partials[:6])]
+    assert verdicts[1].reason == "It is incomplete, but only 1 of 7 complete backups is there yet."
+    assert verdicts[-1].reason == "It is incomplete, and enough newer backups are there."
+    assert len(kept([*(backup(d / 10) for d in range(6)), *partials], 7)) == 7
+    assert kept([backup(0), backup(1), *partials], 2) == ["good-0", "good-1"]
+
+
 def test_without_any_good_backup_the_newest_incomplete_ones_stay() -> None:
     backups = [backup(d, partial=True, verified=False) for d in range(4)]
     assert kept(backups, 2) == ["partial-0", "partial-1"]
@@ -122,6 +134,14 @@ def test_no_good_one_goes_while_an_older_one_fills_its_number(backups: list[Cand
     names = kept(backups, count)
     good = sorted((b for b in counted(backups) if not b.partial), key=lambda b: b.created_at, reverse=True)
     assert all(sum(other.created_at >= b.created_at for other in good) > count for b in good if b.name not in names)
+
+
+@examples
+@given(households, st.integers(1, 9))
+def test_incomplete_ones_fill_the_places_for_which_there_is_no_good_one(backups: list[Candidate], count: int) -> None:
+    names = kept(backups, count)
+    present = counted(backups)
+    assert min(count, len(present)) <= sum(b.name in names for b in present) <= 2 * count + 1
 
 
 @examples
