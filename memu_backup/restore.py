@@ -17,6 +17,7 @@ from memu_backup import unpack, words
 from memu_backup.errors import ArchiveError, DamagedArchive, HostileArchive, MemuError, RestoreError, UsageError
 from memu_backup.files import shown
 from memu_backup.formats.index import Entry
+from memu_backup.formats.manifest import lies_in
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
 from memu_backup.formats.tar import Type
 from memu_backup.model import Manifest, Phase, Progress
@@ -204,7 +205,7 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
 
 def _choose(entries: Sequence[Entry], wanted: Wanted, manifest: Manifest | None) -> list[Entry]:
     places = _places(wanted.sources, manifest)
-    inside = [e for e in entries if not places or any(_lies_in(e.path, p) for p in places)]
+    inside = [e for e in entries if not places or any(lies_in(e.path, p) for p in places)]
     for pattern in wanted.paths:
         # Each on its own: a mistyped one beside a good one would pass unnoticed, on a day that matters.
         if not any(_fits(e.path, pattern) for e in inside):
@@ -231,11 +232,6 @@ def _places(sources: Sequence[str], manifest: Manifest | None) -> list[str]:
             hint = f" Did you mean {close[0]}?" if close else ""
             raise UsageError(f"There is no source {shown(source)} in this backup; it has {', '.join(known)}.{hint}")
     return [known[s] for s in sources]
-
-
-def _lies_in(path: str, place: str) -> bool:
-    # With the slash, or photos/ would bring photos2/ along; a place without one is a single file.
-    return path == place.removesuffix("/") or (place.endswith("/") and path.startswith(place))
 
 
 def _fits(path: str, pattern: str) -> bool:

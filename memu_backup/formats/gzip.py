@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isal import isal_zlib
@@ -149,7 +148,3 @@ def unpack(member: Buffer) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise DamagedArchive("a compressed block is damaged (its length is wrong)")
     return data
-
-
-def total(buffers: Sequence[Buffer]) -> int:
-    return sum(len(b) for b in buffers)

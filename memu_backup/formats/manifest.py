@@ -43,6 +43,12 @@ def _source(summary: SourceSummary) -> dict[str, Any]:
     return {**asdict(summary), "newest_mtime": newest}
 
 
+def lies_in(path: str, place: str) -> bool:
+    """Whether a path belongs to the source at ``place``."""
+    # With the slash, or a dump at database.sql would take database.sql.d/ for its own.
+    return path == place.removesuffix("/") or (place.endswith("/") and path.startswith(place))
+
+
 def decode(content: bytes) -> Manifest:
     """Raises DamagedArchive where it is not a metadata.json of ours."""
     try:

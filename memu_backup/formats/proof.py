@@ -179,7 +179,7 @@ class _Pass:
         self._count(header, line)
 
     def _count(self, header: Header, line: bytes) -> None:
-        seen = next((s for s in self._seen if _within(header.path, s.summary.place)), None)
+        seen = next((s for s in self._seen if manifest.lies_in(header.path, s.summary.place)), None)
         if seen is None:
             return
         seen.files += header.type is Type.FILE
@@ -229,11 +229,6 @@ def _scratch() -> Iterator[None]:
             f"There was no room to check the backup: {tempfile.gettempdir()} could not be written "
             f"({error.strerror}). The backup itself was not touched; free up space there and verify it again."
         ) from error
-
-
-def _within(path: str, place: str) -> bool:
-    # With the slash, or a dump at database.sql would take database.sql.d/ for its own.
-    return path == place.removesuffix("/") or (place.endswith("/") and path.startswith(place))
 
 
 def _named(reader: ArchiveReader) -> list[str]:
