@@ -18,7 +18,7 @@ from memu_backup.errors import ArchiveError, DamagedArchive, HostileArchive, Mem
 from memu_backup.files import shown
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
-from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
+from memu_backup.formats.reader import ArchiveReader, is_own
 from memu_backup.formats.tar import Type
 from memu_backup.model import Manifest, Phase, Progress
 from memu_backup.stores import OnProgress
@@ -72,7 +72,7 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
             if not reader.whole:
                 raise DamagedArchive("it is not as long as it was when it was written")
             manifest = reader.manifest()
-            entries = [e for e in reader.index() if e.path not in OWN_NAMES]
+            entries = [e for e in reader.index() if not is_own(e.path, manifest)]
             # All of them and not only the wanted: one that holds a hostile entry is not trusted with the others.
             unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in entries)
         except (DamagedArchive, HostileArchive) as error:

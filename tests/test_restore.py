@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,6 +163,21 @@ def test_a_file_is_restored_on_the_worst_day(home: Home, tmp_path: Path, setting
     shown = there.run("show", "usb stick.tar.gz")
     assert shown.status == 0 and "on family-server, by job nightly" in shown.out
     assert not (there.folder / "state").exists()
+
+
+def test_an_archive_of_anyones_making_comes_back_whole(home: Home, to: Path, tmp_path: Path) -> None:
+    """The names of our own files are the household's in it."""
+    mine = {"metadata.json": b'{"timestamp": "now"}', "SHA256SUMS": b"by hand", "index.jsonl": b"mine", "a.txt": b"a"}
+    for name, content in mine.items():
+        (tmp_path / name).write_bytes(content)
+    archive = tmp_path / "mine.tar.gz"
+    subprocess.run(["tar", "-C", tmp_path, "-czf", archive, *mine], check=True)
+    shown = home.run("show", str(archive))
+    assert shown.status == 0 and all(name in shown.out for name in mine)
+    assert home.run("verify", str(archive)).status == 0
+    ran = home.run("restore", str(archive), "--to", str(to), "--yes")
+    assert ran.status == 0, ran.err
+    assert fingerprints(to) == mine
 
 
 def test_a_restore_told_to_stop_leaves_no_half_folder(home: Home, tmp_path: Path, database: str) -> None:

@@ -115,7 +115,7 @@ async def show(
     """What a backup holds."""
     from memu_backup import console
     from memu_backup.errors import DamagedArchive
-    from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
+    from memu_backup.formats.reader import ArchiveReader, is_own
     from memu_backup.restore import about
 
     async with manager_unless_file(backup) as manager:
@@ -124,7 +124,7 @@ async def show(
     try:
         with ArchiveReader(there.path) as reader:
             made = reader.manifest()
-            entries = [e for e in reader.index() if e.path not in OWN_NAMES] if files or made is None else []
+            entries = [e for e in reader.index() if not is_own(e.path, made)] if files or made is None else []
     except DamagedArchive as error:
         raise about(there.path, error) from error
     if json:

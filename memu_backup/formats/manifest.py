@@ -43,6 +43,15 @@ def _source(summary: SourceSummary) -> dict[str, Any]:
     return {**asdict(summary), "newest_mtime": newest}
 
 
+def claims(content: bytes) -> bool:
+    """Whether a metadata.json says that it is one of ours, of whatever version; other programs have files so named."""
+    try:
+        kind = json.loads(content).get("format")
+    except (ValueError, AttributeError, RecursionError):
+        return False
+    return isinstance(kind, str) and kind.startswith("memu-backup/")
+
+
 def lies_in(path: str, place: str) -> bool:
     """Whether a path belongs to the source at ``place``."""
     # With the slash, or a dump at database.sql would take database.sql.d/ for its own.

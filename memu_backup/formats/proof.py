@@ -107,6 +107,7 @@ class _Pass:
         self._seen: list[_Seen] = []
         self._manifest: Manifest | None = None
         self._files = self._bytes = 0
+        self._own_files = self._own_bytes = 0
         self._lines: IO[bytes] = tempfile.SpooledTemporaryFile(16 << 20)  # noqa: SIM115
         self._lines_hash = hashing.new()
         self._hashes: dict[str, str] = {}
@@ -129,6 +130,8 @@ class _Pass:
                 else:
                     self._entry(header, content, linked)
         self._index_differs |= self._index is not None and next(self._index, None) is not None
+        if self._manifest is None:  # another program's: what is called as our own files are is the household's
+            self._files, self._bytes = self._files + self._own_files, self._bytes + self._own_bytes
         self._finished = True
 
     def _compare(self, header: Header, digest: str) -> None:
@@ -144,10 +147,12 @@ class _Pass:
         return {e.link for e in self._reader.index() if e.type is Type.HARDLINK}
 
     def _own(self, header: Header, content: Iterator[memoryview]) -> None:
+        self._own_files += header.type is Type.FILE
+        self._own_bytes += header.size_bytes
         if header.path == manifest.SUMS_NAME and self._lines_differ(content):
             self._sums_differ = True
         elif header.path == manifest.NAME and self._manifest is None:
-            self._manifest = manifest.decode(b"".join(content))
+            self._manifest = self._reader.told(content)
 
     def _lines_differ(self, content: Iterator[memoryview]) -> bool:
         hash_ = hashing.new()
@@ -191,7 +196,7 @@ class _Pass:
 
     def problems(self) -> list[str]:
         found = [p for seen in self._seen for p in seen.problems()]
-        if self._sums_differ:
+        if self._sums_differ and self._manifest:
             found += self._differing_lines()
         if self._index_differs and not found:
             found.append("Its index does not tell what is in it.")

@@ -23,7 +23,7 @@ from memu_backup.model import Manifest
 from memu_backup.work import Stop
 
 OWN_NAMES = frozenset({manifest.NAME, manifest.SUMS_NAME, index.NAME})
-"""Files at the top of an archive that are ours and not the household's."""
+"""Files at the top of an archive of ours that are not the household's; anyone else's may hold such names too."""
 
 _BLOCK = 1024 * 1024
 _MANIFEST_LIMIT = 64 * 1024 * 1024
@@ -98,21 +98,33 @@ class ArchiveReader:
         return None
 
     def manifest(self) -> Manifest | None:
-        """What the archive says of itself, in milliseconds where it has a footer; None where it says nothing.
-
-        Raises DamagedArchive.
+        """What the archive says of itself, in milliseconds where it has a footer; None where it says nothing, or is
+        another program's. Raises DamagedArchive.
         """
         if self._footer is None:
             for header, content in self.entries_with_content():
                 if header.path == manifest.NAME and header.type is Type.FILE:
-                    return _decode(content)
+                    return self.told(content)
             return None
         with closing(self._tar(_Place(self._footer.manifest_offset, self._footer.index_offset))) as found:
-            return _decode(_own(found, manifest.NAME))
+            return self.told(_own(found, manifest.NAME))
+
+    def told(self, content: Iterator[memoryview]) -> Manifest | None:
+        """What a metadata.json in this archive says; None where it is another program's. Raises DamagedArchive."""
+        document = bytearray()
+        for block in content:
+            document += block
+            if len(document) > _MANIFEST_LIMIT:
+                break
+        if not (self.indexed or self.cut or manifest.claims(bytes(document))):
+            return None
+        if len(document) > _MANIFEST_LIMIT:
+            raise DamagedArchive(f"its {manifest.NAME} is larger than any of ours")
+        return manifest.decode(bytes(document))
 
     def index(self) -> Generator[Entry]:
-        """Every entry of the household in the archive's order. Without a footer this reads the whole archive, and
-        ``member`` and its like are 0. Raises DamagedArchive."""
+        """Every entry of the household in the archive's order. Without a footer this reads the whole archive, gives
+        all that is in it (see ``is_own``), and ``member`` and its like are 0. Raises DamagedArchive."""
         if self._footer is None:
             for header, _ in self.entries_with_content():
                 yield _entry(header)
@@ -307,15 +319,6 @@ def _without_first(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
         count = 0
 
 
-def _decode(content: Iterator[memoryview]) -> Manifest:
-    document = bytearray()
-    for block in content:
-        document += block
-        if len(document) > _MANIFEST_LIMIT:
-            raise DamagedArchive(f"its {manifest.NAME} is larger than any of ours")
-    return manifest.decode(bytes(document))
-
-
 def _entry(header: Header) -> Entry:
     return Entry(
         header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link, "", 0, 0, 0, 0
@@ -327,6 +330,11 @@ def _own(found: Iterator[tuple[Header, Iterator[memoryview]]], name: str) -> Ite
     if header is None or header.path != name or header.type is not Type.FILE:
         raise DamagedArchive("its footer points to the wrong place")
     return content
+
+
+def is_own(path: str, made: Manifest | None) -> bool:
+    """Whether it is one of our own files; in an archive that has no manifest of ours it is the household's."""
+    return made is not None and path in OWN_NAMES
 
 
 def agree(entry: Entry, header: Header) -> bool:

@@ -248,6 +248,32 @@ def test_an_archive_made_by_hand_is_listed_proved_and_read(store: ArchiveStore, 
     assert "is damaged" in prove(store, path).problems[0]
 
 
+@pytest.mark.parametrize(
+    "said", ['{"timestamp": "20260101_020000", "version": "1.0"}', "Dear Oma", "[]", '{"format": 7}', "[" * 100_000]
+)
+def test_anothers_files_that_are_called_as_ours_are_no_damage(store: ArchiveStore, tmp_path: Path, said: str) -> None:
+    """The old backup.sh wrote a metadata.json too, and anyone may pack a SHA256SUMS of their own."""
+    source = tmp_path / "source"
+    (source / "photos").mkdir(parents=True)
+    (source / "photos" / "a.jpg").write_bytes(b"jpeg")
+    (source / "metadata.json").write_text(said)
+    (source / "SHA256SUMS").write_text(f"{'0' * 64}  photos/a.jpg\n")
+    path = store.directory / "memu_backup_20260101_020000.tar.gz"
+    subprocess.run(["tar", "-C", source, "-czf", path, "metadata.json", "photos", "SHA256SUMS"], check=True)
+    with ArchiveReader(path) as reader:
+        assert reader.manifest() is None
+    verdict = prove(store, path)
+    assert (verdict.problems, verdict.files, verdict.content_bytes) == ((), 3, 4 + len(said) + 79)
+
+
+@pytest.mark.parametrize("said", ['{"format": "memu-backup/1"}', '{"format": "memu-backup/9"}'])
+def test_what_says_that_it_is_ours_and_is_not_is_damage(store: ArchiveStore, tmp_path: Path, said: str) -> None:
+    (tmp_path / "metadata.json").write_text(said)
+    path = store.directory / "memu_backup_20260101_020000.tar.gz"
+    subprocess.run(["tar", "-C", tmp_path, "-czf", path, "metadata.json"], check=True)
+    assert "its metadata.json is" in prove(store, path).problems[0]
+
+
 def test_an_empty_archive_is_good_and_empty(store: ArchiveStore) -> None:
     path = store.directory / "memu_backup_20260101_020000.tar.gz"
     subprocess.run(["tar", "-czf", path, "-T", "/dev/null"], check=True)
