@@ -77,9 +77,15 @@ def _checked_room(room: str) -> str:
 
 
 def _checked_url(url: SecretStr) -> SecretStr:
-    if not url.get_secret_value().startswith(("postgresql://", "postgres://")):
-        raise ValueError("must begin with postgresql://")
+    _must_be_an_address(url.get_secret_value())
     return url
+
+
+def _must_be_an_address(url: str) -> None:
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must begin with postgresql://")
+    if not url.partition("://")[2].strip("/?"):
+        raise ValueError("says of no database where it is; write postgresql://USER@HOST:5432/DATABASE")
 
 
 class _Table(BaseModel):
@@ -207,8 +213,10 @@ class Config(BaseSettings):
         url = h.url.get_secret_value() if h.url else self._secret("url_file", h.url_file) if h.url_file else None
         if url is None:
             return None
-        if not url.startswith(("postgresql://", "postgres://")):
-            raise SettingsError(["history.url_file: what it holds must begin with postgresql://"], str(self.path))
+        try:
+            _must_be_an_address(url)
+        except ValueError as error:
+            raise SettingsError([f"history.url_file: what it holds {error}"], str(self.path)) from None
         if h.password_file:
             password = quote(self._secret("password_file", h.password_file), safe="")
             return f"{url}{'&' if '?' in url else '?'}password={password}"
@@ -217,6 +225,8 @@ class Config(BaseSettings):
     def _secret(self, key: str, file: Path) -> str:
         try:
             secret = file.read_text("utf-8").strip()
+        except FileNotFoundError as error:
+            raise SettingsError([f"history.{key}: {file} is not there"], str(self.path)) from error
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text"
             raise SettingsError([f"history.{key}: {file} cannot be read ({reason})"], str(self.path)) from error

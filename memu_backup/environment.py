@@ -110,6 +110,9 @@ def _unknown(name: str, settings: type[BaseSettings]) -> Iterator[str]:
     fields = list(settings.model_fields)
     if head in fields:
         return
+    if (memus := f"BACKUP_{head.upper()}") in MEMU_NAMES:  # of BACKUP_DIR and MEMU_BACKUP_HOST
+        yield f"{name}: is not a setting; did you mean {memus} or {PREFIX}{memus}?"
+        return
     # One underscore between the parts of a path is the likeliest slip: HISTORY_URL for HISTORY__URL.
     sections = ["history", "usb", *NAMED]
     section = next((s for s in sections if head.startswith(s + "_")), None)

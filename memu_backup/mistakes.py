@@ -117,6 +117,8 @@ def of_shape(
             yield loc, _unknown_key(loc, known(loc[:-1]), origins)
         elif kind == "value_error":
             yield loc, str(context["error"])
+        elif kind == "model_type" and loc[-1] == "retention":
+            yield loc, _number_of_backups(loc, raw, origins)
         else:
             start = kind.partition("_")[0]
             phrase = _PHRASES.get(kind) or _PHRASES_BY_START.get(start) or "is not what belongs here"
@@ -129,6 +131,15 @@ def _unknown_key(loc: Loc, known: Iterable[str], origins: Origins) -> str:
         return "is not a setting"
     meant = close[0] if origins.variable(loc) is None else _variable((*loc[:-1], close[0]))
     return f"is not a setting; did you mean {meant}?"
+
+
+def _number_of_backups(loc: Loc, raw: Raw, origins: Origins) -> str:
+    """``retention = 3``: the likeliest way to say how many."""
+    if origins.variable(loc):
+        return f"is a table; for a number of backups set {_variable((*loc, 'keep_last'))}"
+    given = tables(raw, "jobs").get(str(loc[1]), {}).get("retention")
+    number = given if type(given) is int and given > 0 else 7
+    return f"is a table; for a number of backups write retention = {{ keep_last = {number} }}"
 
 
 def _as_written(loc: Loc, raw: Raw) -> Loc:
@@ -169,14 +180,15 @@ def between(raw: Raw) -> Iterator[Mistake]:
         for name in tables(raw, section):
             if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is None:
                 yield (section, name), "a name is made of letters, digits, - and _, and begins with a letter or digit"
-    sources = dict(_readable(raw, "sources", source_kinds()))
-    places = {n: source_kinds()[t["kind"]](n, s).place for n, s in sources.items() for t in [raw["sources"][n]]}
-    for name, place in places.items():
-        if place.split("/")[0] in RESERVED:
-            yield ("sources", name), f"{place} is a name that every backup needs for itself; choose another"
+    places = {}
+    for name, table in tables(raw, "sources").items():
+        place = table.get("place")
+        places[name] = place if isinstance(place, str) and place else f"{name}/"
+        if name in RESERVED and "place" not in table:
+            yield ("sources", name), f"{name}/ is a name that every backup needs for itself; choose another"
     for name, job in tables(raw, "jobs").items():
         yield from (((("jobs", name, *key), text)) for key, text in _of_job(job, raw, places))
-    yield from _circles(raw, sources)
+    yield from _circles(raw, dict(_readable(raw, "sources", source_kinds())))
 
 
 def _readable(

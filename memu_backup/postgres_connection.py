@@ -67,7 +67,12 @@ class Address:
             raise ValueError(_UNREADABLE)
         if given.keys() - _OWN_PARAMETERS - _PASSED_ON:
             known = ", ".join(sorted(_OWN_PARAMETERS | _PASSED_ON))
-            raise ValueError(f"holds a parameter that is not known here; known are {known}")
+            # Behind a ? or & in a password, what looks like a name is a piece of it.
+            plain = not {"@", "password"} & {*parts.query, *given} and all(map(_PLAIN_NAME.fullmatch, unknown))
+            which = ", ".join(sorted(unknown)) if plain else "a parameter"
+            raise ValueError(f"holds {which}, which is not known here; known are {known}")
+        if not (parts.netloc or parts.path.strip("/") or given):
+            raise ValueError("says of no database where it is; write postgresql://USER@HOST:5432/DATABASE")
         netloc_host = parts.hostname or ""
         if "%" in netloc_host:  # a socket's folder; .hostname has put it into lower case
             netloc_host = unquote(parts.netloc.rpartition("@")[2].partition(":")[0])

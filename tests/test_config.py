@@ -210,6 +210,10 @@ MISTAKES = {
         ["jobs.nightly.cron: is not a cron line; its hour goes from 0 to 23"],
     ),
     "two times": (wrong('cron = "0 2 * * *"\n'), ["jobs.nightly: has both at and cron; keep one of them"]),
+    "a number for the retention": (
+        wrong("retention = 3\n"),
+        ["jobs.nightly.retention: is a table; for a number of backups write retention = { keep_last = 3 }"],
+    ),
     "an unknown source in a job": (
         wrong('sources = ["phtos", "settings"]\n'),
         ["jobs.nightly.sources: there is no source called phtos; did you mean photos?"],
@@ -232,6 +236,13 @@ MISTAKES = {
         [
             "jobs.nightly.sources: photos and settings would both be stored at photos/old/; "
             "give one of them another place"
+        ],
+    ),
+    "two sources at one place, and another mistake": (
+        wrong("", 'kind = "files"', 'kind = "files"\noptoinal = true\nplace = "photos/"'),
+        [
+            "sources.settings.optoinal: is not a setting; did you mean optional?",
+            "jobs.nightly.sources: photos and settings would both be stored at photos/; give one of them another place",
         ],
     ),
     "a name that every backup needs": (
@@ -264,6 +275,27 @@ MISTAKES = {
     "a URL of something else": (
         wrong(f"[history]\nurl = 'mysql://me:{CANARY}@host/db'\n"),
         ["history.url: must begin with postgresql://"],
+    ),
+    "a URL with nothing in it": (
+        wrong("[history]\nurl = 'postgresql://'\n[sources.db]\nkind = 'postgres'\nurl = 'postgres:///'\n"),
+        [
+            "history.url: says of no database where it is; write postgresql://USER@HOST:5432/DATABASE",
+            "sources.db.url: says of no database where it is; write postgresql://USER@HOST:5432/DATABASE",
+        ],
+    ),
+    "a parameter of a URL": (
+        wrong(f"[sources.db]\nkind = 'postgres'\nurl = 'postgresql://h/db?connect_timeout={CANARY}'\n"),
+        [
+            "sources.db.url: holds connect_timeout, which is not known here; "
+            "known are dbname, host, password, port, sslcert, sslkey, sslmode, sslrootcert, user"
+        ],
+    ),
+    "what may be a piece of a password": (
+        wrong("[sources.db]\nkind = 'postgres'\nurl = 'postgresql://h/db?password=x&rest=y'\n"),
+        [
+            "sources.db.url: holds a parameter, which is not known here; "
+            "known are dbname, host, password, port, sslcert, sslkey, sslmode, sslrootcert, user"
+        ],
     ),
     "a URL that is a list": (wrong(f"[history]\nurl = ['{CANARY}']\n"), ["history.url: must be a text in quotes"]),
     "two URLs": (
@@ -491,6 +523,17 @@ def test_memus_own_names_work(write: Write, tmp_path: Path) -> None:
             {"MEMU_BACKUP_HISTROY__URL": CANARY},
             ["MEMU_BACKUP_HISTROY__URL: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"],
         ),
+        (
+            {"MEMU_BACKUP_DIR": "/mnt/disk"},
+            ["MEMU_BACKUP_DIR: is not a setting; did you mean BACKUP_DIR or MEMU_BACKUP_BACKUP_DIR?"],
+        ),
+        (
+            {"MEMU_BACKUP_JOBS__NIGHTLY__RETENTION": "3"},
+            [
+                "MEMU_BACKUP_JOBS__NIGHTLY__RETENTION: is a table; "
+                "for a number of backups set MEMU_BACKUP_JOBS__NIGHTLY__RETENTION__KEEP_LAST"
+            ],
+        ),
         ({"MEMU_BACKUP_PHOTOS__PATH": "a"}, ["MEMU_BACKUP_PHOTOS__PATH: is not a setting"]),
         ({"MEMU_BACKUP_COLOUR": "a"}, ["MEMU_BACKUP_COLOUR: is not a setting"]),
         (
@@ -573,13 +616,14 @@ def test_secrets_of_the_history_may_lie_in_files(write: Write, tmp_path: Path) -
     config = load(file, {})
     with pytest.raises(SettingsError) as caught:
         config.history_url()
-    assert caught.value.problems == (
-        f"history.password_file: {tmp_path}/password cannot be read (No such file or directory)",
-    )
+    assert caught.value.problems == (f"history.password_file: {tmp_path}/password is not there",)
     (tmp_path / "url").write_text(CANARY)
     with pytest.raises(SettingsError) as caught:
         config.history_url()
     assert caught.value.problems == ("history.url_file: what it holds must begin with postgresql://",)
+    (tmp_path / "url").write_text("postgresql://\n")
+    with pytest.raises(SettingsError, match="url_file: what it holds says of no database where it is"):
+        config.history_url()
 
 
 @pytest.mark.parametrize(
