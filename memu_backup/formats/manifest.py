@@ -68,7 +68,7 @@ def decode(content: bytes) -> Manifest:
             format=said["format"],
             name=str(said["backup_name"]),
             run_id=str(said["run_id"]),
-            created_at=datetime.fromisoformat(said["created_at"]).astimezone(UTC),
+            created_at=_moment(said["created_at"]),
             utc_offset=str(said["utc_offset"]),
             host=str(said["host"]),
             job=str(said["job"]),
@@ -78,6 +78,13 @@ def decode(content: bytes) -> Manifest:
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedArchive(f"its {NAME} is damaged") from error
+
+
+def _moment(text: str) -> datetime:
+    moment = datetime.fromisoformat(text).astimezone(UTC)
+    if moment.year == datetime.max.year:  # its last day has no local time east of Greenwich
+        raise ValueError
+    return moment
 
 
 def _summary(said: dict[str, Any]) -> SourceSummary:

@@ -229,9 +229,16 @@ class ArchiveStore:
             raise _unknown(self.directory, error) from error
 
     def _time_in(self, name: str) -> datetime:
+        """When a backup was begun of which only the name can be read; 1970 where that tells no time.
+
+        Names carry the household's time and not its zone, so the machine's is taken: hours off at most, in a list.
+        """
         match = re.search(r"\d{8}_\d{6}", name)
         try:
-            return datetime.strptime(match[0] if match else "", "%Y%m%d_%H%M%S").astimezone(UTC)
+            local = datetime.strptime(match[0] if match else "", "%Y%m%d_%H%M%S")
+            if not 1970 < local.year < datetime.max.year:  # what a calendar ends with has no time in other zones
+                raise ValueError
+            return local.astimezone(UTC)
         except ValueError:
             return datetime.fromtimestamp(0, UTC)
 

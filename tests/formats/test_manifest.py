@@ -54,6 +54,7 @@ WRONG = {
     "brackets for ever": b"[" * 1_000_000,
     "of next year": changed(format="memu-backup/2"),
     "a time before all times": changed(created_at="0001-01-01T00:00:00+14:00"),
+    "a time after which there is none": changed(created_at="9999-12-31T23:59:00+00:00"),
     "a time that is none": changed(created_at=7),
     "no sources": changed(sources=7),
     "a source that is text": changed(sources=["photos"]),

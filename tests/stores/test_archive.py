@@ -6,7 +6,10 @@ import gzip
 import os
 import subprocess
 import tarfile
+import time
+from datetime import UTC, datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -14,6 +17,7 @@ from memu_backup.errors import StoreError
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.model import Level
 from memu_backup.stores.archive import ArchiveStore
+from memu_backup.words import moment
 from memu_backup.work import Stop
 from tests.archives import (
     TAKEN_AT,
@@ -211,6 +215,25 @@ def test_a_folder_and_a_link_with_a_backups_name_are_not_listed(tmp_path: Path) 
     (store.directory / "memu_backup_20260102_020000.tar.gz").symlink_to("/etc/passwd")
     (store.directory / "memu_backup_20260103_020000.tar.gz").write_bytes(b"no archive")
     assert [b.name for b in store.backups()] == ["memu_backup_20260103_020000.tar.gz"]
+
+
+@pytest.mark.parametrize("zone", ["Etc/GMT+12", "Pacific/Kiritimati"])
+def test_a_time_at_the_end_of_all_calendars_breaks_no_list(
+    tmp_path: Path, zone: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever lays such a file among the backups must not silence the list of all of them."""
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        store = archive_store(tmp_path)
+        for at in ("00010101_000000", "00011231_235959", "99990101_000000", "99991231_235959"):
+            (store.directory / f"memu_backup_{at}.tar.gz").write_bytes(b"no archive")
+        here = ZoneInfo(zone)
+        assert {b.created_at for b in store.backups()} == {datetime.fromtimestamp(0, UTC)}
+        assert all(moment(b.created_at, TAKEN_AT, here) for b in store.backups())
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_an_archive_packed_again_by_hand_is_still_proved_by_its_sums(archive: Path, tmp_path: Path) -> None:
