@@ -6,9 +6,10 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from memu_backup import work
@@ -19,7 +20,8 @@ TERM_GRACE_S = 3.0
 _KILL_GRACE_S = 2.0
 """After SIGKILL only a process that waits for a broken disk is left, and nobody can end that one."""
 
-_POLL_S = 0.02
+_FIRST_POLL_S, _LONGEST_POLL_S = 0.01, 0.25
+"""Each look reads all of /proc: what does not end at once is looked at less and less often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,36 +44,76 @@ async def run(
     argv: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
-    stdin: bytes | None = None,
+    stdin: bytes | FileIO | None = None,
     timeout_s: float | None = None,
     gentle: bool = False,
     stop_with: signal.Signals = signal.SIGTERM,
+    folder: Path | None = None,
 ) -> Completed:
     """Run ``argv`` to its end and return what it printed, which is held in memory.
 
     ``env`` is added to our own environment: the place for passwords, which never go into argv. ``gentle`` gives way
-    to everything else on the machine, as in ``work.in_thread``. Raises FileNotFoundError when there is no such program
-    and TimeoutError after ``timeout_s``. In that case and on cancellation the child's process group gets ``stop_with``
-    and after 3 s SIGKILL, and has ended before this returns.
+    to everything else on the machine, as in ``work.in_thread``. ``folder`` is where it runs, ours unless given. Raises
+    FileNotFoundError when there is no such program and TimeoutError after ``timeout_s``. In that case and on
+    cancellation the child's process group gets ``stop_with`` and after 3 s SIGKILL, and has ended before this returns.
     """
     child = await asyncio.create_subprocess_exec(
         *argv,
-        stdin=asyncio.subprocess.PIPE if stdin is not None else asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE if isinstance(stdin, bytes) else stdin or asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, **(env or {})},
+        cwd=folder,
         start_new_session=True,
     )
     if gentle:
         work.be_gentle(child.pid)
     try:
         async with asyncio.timeout(timeout_s):
-            stdout, stderr = await child.communicate(stdin)
+            stdout, stderr = await child.communicate(stdin if isinstance(stdin, bytes) else None)
     except BaseException:
         await _end_group(child, stop_with)
         raise
     assert child.returncode is not None
     return Completed(tuple(argv), child.returncode, stdout, stderr)
+
+
+async def run_fed(
+    argv: Sequence[str], blocks: Iterator[bytes], *, env: Mapping[str, str] | None = None, gentle: bool = False
+) -> Completed:
+    """As ``run``, with ``blocks`` for stdin. One thread takes, writes and closes them: the next may be long in coming.
+
+    A child that leaves before the end of its input is no error. What ``blocks`` raises comes out, and the child is
+    ended. Cancelled or not, child and thread have ended before this returns.
+    """
+    stop = work.Stop()
+    reading_end, writing_end = os.pipe()
+    with FileIO(reading_end, "r") as reading, FileIO(writing_end, "w") as writing:
+
+        async def read() -> Completed:
+            with reading:  # once it is closed here too, whoever still writes learns that nobody reads
+                return await run(argv, env=env, stdin=reading, gentle=gentle)
+
+        try:
+            async with asyncio.TaskGroup() as both:
+                running = both.create_task(read())
+                both.create_task(work.in_thread(lambda: _feed(writing, blocks, stop), stop, gentle=gentle))
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # the other one was cancelled for it
+    return running.result()
+
+
+def _feed(pipe: FileIO, blocks: Iterator[bytes], stop: work.Stop) -> None:
+    try:
+        with pipe, suppress(BrokenPipeError):
+            for block in blocks:
+                stop.check()
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[pipe.write(rest) :]
+    finally:
+        if isinstance(blocks, Generator):
+            blocks.close()  # and with it the file that it reads
 
 
 async def _end_group(child: asyncio.subprocess.Process, stop_with: signal.Signals) -> None:
@@ -108,9 +150,11 @@ async def _wait_for(condition: Callable[[], bool], patience_s: float) -> bool:
     """Wait on, however often we are cancelled meanwhile; returns whether we were."""
     cancelled = False
     deadline = time.monotonic() + patience_s
+    pause_s = _FIRST_POLL_S
     while not condition() and time.monotonic() < deadline:
         try:
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(pause_s)
         except asyncio.CancelledError:
             cancelled = True
+        pause_s = min(2 * pause_s, _LONGEST_POLL_S)
     return cancelled
