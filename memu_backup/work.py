@@ -45,6 +45,39 @@ async def in_thread(work: Callable[[], T], stop: Stop, *, gentle: bool = False) 
     A cancellation may come too late to stop it: then what it did is done, and nobody is given what it returned.
     ``gentle`` gives way to everything else on the machine: nice 10 and idle I/O, for this thread and those it starts.
     """
+    thread, done = _started(work, gentle)
+    cancelled = False
+    while not done.done():
+        try:
+            await asyncio.wait({done})
+        except asyncio.CancelledError:
+            # The caller is about to delete what the thread writes to: it has to have ended first.
+            cancelled = True
+            stop.set()
+    thread.join()
+    outcome = done.result()
+    if not cancelled:
+        if outcome.failure is not None:
+            raise outcome.failure
+        return cast(T, outcome.result)
+    if outcome.failure is not None and not isinstance(outcome.failure, Interrupted):
+        log.warning("While it was being stopped: %s", outcome.failure)
+    raise asyncio.CancelledError
+
+
+async def look(question: Callable[[], T], timeout_s: float) -> T:
+    """Ask something of a disk that may not answer, a dead network mount for one. Raises TimeoutError.
+
+    The thread that asks is then left to itself, as when this is cancelled: nobody can end what waits in the kernel.
+    """
+    _, done = _started(question, gentle=False)
+    outcome = await asyncio.wait_for(asyncio.shield(done), timeout_s)
+    if outcome.failure is not None:
+        raise outcome.failure
+    return cast(T, outcome.result)
+
+
+def _started(work: Callable[[], T], gentle: bool) -> tuple[threading.Thread, asyncio.Future[_Outcome[T]]]:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_Outcome[T]] = loop.create_future()
     context = contextvars.copy_context()  # log lines of the thread belong to our run
@@ -63,23 +96,7 @@ async def in_thread(work: Callable[[], T], stop: Stop, *, gentle: bool = False) 
     # A thread of its own and not the shared pool: niceness sticks to a thread.
     thread = threading.Thread(target=body, name="memu-work", daemon=True)
     thread.start()
-    cancelled = False
-    while not done.done():
-        try:
-            await asyncio.wait({done})
-        except asyncio.CancelledError:
-            # The caller is about to delete what the thread writes to: it has to have ended first.
-            cancelled = True
-            stop.set()
-    thread.join()
-    outcome = done.result()
-    if not cancelled:
-        if outcome.failure is not None:
-            raise outcome.failure
-        return cast(T, outcome.result)
-    if outcome.failure is not None and not isinstance(outcome.failure, Interrupted):
-        log.warning("While it was being stopped: %s", outcome.failure)
-    raise asyncio.CancelledError
+    return thread, done
 
 
 def be_gentle(process: int | None = None) -> None:

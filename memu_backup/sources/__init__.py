@@ -9,24 +9,34 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from memu_backup import work
+from memu_backup.errors import SourceError
 from memu_backup.model import Captured, SourceSummary
 
 RESERVED = frozenset({"metadata.json", "SHA256SUMS", "index.jsonl"})
 """Names at the top of a backup that are ours."""
+
+ANSWER_S = 30.0
+"""How long a disk may take to say what is there."""
+
+T = TypeVar("T")
 
 
 class SourceSettings(BaseModel):
     """What every ``[sources.NAME]`` table may hold."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    only_folders: ClassVar[bool] = False
+    """Whether the place of this kind must be a folder."""
 
     place: str | None = Field(
         default=None, description="where it stands in the backup: NAME/ unless said otherwise; without / one file"
@@ -42,7 +52,13 @@ class SourceSettings(BaseModel):
             raise ValueError("must be a plain relative path such as photos/ or database.sql")
         if parts[0] in RESERVED:
             raise ValueError(f"{parts[0]} is the name of a file that every backup holds; choose another place")
+        if cls.only_folders and not place.endswith("/"):
+            raise ValueError(f"the place of this kind of source ends in a slash: {place}/")
         return place
+
+    def place_of(self, name: str) -> str:
+        """Where the source with this name stands in a backup."""
+        return self.place or f"{name}/"
 
 
 class Reader(Protocol):
@@ -86,6 +102,17 @@ class Source(Protocol):
         to do, when it could not look: no fitting program, or one that was killed.
         """
         ...
+
+
+async def look(name: str, question: Callable[[], T]) -> T:
+    """Ask something of the disk of source ``name``. Raises SourceError when it does not answer within 30 s."""
+    try:
+        return await work.look(question, ANSWER_S)
+    except TimeoutError:
+        raise SourceError(
+            f"The disk of source {name} has not answered for {ANSWER_S:g} s, so it cannot be backed up. "
+            "If it is a network share, is that machine on? Else restart this one and check the disk."
+        ) from None
 
 
 @cache

@@ -8,28 +8,22 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.sources import Reader, SourceSettings
+from memu_backup.sources import Reader, SourceSettings, look
 
 
 class DirectorySettings(SourceSettings):
+    only_folders: ClassVar[bool] = True
     kind: Literal["directory"]
     path: LocalPath = Field(description="the folder")
     exclude: tuple[str, ...] = Field(
         default=(), description="globs in the manner of .gitignore, relative to the folder"
     )
     cross_filesystems: bool = Field(default=False, description="also enter other filesystems mounted below it")
-
-    @field_validator("place")
-    @classmethod
-    def _a_folder(cls, place: str | None) -> str | None:
-        if place is not None and not place.endswith("/"):
-            raise ValueError(f"the place of a directory ends in a slash: {place}/")
-        return place
 
 
 class DirectorySource:
@@ -38,10 +32,14 @@ class DirectorySource:
 
     def __init__(self, name: str, settings: DirectorySettings) -> None:
         self.name = name
-        self.place = settings.place or f"{name}/"
+        self.place = settings.place_of(name)
         self._settings = settings
 
     async def check(self) -> list[str]:
+        await look(self.name, self._look)
+        return []
+
+    def _look(self) -> None:
         path = self._settings.path
         if not path.is_dir():
             problem = "is not a folder" if path.exists() else "is not there"
@@ -54,7 +52,6 @@ class DirectorySource:
                 f"{path} (source {self.name}) cannot be read by this user, so it cannot be backed up. "
                 "Run memu-backup as root or give this user the right to read it."
             )
-        return []
 
     @asynccontextmanager
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:  # noqa: ARG002  nothing to write out first

@@ -13,10 +13,11 @@ from pydantic import Field, model_validator
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.sources import Reader, SourceSettings
+from memu_backup.sources import Reader, SourceSettings, look
 
 
 class FilesSettings(SourceSettings):
+    only_folders: ClassVar[bool] = True
     kind: Literal["files"]
     paths: tuple[LocalPath, ...] = Field(min_length=1, description="files and folders, each stored under its own name")
     optional: bool = Field(default=False, description="a path that is not there is no reason to call a backup partial")
@@ -27,8 +28,6 @@ class FilesSettings(SourceSettings):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"two paths end in the same name ({', '.join(twice)}); put one into a source of its own")
-        if self.place is not None and not self.place.endswith("/"):
-            raise ValueError(f"the place of files ends in a slash: {self.place}/")
         return self
 
 
@@ -38,7 +37,7 @@ class FilesSource:
 
     def __init__(self, name: str, settings: FilesSettings) -> None:
         self.name = name
-        self.place = settings.place or f"{name}/"
+        self.place = settings.place_of(name)
         self._settings = settings
 
     def _split(self) -> tuple[list[Path], list[Path]]:
@@ -46,7 +45,7 @@ class FilesSource:
         return there, [p for p in self._settings.paths if p not in there]
 
     async def check(self) -> list[str]:
-        there, missing = self._split()
+        there, missing = await look(self.name, self._split)
         if not there:
             raise SourceError(
                 f"None of the {len(missing)} paths of source {self.name} can be seen (the first is {missing[0]}), "
@@ -57,7 +56,7 @@ class FilesSource:
     @asynccontextmanager
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:  # noqa: ARG002  nothing to write out first
         warnings = tuple(await self.check())
-        there, _ = self._split()
+        there, _ = await look(self.name, self._split)
         yield Captured(
             source=self.name,
             kind=self.kind,

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
+from memu_backup import sources
 from memu_backup.errors import SourceError
 from memu_backup.sources.directory import DirectorySettings, DirectorySource
+from memu_backup.sources.files import FilesSettings, FilesSource
 from tests.archives import Unpacked, plain_tree, snapshot
 from tests.contracts.sources import SourceContract
 
@@ -59,5 +67,37 @@ def test_a_place_that_is_no_folder_in_the_archive_is_refused(tmp_path: Path, pla
         directory(tmp_path, place=place)
 
 
-def test_making_a_source_touches_nothing() -> None:
-    directory(Path("/nowhere") / str(os.getpid()))
+@contextmanager
+def dead_share(folder: Path) -> Iterator[None]:
+    """A filesystem whose server is there and never answers, like an NFS mount whose machine is off."""
+    try:
+        answering = os.open("/dev/fuse", os.O_RDWR)
+    except OSError:
+        pytest.skip("needs /dev/fuse")
+    options = f"fd={answering},rootmode=40000,user_id=0,group_id=0"
+    mount = ["mount", "-i", "-t", "fuse", "-o", options, "dead", str(folder)]
+    if subprocess.run(mount, pass_fds=[answering]).returncode != 0:
+        os.close(answering)
+        pytest.skip("needs the right to mount")
+    try:
+        yield
+    finally:
+        os.close(answering)  # whoever still waits gets an error
+        subprocess.run(["umount", folder], check=True)
+
+
+async def test_a_disk_that_does_not_answer_is_a_sentence_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "ANSWER_S", 0.3)
+    (tmp_path / "share").mkdir()
+    with dead_share(tmp_path / "share"):
+        folder = directory(tmp_path / "share" / "photos")
+        config = FilesSource("config", FilesSettings(kind="files", paths=(tmp_path / "share" / ".env",)))
+        for one in (folder, config):
+            with pytest.raises(SourceError, match=rf"disk of source {one.name} has not answered for 0\.3 s"):
+                await asyncio.wait_for(one.check(), 10)
+    deadline = time.monotonic() + 10
+    while any(t.name == "memu-work" for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
