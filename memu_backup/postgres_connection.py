@@ -65,7 +65,7 @@ class Address:
         # A password with a bare / ? # or @ shifts the parts: whatever would then stand in a message is refused here.
         if parts.fragment or set("@/") & set(parts.path[1:]) or "," in parts.netloc:
             raise ValueError(_UNREADABLE)
-        if given.keys() - _OWN_PARAMETERS - _PASSED_ON:
+        if unknown := given.keys() - _OWN_PARAMETERS - _PASSED_ON:
             known = ", ".join(sorted(_OWN_PARAMETERS | _PASSED_ON))
             # Behind a ? or & in a password, what looks like a name is a piece of it.
             plain = not {"@", "password"} & {*parts.query, *given} and all(map(_PLAIN_NAME.fullmatch, unknown))
@@ -245,9 +245,9 @@ async def list_tables(connection: asyncpg.Connection) -> list[tuple[str, str]]:
 
 
 async def count_tables(connection: asyncpg.Connection) -> dict[str, int]:
-    """Rows a table, in the connection's own snapshot; names as in ``qualified``. Each row is counted once."""
+    """Rows a table, in the snapshot of the open transaction; names as in ``qualified``. Each row is counted once."""
     # With row security on, hidden rows would silently be missing from the count; off, they are an error.
-    await connection.execute("SET row_security = off")
+    await connection.execute("SET LOCAL row_security = off")
     counts = {}
     for schema, table in await list_tables(connection):
         query = f"SELECT count(*) FROM ONLY {_quoted(schema)}.{_quoted(table)}"  # noqa: S608  names cannot be parameters
