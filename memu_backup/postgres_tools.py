@@ -6,7 +6,6 @@ machine may hold several versions; the newest is not the best one, the nearest i
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup import process
-from memu_backup.errors import DatabaseError, RestoreError
+from memu_backup.errors import CannotCheck, DatabaseError, RestoreError
 from memu_backup.postgres_connection import Address
 from memu_backup.postgres_server import programs
 
@@ -45,8 +44,14 @@ def tool_folders() -> list[Path]:
         *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
         *sorted(Path("/usr").glob("pgsql-*/bin"), reverse=True),
         *(Path(p) for p in os.environ.get("PATH", "").split(os.pathsep) if p),
-        *sorted(programs().parent.parent.glob("pginstall*/bin")),
+        *_of_the_wheel(),
     ]
+
+
+def _of_the_wheel() -> list[Path]:
+    with suppress(DatabaseError):  # it may be missing where the system has programs of its own
+        return sorted(programs().parent.parent.glob("pginstall*/bin"))
+    return []
 
 
 async def find_tools(major: int, folders: Iterable[Path] | None = None) -> Tools:
@@ -99,46 +104,38 @@ def reason(done: process.Completed) -> str:
     return done.last_error_line.rstrip(".")
 
 
+_OWN_ERRORS = ("pg_restore: error: ", "pg_restore: [")  # the second until version 11
+_NOT_OF_THE_DUMP = ("unsupported version", "out of memory", "not enough memory")
+
+
 async def list_dump(blocks: Iterator[bytes], major: int) -> list[str]:
     """What ``pg_restore --list`` says of a dump in custom format, line by line. Reads no more of it than that needs.
 
-    ``major`` is that of the pg_dump that made it. Raises DatabaseError when it cannot be listed, and what ``blocks``
-    raises. Cancelling ends pg_restore.
+    ``major`` is that of the pg_dump that made it. Raises DatabaseError with what pg_restore has against the dump,
+    CannotCheck when it could not look, and what ``blocks`` raises. When cancelled, pg_restore and the thread that
+    feeds it have ended before this returns.
     """
-    tools = await find_tools(major)
-    child = await asyncio.create_subprocess_exec(
-        tools.program("pg_restore"), "--list",
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "LC_ALL": "C"}, start_new_session=True,
-    )  # fmt: skip
-    assert child.stdin and child.stdout and child.stderr
-    feeding = asyncio.create_task(_feed(child.stdin, blocks))
     try:
-        stdout, stderr = await asyncio.gather(child.stdout.read(), child.stderr.read())
-        returncode = await child.wait()
-        await feeding
-    finally:
-        feeding.cancel()
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if returncode != 0:
-        why = reason(process.Completed((), returncode, stdout, stderr))
-        raise DatabaseError(f"pg_restore {tools.version} cannot read the dump: {why}.")
-    return stdout.decode(errors="replace").splitlines()
-
-
-async def _feed(stdin: asyncio.StreamWriter, blocks: Iterator[bytes]) -> None:
+        tools = await find_tools(major)
+    except DatabaseError as error:
+        raise CannotCheck(f"The dump could not be looked at, which says nothing against it. {error}") from error
     try:
-        while (block := await asyncio.to_thread(next, blocks, None)) is not None:
-            stdin.write(block)
-            await stdin.drain()
-    except (BrokenPipeError, ConnectionResetError):
-        return  # it has read the list, which stands at the head, and left
-    finally:
-        stdin.close()
-        with suppress(BrokenPipeError, ConnectionResetError):  # looked at, or asyncio before 3.11.3 complains of it
-            await stdin.wait_closed()
+        argv = [tools.program("pg_restore"), "--list"]
+        done = await process.run_fed(argv, blocks, env={"LC_ALL": "C"}, gentle=True)
+    except OSError as error:
+        raise CannotCheck(
+            f"The dump could not be looked at, which says nothing against it: pg_restore {tools.version} did not run "
+            f"({error.strerror}). Try again when the machine is less busy, or install that program anew."
+        ) from error
+    if done.returncode == 0:
+        return done.stdout.decode(errors="replace").splitlines()
+    told, why = done.stderr.decode(errors="replace"), reason(done)
+    if not any(mark in told for mark in _OWN_ERRORS) or any(words in told for words in _NOT_OF_THE_DUMP):
+        raise CannotCheck(
+            f"The dump could not be looked at, which says nothing against it: pg_restore {tools.version} gave up "
+            f"({why}). Try again, if need be with a newer postgresql-client and more free memory."
+        )
+    raise DatabaseError(f"pg_restore {tools.version} cannot read the dump: {why}.")
 
 
 async def put_back(dump: Path, url: str, *, major: int) -> list[str]:

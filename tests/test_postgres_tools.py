@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import psutil
 import pytest
 
 from memu_backup import process
-from memu_backup.errors import DamagedArchive, DatabaseAway, DatabaseError, RestoreError
-from memu_backup.postgres_connection import Address, connect, qualified
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, RestoreError
+from memu_backup.postgres_connection import Address, connect, count_tables, qualified
 from memu_backup.postgres_server import PostgresServer, programs
 from memu_backup.postgres_tools import find_tools, list_dump, put_back, tool_folders
 
@@ -99,20 +101,75 @@ async def test_damage_found_while_reading_comes_out_as_it_is(dump: Path) -> None
         await list_dump(blocks(), NEWEST)
 
 
-async def test_cancelling_a_listing_ends_pg_restore() -> None:
-    def blocks() -> Iterator[bytes]:
-        yield b"PGDMP"
-        release.wait(10)
+async def test_cancelling_a_listing_ends_pg_restore_and_the_thread_that_feeds_it() -> None:
+    closed = False
 
-    release = threading.Event()
+    def blocks() -> Iterator[bytes]:
+        nonlocal closed
+        try:
+            yield b"PGDMP"
+            inside.set()
+            time.sleep(0.5)  # a block that a slow disk is long in giving
+            yield b"more"
+        finally:
+            closed = True
+
+    inside = threading.Event()
     listing = asyncio.create_task(list_dump(blocks(), NEWEST))
-    while not (found := [c for c in psutil.Process().children() if c.name() == "pg_restore"]):
-        await asyncio.sleep(0.005)
+    await asyncio.to_thread(inside.wait)
+    (child,) = (c for c in psutil.Process().children() if c.name() == "pg_restore")
     listing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await listing
-    release.set()
-    assert not found[0].is_running()
+    assert closed
+    assert not child.is_running()
+    assert not [t for t in threading.enumerate() if t.name == "memu-work"]
+
+
+def _programs(folder: Path, pg_restore: str) -> Path:
+    """A folder with programs of a version that nobody has, 99, whose pg_restore is this script of the shell."""
+    folder.mkdir()
+    for name in ("pg_dump", "pg_dumpall", "psql", "pg_restore"):
+        script = pg_restore if name == "pg_restore" else "echo 'pg_dump (PostgreSQL) 99.1'"
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "kill -9 $$",
+        "echo 'pg_restore: error while loading shared libraries: libpq.so.5: not there' >&2; exit 127",
+        "echo 'pg_restore: error: unsupported version (1.99) in file header' >&2; exit 1",
+        "echo 'out of memory' >&2; exit 1",
+    ],
+)
+async def test_a_pg_restore_that_could_not_look_says_nothing_against_the_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    monkeypatch.setenv("PATH", str(_programs(tmp_path / "bin", script)), prepend=os.pathsep)
+    with pytest.raises(CannotCheck, match=r"pg_restore 99\.1 gave up .*Try again"):
+        await list_dump(iter([b"PGDMP"]), 99)
+
+
+async def test_a_pg_restore_that_is_missing_or_gone_says_nothing_against_the_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CannotCheck, match=r"nothing against it.*apt install postgresql-client-98"):
+        await list_dump(iter([b"PGDMP"]), 98)
+    folder = _programs(tmp_path / "bin", "")
+    (folder / "pg_restore").write_text("#!/no/such/shell\n")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    with pytest.raises(CannotCheck, match="did not run"):
+        await list_dump(iter([b"PGDMP"]), 99)
+
+
+async def test_counting_leaves_nothing_behind_in_a_session_that_others_may_get(database: str) -> None:
+    async with connect(Address.parse(database)) as connection:
+        async with connection.transaction():
+            await count_tables(connection)
+        assert await connection.fetchval("SHOW row_security") == "on"
 
 
 async def test_a_restore_that_loses_rows_is_an_error(postgres: PostgresServer, database: str, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from urllib.parse import quote
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from memu_backup import process
-from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, SourceError
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, DiskFull, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
 from memu_backup.postgres_connection import Address, connect, count_tables, list_tables, qualified, refused_tables
 from memu_backup.postgres_tools import Tools, find_tools, list_dump, reason
 from memu_backup.sources import Reader, SourceSettings
+from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:
     import asyncpg
@@ -92,6 +92,28 @@ class PostgresSettings(SourceSettings):
         return self.format or ("plain" if self.single_file and str(self.place).endswith(".sql") else "custom")
 
 
+class _Globals(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    file: str
+
+
+class _Dump(_Globals):
+    format: Literal["custom", "plain"]
+    encoding: str
+    tables: dict[str, int | None]
+
+
+class _Details(BaseModel):
+    """What a check needs of the details that a capture has written, in a backup that may be a stranger's."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    pg_restore_major: int = Field(ge=1, le=999)
+    databases: list[_Dump]
+    globals: _Globals | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What a check found out and a capture goes by."""
@@ -110,7 +132,7 @@ class PostgresSource:
 
     def __init__(self, name: str, settings: PostgresSettings, *, tool_folders: Sequence[Path] | None = None) -> None:
         self.name = name
-        self.place = settings.place or f"{name}/"
+        self.place = settings.place_of(name)
         self._settings = settings
         self._tool_folders = tool_folders
 
@@ -146,19 +168,29 @@ class PostgresSource:
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
-        details = summary.details
-        problems = []
-        for entry in details["databases"]:
+        try:
+            details = _Details.model_validate(dict(summary.details))
+        except ValidationError as error:
+            raise DamagedArchive(
+                "metadata.json does not say of its dumps what it should, so they cannot be checked or put back by it; "
+                "was it changed by hand? Use another backup, or put them back by hand."
+            ) from error
+        problems: list[str] = []
+        unseen: CannotCheck | None = None
+        for dump in details.databases:
             try:
-                if entry["format"] == "custom":
-                    listing = await list_dump(reader.content(entry["file"]), details["pg_restore_major"])
-                    problems += _not_listed(entry, listing)
+                if dump.format == "custom":
+                    problems += _not_listed(dump, await list_dump(reader.content(dump.file), details.pg_restore_major))
                 else:
-                    problems += await _unfinished(entry["file"], "plain", reader)
+                    problems += await _unfinished(dump.file, "plain", reader)
             except DatabaseError as error:
-                problems.append(f"{entry['file']}: {error}")
-        if "globals" in details:
-            problems += await _unfinished(details["globals"]["file"], "globals", reader)
+                problems.append(f"{dump.file}: {error}")
+            except CannotCheck as error:
+                unseen = error  # another dump may yet be found broken, and that is the graver news
+        if details.globals is not None:
+            problems += await _unfinished(details.globals.file, "globals", reader)
+        if unseen is not None and not problems:
+            raise unseen
         return problems
 
     @property
@@ -334,15 +366,15 @@ async def _run(argv: list[str], address: Address, file: Path) -> None:
     )
 
 
-def _not_listed(entry: Any, listing: list[str]) -> list[str]:
+def _not_listed(dump: _Dump, listing: list[str]) -> list[str]:
     """Tables that were counted and are not in the dump's own list."""
     listed: set[str] = set()
     for line in listing:
         words = line.partition(" TABLE DATA ")[2].split(" ")
         listed.update(" ".join(words[:end]) for end in range(2, len(words) + 1))  # a name may hold spaces
-    names = [t for t in entry["tables"] if entry["encoding"] == "UTF8" or t.isascii()]
+    names = [t for t in dump.tables if dump.encoding == "UTF8" or t.isascii()]
     lacking = [t for t in names if _as_listed(t) not in listed]
-    return [f"{entry['file']} lacks {_some(lacking)}."] if lacking else []
+    return [f"{dump.file} lacks {_some(lacking)}."] if lacking else []
 
 
 def _as_listed(name: str) -> str:
@@ -359,21 +391,17 @@ def _as_listed(name: str) -> str:
 
 
 async def _unfinished(file: str, kind: str, reader: Reader) -> list[str]:
-    stop = threading.Event()
-    try:
-        tail = await asyncio.to_thread(_tail, reader.content(file), stop)
-    finally:
-        stop.set()
+    stop = Stop()
+    tail = await in_thread(lambda: _tail(reader.content(file), stop), stop, gentle=True)
     if _LAST_WORDS[kind] in tail:
         return []
     return [f"{file} breaks off: its last line does not say that the dump is complete."]
 
 
-def _tail(blocks: Iterator[bytes], stop: threading.Event) -> bytes:
+def _tail(blocks: Iterator[bytes], stop: Stop) -> bytes:
     tail = b""
     for block in blocks:
-        if stop.is_set():
-            break
+        stop.check()
         tail = (tail + block)[-_TAIL_BYTES:]
     return tail
 

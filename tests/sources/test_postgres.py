@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from memu_backup import process
-from memu_backup.errors import DatabaseError
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError
+from memu_backup.model import Captured
 from memu_backup.postgres_connection import count_rows
 from memu_backup.postgres_server import PostgresServer, programs
 from memu_backup.postgres_tools import put_back
@@ -20,6 +22,7 @@ from memu_backup.sources.postgres import PostgresSource
 from tests.sources.conftest import DebianServer
 from tests.sources.dumps import Captures, execute, session, source, summary
 
+DUMP = {"file": "chat/x.dump", "format": "custom", "encoding": "UTF8", "tables": {"public.t": 1}}
 ODD_TABLE = '"My Schema"."my "".\n table"'
 
 
@@ -270,3 +273,33 @@ async def test_a_dump_that_lacks_a_table_or_its_end_is_a_problem(database: str, 
         dump.write_bytes(dump.read_bytes()[:100])
         unreadable, _ = await PostgresSource.verify(summary(captured), reader)
         assert "cannot read the dump" in unreadable
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"pg_restore_major": 18, "databases": {"name": "x"}},
+        {"pg_restore_major": 18, "databases": ["x"]},
+        {"pg_restore_major": "18", "databases": []},
+        {"pg_restore_major": 10**5000, "databases": []},
+        {"pg_restore_major": 18, "databases": [], "globals": "x"},
+        {"pg_restore_major": 18, "databases": [DUMP | {"file": 7}]},
+        {"pg_restore_major": 18, "databases": [DUMP | {"format": "tar"}]},
+        {"pg_restore_major": 18, "databases": [DUMP | {"tables": ["public.t"]}]},
+    ],
+)
+async def test_details_of_another_shape_are_damage_and_not_a_bug(details: dict[str, object]) -> None:
+    captured = Captured("chat", "postgres", "chat/", (), "", details)
+    with pytest.raises(DamagedArchive, match="does not say of its dumps what it should"):
+        await PostgresSource.verify(summary(captured), Captures(captured))
+
+
+async def test_a_dump_that_cannot_be_looked_at_does_not_hide_one_that_is_broken(database: str, stage: Path) -> None:
+    async with source(url=database).capture(stage) as captured:
+        captured = replace(captured, details={**captured.details, "pg_restore_major": 98})
+        with pytest.raises(CannotCheck, match="postgresql-client-98"):
+            await PostgresSource.verify(summary(captured), Captures(captured))
+        Captures(captured).path("chat/globals.sql").write_text("cut")
+        (problem,) = await PostgresSource.verify(summary(captured), Captures(captured))
+        assert "globals.sql breaks off" in problem
