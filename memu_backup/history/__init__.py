@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,7 +14,7 @@ from memu_backup.errors import HistoryAway
 from memu_backup.history import rows
 from memu_backup.history.database import Database
 from memu_backup.history.rows import Note
-from memu_backup.history.schema import Connection, alone
+from memu_backup.history.schema import Connection, alone, together
 from memu_backup.history.spool import Spool
 from memu_backup.model import AuditEvent, Run
 
@@ -64,9 +66,10 @@ class History:
     async def record(self, run: Run) -> bool:
         """Write ``run``, in place of an older state of it. True when Postgres has it, False when only the spool has.
 
-        A Postgres that does not answer costs one wait of at most 15 s, and then none for up to a minute; the start of
-        the embedded server, where it is off, comes on top (half a second, at most 70 s). Raises HistoryAway only when
-        neither Postgres nor the spool takes it. Cancelling never loses a run that is spooled.
+        A Postgres that does not answer, or is busy with a ``replay``, costs one wait of at most 15 s, and then none for
+        up to a minute; the start of the embedded server, where it is off, comes on top (half a second, at most 70 s).
+        Raises HistoryAway only when neither Postgres nor the spool takes it. Cancelling never loses a run that is
+        spooled.
         """
         return await self._keep(run)
 
@@ -81,33 +84,59 @@ class History:
         """
         return await self._database.ask(self._empty_spool, insist=True)
 
-    async def runs(self, *, host: str | None = None, job: str | None = None, limit: int = 1000) -> list[Run]:
-        """The newest ``limit`` runs, newest first; what is still spooled counts. Raises HistoryAway."""
+    async def runs(
+        self,
+        *,
+        host: str | None = None,
+        job: str | None = None,
+        called: Collection[str] | None = None,
+        limit: int | None = 1000,
+    ) -> list[Run]:
+        """The newest ``limit`` runs, newest first; what is still spooled counts. Raises HistoryAway.
+
+        ``called`` leaves only those whose run id or file name is among these.
+        """
+        chosen = partial(_is_chosen, host, job, called)
 
         async def work(connection: Connection) -> list[Run]:
             waiting = await self._waiting(connection)
-            known = {run.run_id: run for run in await rows.read_runs(connection, host, job, limit)}
-            known.update(
-                {
-                    note.run_id: note
-                    for note in waiting
-                    if isinstance(note, Run) and host in (None, note.host) and job in (None, note.job)
-                }
-            )
+            async with together(connection):
+                found = await rows.read_runs(connection, host, job, limit, called)
+            known = {run.run_id: run for run in found}
+            known.update({note.run_id: note for note in waiting if isinstance(note, Run) and chosen(note)})
             return sorted(known.values(), key=lambda run: run.created_at, reverse=True)[:limit]
 
         return await self._database.ask(work)
 
+    async def known_runs(
+        self, *, host: str | None = None, job: str | None = None, called: Collection[str] | None = None
+    ) -> tuple[list[Run], bool]:
+        """As ``runs``, but where the history is away those that wait here for it, and True. Whoever asks for those
+        ``called`` so gets each of them, however many rows there are.
+        """
+        try:
+            limit = 1000 if called is None else None
+            return await self.runs(host=host, job=job, called=called, limit=limit), False
+        except HistoryAway as error:
+            log.warning("%s", error)
+            spooled = [run for run in self.spooled() if _is_chosen(host, job, called, run)]
+            return sorted(spooled, key=lambda run: run.created_at, reverse=True), True
+
     def spooled(self) -> list[Run]:
         """The runs that wait for Postgres, in the order in which they were first written. Asks no server."""
         return [letter.note for letter in self._spool.letters() if isinstance(letter.note, Run)]
+
+    def waiting(self) -> bool:
+        """Whether anything waits here for Postgres: runs, or what people did. Asks no server."""
+        return bool(self._spool.paths())
 
     async def backup_count(self, *, job: str | None = None) -> int:
         """How many backups are stored: successful or partial and not deleted since. Raises HistoryAway."""
 
         async def work(connection: Connection) -> int:
             waiting = [note for note in await self._waiting(connection) if isinstance(note, Run)]
-            count = await rows.count_stored(connection, job, [run.run_id for run in waiting])
+            async with together(connection):
+                count = await rows.count_stored(connection, job, [run.run_id for run in waiting])
             return count + sum(rows.is_stored(run) and job in (None, run.job) for run in waiting)
 
         return await self._database.ask(work)
@@ -117,7 +146,8 @@ class History:
 
         async def work(connection: Connection) -> list[AuditEvent]:
             waiting = await self._waiting(connection)
-            known = {event.event_id: event for event in await rows.read_audit(connection, limit)}
+            async with together(connection):
+                known = {event.event_id: event for event in await rows.read_audit(connection, limit)}
             known.update({note.event_id: note for note in waiting if isinstance(note, AuditEvent)})
             return sorted(known.values(), key=lambda event: event.created_at, reverse=True)[:limit]
 
@@ -193,3 +223,8 @@ class History:
         except OSError as error:
             log.warning("The note %s is in the history but cannot be removed: %s.", path, error.strerror)
         return True
+
+
+def _is_chosen(host: str | None, job: str | None, called: Collection[str] | None, run: Run) -> bool:
+    mine = host in (None, run.host) and job in (None, run.job)
+    return mine and (called is None or run.run_id in called or run.filename in called)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
@@ -54,14 +54,18 @@ async def write(connection: Connection, note: Note) -> None:
     )
 
 
-async def read_runs(connection: Connection, host: str | None, job: str | None, limit: int) -> list[Run]:
-    """Newest first. Lets asyncpg's errors through."""
+async def read_runs(
+    connection: Connection, host: str | None, job: str | None, limit: int | None, called: Collection[str] | None
+) -> list[Run]:
+    """Newest first; ``called`` are run ids and file names. Lets asyncpg's errors through."""
     records = await connection.fetch(
         f"SELECT {', '.join(_RUN)} FROM backup_history "  # noqa: S608  names of our own fields
         "WHERE ($1::text IS NULL OR host = $1) AND ($2::text IS NULL OR job = $2) "
-        "ORDER BY created_at DESC, id DESC LIMIT $3",
+        "AND ($3::text[] IS NULL OR run_id = ANY ($3) OR filename = ANY ($3)) "
+        "ORDER BY created_at DESC, id DESC LIMIT $4",
         host,
         job,
+        None if called is None else [to_text(text) for text in called],
         limit,
     )
     return [_run(_from_columns(record)) for record in records]

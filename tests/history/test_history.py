@@ -91,6 +91,35 @@ async def test_runs_are_newest_first_and_chosen_by_host_and_job(history: History
     assert [run.run_id for run in await history.runs(limit=1)] == ["r2"]
 
 
+async def test_a_run_is_found_however_many_newer_ones_there_are(history: History) -> None:
+    """By its id or by its file's name; and with the history away among those that wait for it."""
+    old = a_run("old", filename="odd\udcff.tar.gz", created_at=NIGHT)
+    for run in (old, *(a_run(f"r{n}", host="laptop", created_at=NIGHT + timedelta(days=n)) for n in range(1, 4))):
+        await history.record(run)
+    assert old not in await history.runs(limit=3)
+    assert await history.runs(called=["old"]) == await history.runs(called={old.filename}) == [old]
+    assert await history.runs(called=["old"], host="laptop") == await history.runs(called=[]) == []
+    async with connected(history._database._url or "") as connection:
+        await connection.execute(
+            "INSERT INTO backup_history (filename, size_bytes, status, created_at)"
+            " SELECT 'x' || n, 0, 'failed', now() + n * interval '1 s' FROM generate_series(1, 1000) n"
+        )
+    assert old not in await history.runs()
+    assert await history.known_runs(called=["old"]) == ([old], False)
+
+
+async def test_with_the_history_away_what_waits_for_it_is_known(tmp_path: Path) -> None:
+    history = History("postgresql://127.0.0.1:1/x", tmp_path, "nas")
+    assert not history.waiting()
+    await history.audit(an_event())
+    assert history.waiting() and history.spooled() == []  # what people did waits too
+    newer, older = a_run("newer", created_at=NIGHT + timedelta(days=1)), a_run("older", host="laptop")
+    for run in (older, newer):
+        await history.record(run)
+    assert await history.known_runs() == ([newer, older], True)
+    assert await history.known_runs(host="laptop") == await history.known_runs(called=["older"]) == ([older], True)
+
+
 async def test_get_backup_count(history: History) -> None:
     await history.record(a_good_run("good"))
     await history.record(a_good_run("good elsewhere", job="weekly"))
