@@ -11,8 +11,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 _CLOSE_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 6.0
+
+_MEANWHILE = "Backups go on and are noted down on this machine meanwhile."
 
 _LONGEST_PAUSE_S = 60.0
 _PAUSE_FACTOR = 10
@@ -56,9 +58,13 @@ class Database:
 
         Raises HistoryAway when there is no answer in time (of each command, and of all within ``budget_s``), or at
         once when that happened a moment ago, unless ``insist``; HistoryRefused when waiting alone will not help.
-        ``work`` may let asyncpg's errors through. The budget leaves out the start of the embedded server.
+        ``work`` may let every error through. The budget counts the wait for whoever asks just now, and leaves out the
+        start of the embedded server.
         """
-        async with self._turn:
+        called = time.monotonic()
+        async with self._its_turn(budget_s):
+            if budget_s is not None:
+                budget_s = max(0.0, budget_s - (time.monotonic() - called))
             if not insist and self._last_failure and time.monotonic() < self._ask_again_at:
                 raise type(self._last_failure)(str(self._last_failure))
             started = time.monotonic()
@@ -72,13 +78,28 @@ class Database:
             self._last_failure = None
             return result
 
+    @asynccontextmanager
+    async def _its_turn(self, budget_s: float | None) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(budget_s):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise HistoryAway(
+                f"The history database is busy with what was noted before. {_MEANWHILE} If this stays so, look at the "
+                "database's log."
+            ) from error
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     async def close(self) -> None:
         """Stop the embedded server if we started it and nobody else uses it. Bounded; never raises."""
         if self._server is None:
             return
         try:
             await asyncio.wait_for(self._server.stop(), _STOP_TIMEOUT_S)
-        except (TimeoutError, OSError) as error:
+        except Exception as error:
             log.warning("The embedded history database did not stop in time and is left running: %s.", _reason(error))
 
     async def describe(self, connection: Connection) -> str:
@@ -89,8 +110,6 @@ class Database:
         return f"{version} at {self._place() or 'the address in history.url'}"
 
     async def _ask(self, work: Callable[[Connection], Awaitable[T]], budget_s: float | None) -> T:
-        import asyncpg  # 0.1 s that only those pay who ask
-
         url = self._url if self._server is None else await self._start(self._server)
         try:
             async with asyncio.timeout(budget_s):
@@ -102,7 +121,9 @@ class Database:
                     return result
                 finally:
                     connection.terminate()  # does nothing after a goodbye
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except HistoryAway:
+            raise
+        except Exception as error:  # also what a stranger on that port makes asyncpg stumble over
             raise self._translated(error) from error
 
     async def _connect(self, url: str | None) -> Connection:
@@ -132,11 +153,11 @@ class Database:
             if not server.running():
                 await server.stop()  # counts us out of one that has died under us
             await server.start()
-        except (DatabaseError, OSError) as error:
+        except Exception as error:
             why = str(error)
-            if isinstance(error, OSError):
+            if not isinstance(error, DatabaseError):
                 why = f"The embedded history database in {server.folder} cannot be started: {_reason(error)}."
-            raise HistoryAway(f"{why} Backups go on and are noted down on this machine meanwhile.") from error
+            raise HistoryAway(f"{why} {_MEANWHILE}") from error
         return server.url()
 
     def _place(self) -> str:
@@ -150,24 +171,29 @@ class Database:
         return "" if odd else ("this machine" if host.startswith("/") else host) + unquote(parts.path).rstrip("/")
 
     def _translated(self, error: Exception) -> HistoryAway:
+        import asyncpg  # 0.1 s that only those pay who ask
+
         place = self._place()
         name = "The embedded history database" if self._server else "The history database"
         name += f" at {place}" if self._url and place else ""
-        meanwhile = "Backups go on and are noted down on this machine meanwhile."
-        if isinstance(error, OSError):
+        if not isinstance(error, asyncpg.PostgresError | asyncpg.InterfaceError):
             remedy = "Check that it is running and that history.url is right."
             if self._server:
                 remedy = f"Its reasons are in {self._server.folder}/server.log."
-            return HistoryAway(f"{name} cannot be reached: {_reason(error)}. {meanwhile} {remedy}")
+            log.debug("What went wrong with the history database:", exc_info=error)
+            return HistoryAway(f"{name} cannot be reached: {_reason(error)}. {_MEANWHILE} {remedy}")
         state = getattr(error, "sqlstate", None) or ""
         if state in _REFUSALS:
             what, remedy = _REFUSALS[state]
-            return HistoryRefused(f"{name} {what}. {meanwhile} {remedy}")
-        kind = HistoryAway if state[:2] in ("", "08", "53", "57", "58") else HistoryRefused
+            return HistoryRefused(f"{name} {what}. {_MEANWHILE} {remedy}")
+        kind = HistoryAway if state[:2] in _PASSING or state in _PASSING else HistoryRefused
         return kind(
-            f"{name} said: {str(error.args[0]).rstrip('.')}. {meanwhile} If this stays so, look at the database's log."
+            f"{name} said: {str(error.args[0]).rstrip('.')}. {_MEANWHILE} If this stays so, look at the database's log."
         )
 
+
+_PASSING = ("", "08", "25P03", "40", "53", "55P03", "57", "58")
+"""Classes and codes of Postgres that waiting may cure: lost connections, full disks, ended or clashing sessions."""
 
 _REFUSALS = {
     "28P01": (
@@ -188,14 +214,14 @@ _REFUSALS = {
 
 async def _say_goodbye(connection: Connection) -> None:
     """Close in the way the server's log likes. Once the work is done, nothing that goes wrong here matters."""
-    import asyncpg
-
-    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with suppress(Exception):
         await asyncio.wait_for(connection.close(), _CLOSE_TIMEOUT_S)
 
 
-def _reason(error: OSError) -> str:
-    """An error of the network or the disk as half a sentence for people."""
+def _reason(error: Exception) -> str:
+    """An error of the network or the disk, or one that nobody thought of, as half a sentence for people."""
+    if not isinstance(error, OSError):
+        return f"something unexpected happened ({type(error).__name__})"  # its own words may quote a password
     if isinstance(error, TimeoutError):
         return "it does not answer in time"
     if isinstance(error, socket.gaierror):
