@@ -39,13 +39,17 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a restore would do. ``in_the_way`` are files that are there already."""
+    """What a restore would do. ``in_the_way`` are files that are there already.
+
+    ``size_bytes`` is what the files are read as, ``room_bytes`` what they take on a disk that knows of holes.
+    """
 
     archive: Path
     target: Path
     entries: tuple[Entry, ...]
     files: int
     size_bytes: int
+    room_bytes: int
     in_the_way: tuple[str, ...]
     free_bytes: int
     manifest: Manifest | None
@@ -78,15 +82,17 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
         except (DamagedArchive, HostileArchive) as error:
             raise about(archive, error) from error
     chosen = _with_link_targets(_choose(entries, wanted, manifest), entries)
-    existing = tuple(e.path for e in chosen if e.type is not Type.DIRECTORY and os.path.lexists(target / e.path))
+    disk = os.statvfs(_nearest(target.absolute()))
+    existing = {e.path for e in chosen if os.path.lexists(target / e.path)}
     return Plan(
         archive=archive,
         target=target,
         entries=chosen,
         files=sum(e.type is not Type.DIRECTORY for e in chosen),
         size_bytes=sum(e.size_bytes for e in chosen),
-        in_the_way=existing,
-        free_bytes=_free(target),
+        room_bytes=sum(e.room_bytes for e in chosen),
+        in_the_way=tuple(e.path for e in chosen if e.type is not Type.DIRECTORY and e.path in existing),
+        free_bytes=disk.f_bavail * disk.f_frsize,
         manifest=manifest,
     )
 
@@ -186,7 +192,7 @@ def _feed(reader: ArchiveReader, planned: Plan, allowed: dict[str, Planned], unp
 
 def refuse(planned: Plan, *, overwrite: bool) -> None:
     """Raises RestoreError where a plan cannot be carried out: no folder, files in the way, or not enough space."""
-    there = next(f for f in (planned.target, *planned.target.parents) if os.path.lexists(f))
+    there = _nearest(planned.target)
     if not there.is_dir():
         raise RestoreError(f"{there} is a file and not a folder, so nothing was restored. Choose another with --to.")
     if planned.in_the_way and not overwrite:
@@ -196,9 +202,9 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
             f"{planned.target} already holds {first}{f' and {more} more' if more > 0 else ''}; nothing was written. "
             "Restore to an empty folder with --to, or add --overwrite to replace them."
         )
-    if planned.size_bytes > planned.free_bytes:
+    if planned.room_bytes > planned.free_bytes:
         raise RestoreError(
-            f"Not enough space: {words.size(planned.size_bytes)} needed, {words.size(planned.free_bytes)} free at "
+            f"Not enough space: {words.size(planned.room_bytes)} needed, {words.size(planned.free_bytes)} free at "
             f"{planned.target}; nothing was written. Choose another place with --to."
         )
 
@@ -249,12 +255,9 @@ def _with_link_targets(chosen: Sequence[Entry], entries: Sequence[Entry]) -> tup
     return tuple(e for e in entries if e.path in paths or e.path in wanted)
 
 
-def _free(target: Path) -> int:
-    there = target.absolute()
-    while not there.exists():
-        there = there.parent
-    found = os.statvfs(there)
-    return found.f_bavail * found.f_frsize
+def _nearest(target: Path) -> Path:
+    """``target``, or what there is above it."""
+    return next(f for f in (target, *target.parents) if os.path.exists(f))  # noqa: PTH110  Path.exists raises below a closed folder
 
 
 def about(archive: Path, error: MemuError) -> MemuError:

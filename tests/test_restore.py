@@ -266,6 +266,24 @@ def test_too_little_space_is_told_before_anything_is_written(home: Home, tmp_pat
     assert ran.err.startswith("Not enough space: ") and f"102 kB free at {small}/back; nothing was written." in ran.err
 
 
+def test_holes_need_no_space(tmp_path: Path, database: str) -> None:
+    """A disk image of a virtual machine: larger than any disk, and next to nothing in it."""
+    sparse = Home(tmp_path / "sparse", database)
+    image = sparse.photos / "disk.img"
+    with image.open("wb") as file:
+        file.truncate(200_000_000)
+        file.write(PHOTO)
+    assert sparse.run("start").status == 0
+    small = tmp_path / "small"
+    small.mkdir()
+    script = f'mount -t tmpfs -o size=1m none "{small}" && "$@" && cmp "{small}/back/photos/disk.img" "{image}"'
+    ran = sparse.run(
+        "restore", "latest", "--to", str(small / "back"), "--yes",
+        prefix=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"),
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+
+
 def test_a_damaged_file_ends_it_and_what_was_read_stays(home: Home, to: Path, tmp_path: Path, database: str) -> None:
     """It may be all that is left of the family's photos."""
     large = Home(tmp_path / "large", database)

@@ -140,6 +140,7 @@ LIES: dict[str, dict[str, object]] = {
     "its size": {"size_bytes": 1},
     "its rights": {"mode": 0o4777},
     "its time": {"mtime_ns": 5},
+    "what is stored of it": {"stored_bytes": 1},
     "where it stands": {"member": 0, "inside": 0},
     "where it stands, beyond the end": {"member": 2**62},
     "where it stands, in no member": {"member": 3},

@@ -17,6 +17,8 @@ NAME = "index.jsonl"
 FORMAT = "memu-backup-index/1"
 _LINE_LIMIT = 64 * 1024 * 1024
 COLUMNS = ("path", "type", "size_bytes", "mode", "mtime_ns", "link", "sha256", "member", "inside", "content", "end")
+STORED = "stored_bytes"
+"""The next column, which the first archives do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +27,8 @@ class Entry:
 
     Its headers begin ``inside`` bytes into the content of the gzip member at ``member``. Where ``content`` is not 0
     the file's content, and nothing else, fills the members from that offset of the archive to ``end``; else the
-    content follows its headers. ``end`` is the offset of the first member that no longer belongs to the entry, or 0
-    where that is not known.
+    content follows its headers. ``end`` is the offset of the first member that no longer belongs to the entry. All
+    four are 0 in an archive without an index. ``stored_bytes`` is the size without holes, None where nobody tells.
     """
 
     path: str
@@ -40,16 +42,22 @@ class Entry:
     inside: int
     content: int
     end: int
+    stored_bytes: int | None
+
+    @property
+    def room_bytes(self) -> int:
+        """What its content takes on a disk that knows of holes; at most, where that is not told."""
+        return self.size_bytes if self.stored_bytes is None else self.stored_bytes
 
 
 def first_line() -> bytes:
-    return json.dumps({"format": FORMAT, "columns": COLUMNS}).encode() + b"\n"
+    return json.dumps({"format": FORMAT, "columns": (*COLUMNS, STORED)}).encode() + b"\n"
 
 
 def line(entry: Entry) -> bytes:
     values = [
         entry.path, entry.type.value, entry.size_bytes, entry.mode, entry.mtime_ns, entry.link, entry.sha256,
-        entry.member, entry.inside, entry.content, entry.end,
+        entry.member, entry.inside, entry.content, entry.end, entry.stored_bytes,
     ]  # fmt: skip
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
@@ -63,11 +71,12 @@ def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
         # A later version may say more of each entry, behind what this one knows.
         if head.get("format") != FORMAT or columns[: len(COLUMNS)] != COLUMNS:
             raise DamagedArchive("its index is of a kind that this version does not know")
+        known = len(COLUMNS) + (columns[len(COLUMNS) : len(COLUMNS) + 1] == (STORED,))
         for text in lines:
             values = json.loads(text)
             if len(values) != len(columns):
                 raise ValueError
-            yield _entry(values[: len(COLUMNS)])
+            yield _entry(values[:known])
     except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise DamagedArchive("its index is damaged") from error
 
@@ -79,6 +88,8 @@ def _entry(values: list[Any]) -> Entry:
         raise TypeError
     if not all(type(n) is int and 0 <= n < 2**63 for n in (size_bytes, mode, *places)) or type(mtime_ns) is not int:
         raise ValueError
+    if len(places) == len(COLUMNS) - 7:
+        places.append(None)
     return Entry(path, Type(kind), size_bytes, mode, mtime_ns, link, sha256, *places)
 
 

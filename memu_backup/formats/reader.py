@@ -321,7 +321,8 @@ def _without_first(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:
 
 def _entry(header: Header) -> Entry:
     return Entry(
-        header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link, "", 0, 0, 0, 0
+        header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link, "", 0, 0, 0, 0,
+        header.stored_bytes,
     )  # fmt: skip
 
 
@@ -340,7 +341,9 @@ def is_own(path: str, made: Manifest | None) -> bool:
 def agree(entry: Entry, header: Header) -> bool:
     """Whether the index and the archive itself tell the same of an entry."""
     told = (entry.path, entry.type, entry.size_bytes, entry.mode, entry.mtime_ns, entry.link)
-    return told == (header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link)
+    if told != (header.path, header.type, header.size_bytes, header.mode, header.mtime_ns, header.link):
+        return False
+    return entry.stored_bytes in (None, header.stored_bytes)
 
 
 def _at_top(header: Header) -> Header:

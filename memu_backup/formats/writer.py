@@ -365,6 +365,7 @@ class ArchiveWriter:
                 inside=pending.inside,
                 content=pending.first.offset if pending.first else 0,
                 end=last.end,
+                stored_bytes=header.stored_bytes,
             )
             with self._our_disk():
                 self._sums.write(line)

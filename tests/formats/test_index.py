@@ -18,7 +18,7 @@ numbers = st.integers(0, 2**63 - 1)
 text = st.binary(max_size=60).map(lambda b: b.decode(errors="surrogateescape"))
 entries = st.builds(
     Entry, text, st.sampled_from(list(Type)), numbers, numbers, st.integers(), text, text, numbers, numbers, numbers,
-    numbers,
+    numbers, numbers,
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_entries_come_back_however_the_bytes_are_split(made: list[Entry], cuts: 
     assert list(index.parse(index.split(blocks))) == made
 
 
-GOOD = ["photos/a.jpg", "file", 3, 0o644, 0, "", "0" * 64, 0, 512, 0, 900]
+GOOD = ["photos/a.jpg", "file", 3, 0o644, 0, "", "0" * 64, 0, 512, 0, 900, 3]
 
 WRONG = {
     "text": b"Dear Oma",
@@ -55,11 +55,18 @@ def test_a_wrong_line_is_damage(line: bytes) -> None:
 
 
 def test_columns_that_a_later_version_adds_are_passed_over() -> None:
-    head = json.dumps({"format": index.FORMAT, "columns": [*index.COLUMNS, "inode"]}).encode()
+    head = json.dumps({"format": index.FORMAT, "columns": [*index.COLUMNS, "stored_bytes", "inode"]}).encode()
     (entry,) = index.parse([head, json.dumps([*GOOD, 4711]).encode()])
     assert (entry.path, entry.end) == ("photos/a.jpg", 900)
     with pytest.raises(DamagedArchive):
         list(index.parse([head, json.dumps(GOOD).encode()]))
+
+
+def test_the_first_archives_do_not_tell_what_is_stored() -> None:
+    for more in ([], ["inode"]):
+        head = json.dumps({"format": index.FORMAT, "columns": [*index.COLUMNS, *more]}).encode()
+        (entry,) = index.parse([head, json.dumps([*GOOD[:-1], *more]).encode()])
+        assert (entry.end, entry.stored_bytes, entry.room_bytes) == (900, None, 3)
 
 
 @pytest.mark.parametrize("head", [b"", b"[]", b"7", b'{"format": "memu-backup-index/9"}', b"\x00"])
