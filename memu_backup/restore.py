@@ -42,6 +42,7 @@ class Plan:
     """What a restore would do. ``in_the_way`` are files that are there already.
 
     ``size_bytes`` is what the files are read as, ``room_bytes`` what they take on a disk that knows of holes.
+    ``new_files`` counts what needs an inode of its own, and ``free_files`` these, None where the disk has no limit.
     """
 
     archive: Path
@@ -52,6 +53,8 @@ class Plan:
     room_bytes: int
     in_the_way: tuple[str, ...]
     free_bytes: int
+    new_files: int
+    free_files: int | None
     manifest: Manifest | None
 
 
@@ -93,6 +96,8 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
         room_bytes=sum(e.room_bytes for e in chosen),
         in_the_way=tuple(e.path for e in chosen if e.type is not Type.DIRECTORY and e.path in existing),
         free_bytes=disk.f_bavail * disk.f_frsize,
+        new_files=sum(e.type is not Type.HARDLINK and e.path not in existing for e in chosen),
+        free_files=disk.f_favail if disk.f_files else None,
         manifest=manifest,
     )
 
@@ -206,6 +211,11 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
         raise RestoreError(
             f"Not enough space: {words.size(planned.room_bytes)} needed, {words.size(planned.free_bytes)} free at "
             f"{planned.target}; nothing was written. Choose another place with --to."
+        )
+    if planned.free_files is not None and planned.new_files > planned.free_files:
+        raise RestoreError(
+            f"Not enough room: the disk at {planned.target} can take {planned.free_files:,} more files and folders "
+            f"(inodes), and {planned.new_files:,} are needed; nothing was written. Choose another place with --to."
         )
 
 

@@ -266,6 +266,18 @@ def test_too_little_space_is_told_before_anything_is_written(home: Home, tmp_pat
     assert ran.err.startswith("Not enough space: ") and f"102 kB free at {small}/back; nothing was written." in ran.err
 
 
+def test_too_few_inodes_are_told_before_anything_is_written(home: Home, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    script = f'mount -t tmpfs -o nr_inodes=10 none "{small}" && "$@"; echo "$?"; ls -A "{small}"'
+    ran = home.run(
+        "restore", "latest", "--to", str(small / "back"), "--yes",
+        prefix=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"),
+    )  # fmt: skip
+    assert ran.out == "1\n"
+    assert ran.err.startswith(f"Not enough room: the disk at {small}/back can take 9 more files and folders (inodes), ")
+
+
 def test_holes_need_no_space(tmp_path: Path, database: str) -> None:
     """A disk image of a virtual machine: larger than any disk, and next to nothing in it."""
     sparse = Home(tmp_path / "sparse", database)
