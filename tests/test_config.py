@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -686,16 +685,6 @@ def test_what_the_example_calls_defaults_are_the_defaults(write: Write) -> None:
     for name, value in defaults.items():
         if name in flat:
             assert flat[name] == json.loads(value), name
-
-
-def test_the_memu_preset_loads_and_holds_what_memu_keeps(write: Write, tmp_path: Path) -> None:
-    config = load(write((files("memu_backup") / "presets/memu.toml").read_text()), {})
-    job = config.job("nightly")
-    assert (job.cron, job.keep_last) == ("0 2 * * *", 7)
-    places = {config.source(name).place for name in job.sources}
-    assert places == {"photos/", "pgdata/", "synapse/", "ollama/", "config/"}
-    assert config.backup_dir == tmp_path / "backups"
-    assert show(config)["stores"]["local"]["prefix"] == "memu_backup"
 
 
 @pytest.mark.parametrize(

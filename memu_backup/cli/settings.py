@@ -18,16 +18,27 @@ app.add_typer(config_app, name="config")
 async def init(
     preset: Annotated[str, typer.Option("--preset", help="The system to protect.")] = "memu",
     to: Annotated[Path, typer.Option("--to", help="The file to write.")] = Path("config.toml"),
+    home: Annotated[
+        Path | None, typer.Option("--home", help="The folder of that system; the one of the file unless given.")
+    ] = None,
 ) -> None:
-    """Write a first config.toml with comments."""
+    """Write a first config.toml with comments, and say what it names and is not there."""
+    import shlex
+
     from memu_backup import console, presets
+    from memu_backup.config import SYSTEM_FILE
     from memu_backup.paths import absolute
 
     file = absolute(to)
-    presets.write(preset, file)
-    named = "" if to == Path("config.toml") else f"--config {to} "
-    console.say(f"Wrote {file}. Now look at each line of it that says CHECK, then type:")
-    console.say(f"  memu-backup {named}config check")
+    missing = presets.write(preset, file, absolute(home.expanduser()) if home else file.parent)
+    found = to == Path("config.toml") or file == SYSTEM_FILE
+    console.say(f"Wrote {file}.")
+    if missing:
+        console.say("It names these, which are not there or cannot be seen; make them, or correct the file:")
+    for path in missing:
+        console.say(f"  {path}")
+    console.say("Now look at each line of it that says CHECK, then type:")
+    console.say(f"  memu-backup {'' if found else f'--config {shlex.quote(str(to))} '}config check")
 
 
 @config_app.command("show")
