@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,20 +118,33 @@ def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: 
     except DamagedArchive:
         raise
     except BaseException:
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        _unmake(made, planned.target)
         raise
     return Restored(planned.target, planned.files, planned.size_bytes, time.monotonic() - begun, warnings)
 
 
-def _make_folder(target: Path) -> Path | None:
-    """Make ``target`` and what is missing above it; returns the topmost folder that was made, None for none."""
-    missing = [folder for folder in (target, *target.parents) if not os.path.lexists(folder)]
+def _make_folder(target: Path) -> list[Path]:
+    """Make ``target`` and what is missing above it; returns what was made here, and by nobody else meanwhile."""
+    made: list[Path] = []
     try:
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in reversed((target, *target.parents)):
+            if not folder.is_dir():
+                with suppress(FileExistsError):
+                    folder.mkdir(mode=0o700 if folder == target else 0o777)
+                    made.append(folder)
+        target.stat()  # a link to nowhere is in the way of a folder too
     except OSError as error:
+        _unmake(made, target)
         raise RestoreError(f"{_unusable(target, error)}, so nothing was restored. Choose another with --to.") from error
-    return missing[-1] if missing else None
+    return made
+
+
+def _unmake(made: Sequence[Path], target: Path) -> None:
+    if target in made:
+        shutil.rmtree(target, ignore_errors=True)
+    for folder in reversed(made):
+        with suppress(OSError):  # somebody has put something of their own into it
+            folder.rmdir()
 
 
 def _unusable(target: Path, error: OSError) -> str:

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from memu_backup import restore
+from memu_backup.errors import Interrupted
 from memu_backup.postgres_connection import count_rows
 from memu_backup.postgres_server import PostgresServer
 from memu_backup.postgres_tools import put_back
+from memu_backup.work import Stop
 from tests.home import ODD_NAMES, PHOTO, Home, a_database, end, fingerprints, in_a_loop_of_its_own, query, wait_until
 
 
@@ -252,6 +255,39 @@ def test_a_file_is_no_folder_to_restore_to(home: Home, tmp_path: Path) -> None:
         assert ran.status == 1
         assert ran.err == f"{file} is a file and not a folder, so nothing was restored. Choose another with --to.\n"
     assert file.read_text() == "mine"
+
+
+def test_folders_that_could_not_all_be_made_are_gone_again(home: Home, tmp_path: Path) -> None:
+    name = "n" * 255
+    for target in (tmp_path / "a" / "b" / f"{name}n", tmp_path / "c" / "\udcff" / name / f"{name}n"):
+        ran = home.run("restore", "latest", "--to", str(target), "--yes")
+        assert (ran.status, "cannot be written to (File name too long)" in ran.err) == (1, True), ran.err
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("whose", ["the target", "a folder above it"])
+def test_what_somebody_else_made_meanwhile_is_not_removed(
+    home: Home, to: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """Between the look and the making, another program makes the same folder and puts something into it."""
+    target = to / "photos of Oma" / "2026"
+    theirs = target if whose == "the target" else target.parent
+    mkdir = Path.mkdir
+
+    def late(folder: Path, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        if folder == theirs:
+            mkdir(folder, parents=True)
+            (folder / "theirs").write_bytes(b"precious")
+        mkdir(folder, mode, parents, exist_ok)
+
+    planned = restore.plan(home.archives[0], restore.Wanted(), target, Stop())
+    stop = Stop()
+    stop.set()
+    monkeypatch.setattr(Path, "mkdir", late)
+    with pytest.raises(Interrupted):
+        restore.carry_out(planned, overwrite=False, on_progress=lambda _: None, stop=stop)
+    assert fingerprints(to) == {str((theirs / "theirs").relative_to(to)): b"precious"}
+    assert target.exists() == (whose == "the target")
 
 
 def test_too_little_space_is_told_before_anything_is_written(home: Home, tmp_path: Path) -> None:
