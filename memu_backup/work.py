@@ -30,7 +30,7 @@ class Stop:
 
     def check(self) -> None:
         if self._event.is_set():
-            raise Interrupted("The backup was interrupted before it was done; older backups are untouched.")
+            raise Interrupted("It was interrupted before it was done; older backups are untouched.")
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A backup that is whole on disk but not yet under its name. ``sha256`` is None until it was re-read."""
+    """A backup that is whole on disk but not yet under its name."""
 
     name: str
     partial_path: Path
