@@ -14,7 +14,7 @@ from memu_backup.errors import HistoryAway
 from memu_backup.history import rows
 from memu_backup.history.database import Database
 from memu_backup.history.rows import Note
-from memu_backup.history.schema import Connection, alone, together
+from memu_backup.history.schema import Connection, alone
 from memu_backup.history.spool import Spool
 from memu_backup.model import AuditEvent, Run
 
@@ -100,8 +100,7 @@ class History:
 
         async def work(connection: Connection) -> list[Run]:
             waiting = await self._waiting(connection)
-            async with together(connection):
-                found = await rows.read_runs(connection, host, job, limit, called)
+            found = await rows.read_runs(connection, host, job, limit, called)
             known = {run.run_id: run for run in found}
             known.update({note.run_id: note for note in waiting if isinstance(note, Run) and chosen(note)})
             return sorted(known.values(), key=lambda run: run.created_at, reverse=True)[:limit]
@@ -135,8 +134,7 @@ class History:
 
         async def work(connection: Connection) -> int:
             waiting = [note for note in await self._waiting(connection) if isinstance(note, Run)]
-            async with together(connection):
-                count = await rows.count_stored(connection, job, [run.run_id for run in waiting])
+            count = await rows.count_stored(connection, job, [run.run_id for run in waiting])
             return count + sum(rows.is_stored(run) and job in (None, run.job) for run in waiting)
 
         return await self._database.ask(work)
@@ -146,8 +144,7 @@ class History:
 
         async def work(connection: Connection) -> list[AuditEvent]:
             waiting = await self._waiting(connection)
-            async with together(connection):
-                known = {event.event_id: event for event in await rows.read_audit(connection, limit)}
+            known = {event.event_id: event for event in await rows.read_audit(connection, limit)}
             known.update({note.event_id: note for note in waiting if isinstance(note, AuditEvent)})
             return sorted(known.values(), key=lambda event: event.created_at, reverse=True)[:limit]
 

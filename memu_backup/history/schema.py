@@ -20,18 +20,19 @@ _LOCK = 0x6D656D75
 
 
 @asynccontextmanager
-async def together(connection: Connection, begin: str = "BEGIN") -> AsyncIterator[None]:
-    """One transaction. Lets every exception through.
+async def alone(connection: Connection) -> AsyncIterator[None]:
+    """One transaction, in which no other memu-backup writes to this database. Lets every exception through.
 
-    Reading needs one too: a PgBouncer that pools transactions may otherwise send the two halves of one question
-    (Parse and Bind) to different servers. Where the server said no, the transaction is rolled back and the connection
-    can be used again. After anything else (a timeout, a cancellation) the caller ends the connection: a rollback might
-    wait for an answer that never comes, which is why asyncpg's own ``transaction()`` is not used.
+    Where the server said no, the transaction is rolled back and the connection can be used again. After anything else
+    (a timeout, a cancellation) the caller ends the connection: a rollback might wait for an answer that never comes,
+    which is why asyncpg's own ``transaction()`` is not used.
     """
     from asyncpg import PostgresError
 
-    await connection.execute(begin)
+    # The server ends our session where we vanished without a word (a pulled cable): it would keep the lock for hours.
+    await connection.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = '2s'")
     try:
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
         yield
     except PostgresError:
         if not connection.is_closed():
@@ -40,25 +41,15 @@ async def together(connection: Connection, begin: str = "BEGIN") -> AsyncIterato
     await connection.execute("COMMIT")
 
 
-@asynccontextmanager
-async def alone(connection: Connection) -> AsyncIterator[None]:
-    """A transaction as ``together``, in which no other memu-backup writes to this database."""
-    # The server ends our session where we vanished without a word (a pulled cable): it would keep the lock for hours.
-    async with together(connection, "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '2s'"):
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-        yield
-
-
 async def migrate(connection: Connection) -> None:
     """Bring the tables to ``NEWEST``, all or nothing. Costs two queries and needs no rights where they are there.
 
     Raises HistoryRefused for tables of a newer version, which are left untouched; lets asyncpg's errors through.
     """
     # to_regclass may answer from before the lock, so inside of it only the table itself is asked.
-    async with together(connection):
-        there = await connection.fetchval("SELECT to_regclass('backup_schema')") is not None
-        if there and await _version(connection) == NEWEST:
-            return
+    there = await connection.fetchval("SELECT to_regclass('backup_schema')") is not None
+    if there and await _version(connection) == NEWEST:
+        return
     async with alone(connection):
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS backup_schema (version INT PRIMARY KEY, applied_at TIMESTAMPTZ DEFAULT NOW())"

@@ -80,6 +80,7 @@ class Pooler(Wire):
     """As PgBouncer pools transactions: between two of them the server has served somebody else.
 
     Here that is a question in the simple protocol, at which a server forgets the statement that was prepared last.
+    asyncpg flushes between Parse and Bind and does not sync, so a pooler keeps them together without a transaction.
     """
 
     QUESTION = b"SELECT 1\0"
