@@ -185,6 +185,14 @@ MISTAKES = {
         wrong("", '[".env", "nginx"]', '[".env", 5]'),
         ["sources.settings.paths[2]: must be a path in quotes"],
     ),
+    "what would leave nothing out": (
+        wrong("", PHOTOS, PHOTOS + "exclude = ['*.tmp', '[', '!', '#recycle', 'a[z-a]', '[abc]', '\\#recycle']\n"),
+        [
+            f"sources.photos.exclude[{n}]: leaves nothing out; "
+            "write it as in .gitignore, with a \\ before # or [ that begins a name"
+            for n in (2, 3, 4, 5)
+        ],
+    ),
     "a text for a table": (
         "history = 'x'\n" + GOOD,
         ["history: must be a table of its own, with its settings below it"],

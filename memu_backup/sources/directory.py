@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
@@ -16,11 +17,23 @@ from memu_backup.paths import LocalPath
 from memu_backup.sources import Reader, SourceSettings, look
 
 
+def _checked_glob(glob: str) -> str:
+    from pathspec import GitIgnoreSpec  # slow to import, and only needed where something is excluded
+
+    try:
+        patterns = GitIgnoreSpec.from_lines([glob]).patterns
+    except (ValueError, re.error):
+        patterns = []
+    if not any(p.include is not None for p in patterns):
+        raise ValueError("leaves nothing out; write it as in .gitignore, with a \\ before # or [ that begins a name")
+    return glob
+
+
 class DirectorySettings(SourceSettings):
     only_folders: ClassVar[bool] = True
     kind: Literal["directory"]
     path: LocalPath = Field(description="the folder")
-    exclude: tuple[str, ...] = Field(
+    exclude: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = Field(
         default=(), description="globs in the manner of .gitignore, relative to the folder"
     )
     cross_filesystems: bool = Field(default=False, description="also enter other filesystems mounted below it")
