@@ -385,8 +385,10 @@ def _parsed(file: Path) -> dict[str, Any]:
 def show(config: Config) -> dict[str, Any]:
     """Every setting in effect, fit for JSON, secrets masked; a URL keeps what is no secret in it."""
     shown: dict[str, Any] = _plain(config.model_dump())
-    for name in config.sources:
-        shown["sources"][name]["place"] = config.source(name).place
+    for name, source in config.sources.items():
+        shown["sources"][name] = _plain(source.in_effect(name))
+    if config.history.url is None and config.history.url_file is None:
+        shown["history"]["where"] = f"embedded in {config.state_dir}/postgres"
     for name in config.jobs:
         job = config.job(name)
         settings = {"sources": list(job.sources), "store": job.store, "retention": {"keep_last": job.keep_last}}

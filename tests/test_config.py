@@ -663,6 +663,26 @@ def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
         "retention": {"keep_last": 7},
     }
     assert shown["stores"]["local"]["dir"] == str(tmp_path / "backups")
+    assert shown["history"]["where"] == f"embedded in {shown['state_dir']}/postgres"
+    assert "where" not in show(load(write(GOOD + "[history]\nurl_file = 'x'\n"), {}))["history"]
+
+
+def test_what_is_shown_of_a_database_is_what_will_be_done(write: Write) -> None:
+    def shown(more: str) -> dict[str, object]:
+        db = show(load(write(f"{GOOD}[sources.db]\nkind = 'postgres'\n{more}\n"), {}))["sources"]["db"]
+        return {key: db[key] for key in ("place", "databases", "format", "globals")}
+
+    url = f"url = 'postgresql://me:{CANARY}@h/memu'"
+    everything = {"place": "db/", "databases": ["memu"], "format": "custom", "globals": True}
+    assert shown(url) == everything
+    assert shown(url + "\nplace = 'memu.sql'") == {
+        "place": "memu.sql",
+        "databases": ["memu"],
+        "format": "plain",
+        "globals": False,
+    }
+    assert shown(url + "\ndatabases = ['a', 'b']") == everything | {"databases": ["a", "b"]}
+    assert shown("url_file = 'x'") == everything | {"databases": "the one that url_file names"}
 
 
 def test_the_example_loads_and_names_every_setting() -> None:

@@ -58,6 +58,10 @@ class SourceSettings(BaseModel):
 
     def place_of(self, name: str) -> str:
         """Where the source with this name stands in a backup."""
+    def in_effect(self, name: str) -> dict[str, Any]:
+        """Every setting as it counts for the source with this name, also where nothing was said."""
+        return {**self.model_dump(), "place": self.place_of(name)}
+
         return self.place or f"{name}/"
 
 

@@ -91,6 +91,15 @@ class PostgresSettings(SourceSettings):
     def dump_format(self) -> Literal["custom", "plain"]:
         return self.format or ("plain" if self.single_file and str(self.place).endswith(".sql") else "custom")
 
+    @property
+    def with_globals(self) -> bool:
+        return not self.single_file if self.globals is None else self.globals
+
+    def in_effect(self, name: str) -> dict[str, Any]:
+        in_url = [Address.parse(self.url.get_secret_value()).database] if self.url else "the one that url_file names"
+        follows = {"format": self.dump_format, "globals": self.with_globals, "databases": self.databases or in_url}
+        return {**super().in_effect(name), **follows}
+
 
 class _Globals(BaseModel):
     model_config = ConfigDict(strict=True, hide_input_in_errors=True)
@@ -153,7 +162,7 @@ class PostgresSource:
             "pg_restore_major": plan.tools.major,
             "databases": dumps,
         }
-        if self._with_globals:
+        if self._settings.with_globals:
             details["globals"] = await self._dump_globals(plan, folder)
         each = " a database" if len(dumps) > 1 else ""
         yield Captured(
@@ -193,10 +202,6 @@ class PostgresSource:
             raise unseen
         return problems
 
-    @property
-    def _with_globals(self) -> bool:
-        return not self._settings.single_file if self._settings.globals is None else self._settings.globals
-
     def _address(self) -> Address:
         s = self._settings
         url = s.url.get_secret_value() if s.url else self._read("url_file", s.url_file)
@@ -229,7 +234,7 @@ class PostgresSource:
             async with connect(address.of(database), command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
                 await _require_rights(connection, address.of(database))
         warnings = []
-        if self._with_globals and not secrets_readable:
+        if self._settings.with_globals and not secrets_readable:
             warnings.append(
                 f"{address.server} keeps the passwords of its users from user {address.user}, so {_GLOBALS} lacks "
                 "them: after a restore they have to be set anew. A superuser could back them up."
