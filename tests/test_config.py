@@ -685,6 +685,12 @@ def test_what_is_shown_of_a_database_is_what_will_be_done(write: Write) -> None:
     assert shown("url_file = 'x'") == everything | {"databases": "the one that url_file names"}
 
 
+def test_a_folder_has_its_slash_without_being_told(write: Write) -> None:
+    config = load(write(GOOD.replace('"photos"', '"photos"\nplace = "pictures"')), {})
+    assert config.source("photos").place == "pictures/"
+    assert show(config)["sources"]["photos"]["place"] == "pictures/"
+
+
 def test_the_example_loads_and_names_every_setting() -> None:
     example = ROOT / "config.example.toml"
     assert load(example, {}).job("nightly").cron == "0 2 * * *"

@@ -52,17 +52,15 @@ class SourceSettings(BaseModel):
             raise ValueError("must be a plain relative path such as photos/ or database.sql")
         if parts[0] in RESERVED:
             raise ValueError(f"{parts[0]} is the name of a file that every backup holds; choose another place")
-        if cls.only_folders and not place.endswith("/"):
-            raise ValueError(f"the place of this kind of source ends in a slash: {place}/")
-        return place
+        return f"{place}/" if cls.only_folders and not place.endswith("/") else place
 
     def place_of(self, name: str) -> str:
         """Where the source with this name stands in a backup."""
+        return self.place or f"{name}/"
+
     def in_effect(self, name: str) -> dict[str, Any]:
         """Every setting as it counts for the source with this name, also where nothing was said."""
         return {**self.model_dump(), "place": self.place_of(name)}
-
-        return self.place or f"{name}/"
 
 
 class Reader(Protocol):

@@ -61,7 +61,7 @@ async def test_settings_reach_the_walk(tmp_path: Path) -> None:
     assert (root.place, root.exclude, root.cross_filesystems) == ("pictures/of us/", ("*.tmp",), True)
 
 
-@pytest.mark.parametrize("place", ["photos", "/photos/", "../photos/", "a//b/", "", "metadata.json/", "a\\b/", "a\nb/"])
+@pytest.mark.parametrize("place", ["/photos/", "../photos/", "a//b/", "", "metadata.json/", "a\\b/", "a\nb/"])
 def test_a_place_that_is_no_folder_in_the_archive_is_refused(tmp_path: Path, place: str) -> None:
     with pytest.raises(ValidationError):
         directory(tmp_path, place=place)
