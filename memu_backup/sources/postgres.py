@@ -215,6 +215,11 @@ class PostgresSource:
         assert path is not None
         try:
             return path.read_text(errors="replace").strip()  # a decoding error would carry the secret along
+        except FileNotFoundError as error:
+            raise SourceError(
+                f"{path} is not there, so the databases of source {self.name} cannot be backed up. "
+                f"Make this file, or correct sources.{self.name}.{key}."
+            ) from error
         except OSError as error:
             raise SourceError(
                 f"{path} cannot be read, so the databases of source {self.name} cannot be backed up. "

@@ -148,7 +148,9 @@ async def test_a_server_that_stops_in_the_middle_may_be_back(tmp_path: Path, sta
         ({"url": "mysql://u:s3cret@h/d"}, "must begin with postgresql://"),
         ({"url": "postgresql://u:s3cret/x@h/d"}, "cannot be read as an address"),
         ({"url": "postgresql://u:12/s3cret@h/d"}, "cannot be read as an address"),
-        ({"url": "postgresql://u@h/d?s3cret=1"}, "holds a parameter that is not known"),
+        ({"url": "postgresql://u@h/d?connect_timeout=s3cret"}, "holds connect_timeout, which is not known"),
+        ({"url": "postgresql://u@h/d?password=x&s3cret=1"}, "holds a parameter, which is not known"),
+        ({"url": "postgresql://u:12?s3cret=1@h/d"}, "holds a parameter, which is not known"),
         ({"url": "postgresql://u@h/d", "databases": "photos"}, 'must be "all" or a list'),
         ({"url": "postgresql://u@h/d", "databases": ["a", "a"]}, "names a database twice"),
         ({"url": "postgresql://u@h/d", "databases": [""]}, "holds an empty name"),
@@ -168,7 +170,7 @@ def test_settings_that_cannot_be_meant_are_refused_without_showing_them(
 async def test_an_address_from_a_file_is_read_when_it_is_used(postgres: PostgresServer, tmp_path: Path) -> None:
     file = tmp_path / "url"
     taken = source(url_file=file)
-    with pytest.raises(SourceError, match=r"cannot be read.*sources\.chat\.url_file"):
+    with pytest.raises(SourceError, match=r"is not there.*sources\.chat\.url_file"):
         await taken.check()
     file.write_text("http://x\n")
     with pytest.raises(DatabaseError, match="must begin with"):
