@@ -11,7 +11,7 @@ from datetime import datetime
 from memu_backup import retention
 from memu_backup.errors import HistoryAway
 from memu_backup.history import History
-from memu_backup.model import Backup, Run
+from memu_backup.model import Backup
 from memu_backup.retention import Candidate, KeepLast, Verdict
 from memu_backup.stores import Store
 
@@ -39,29 +39,22 @@ async def plan(
     """
     stored = await asyncio.to_thread(store.backups)
     mine = [b for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (job, host)]
-    damaged = await _damaged(history, job, host)
+    rows, _ = await history.known_runs(called=[b.manifest.run_id for b in mine if b.manifest])
+    damaged = {r.run_id for r in rows if r.error_code == "damaged"}
     candidates = [
         # A backup gets its name only after it was re-read, so one that is listed was verified, unless found otherwise.
         Candidate(
             name=b.name,
             created_at=b.created_at,
-            partial=b.name in damaged or bool(b.manifest and b.manifest.partial),
-            verified=b.name not in damaged,
+            partial=b.manifest.run_id in damaged or b.manifest.partial,
+            verified=b.manifest.run_id not in damaged,
             size_bytes=b.size_bytes,
         )
         for b in mine
+        if b.manifest
     ]
     by_name = {b.name: b for b in mine}
     return tuple(Decision(by_name[v.name], v) for v in retention.plan(candidates, keep, now))
-
-
-async def _damaged(history: History, job: str, host: str) -> frozenset[str]:
-    try:
-        runs = await history.runs(host=host, job=job)
-    except HistoryAway as error:
-        log.warning("%s", error)
-        runs = [r for r in history.spooled() if (r.host, r.job) == (host, job)]
-    return frozenset(r.filename for r in runs if r.error_code == "damaged")
 
 
 async def apply(
@@ -71,7 +64,10 @@ async def apply(
     going = [d.backup for d in decisions if not d.verdict.keep]
     if not going:
         return []
-    rows = await _rows(history)
+    # By run and not by name: two machines that share a history name their backups alike. With the history away, rows
+    # tell of files that are gone; the next run mends that.
+    known, _ = await history.known_runs(called=[b.manifest.run_id for b in going if b.manifest])
+    rows = {r.run_id: r for r in known}
     for backup in going:
         await asyncio.to_thread(store.delete, backup.path)
         row = rows.get(backup.manifest.run_id) if backup.manifest else None
@@ -82,12 +78,3 @@ async def apply(
             log.warning("That %s was removed could not be written down: %s", backup.name, error)
         await on_removed(backup)
     return going
-
-
-async def _rows(history: History) -> dict[str, Run]:
-    """By run and not by name: two machines that share a history name their backups alike."""
-    try:
-        return {r.run_id: r for r in await history.runs()}
-    except HistoryAway:
-        # The rows then still tell of files that are gone; status looks at the files (and history is made again later).
-        return {r.run_id: r for r in history.spooled()}

@@ -213,11 +213,7 @@ class Manager:
     async def listing(self) -> list[Listed]:
         """Everything stored and what is known of it, newest first. Raises StoreError."""
         stored = await asyncio.to_thread(self.backups)
-        try:
-            runs = await self.history.runs()
-        except HistoryAway as error:
-            log.warning("%s", error)
-            runs = self.history.spooled()
+        runs, _ = await self.history.known_runs(called=[b.manifest.run_id if b.manifest else b.name for _, b in stored])
         by_run = {r.run_id: r for r in runs}
         by_name = {r.filename: r for r in reversed(runs) if r.host == self.config.host}
         found = []
@@ -258,12 +254,7 @@ class Manager:
     async def _report(self, job: Job) -> StatusReport:
         store, host = self.store(job), self.config.host
         busy = lock.taken(store.directory)
-        try:
-            runs, away = await self.history.runs(host=host, job=job.name), False
-        except HistoryAway as error:
-            log.info("%s", error)  # the report says it
-            spooled = [r for r in self.history.spooled() if (r.host, r.job) == (host, job.name)]
-            runs, away = sorted(spooled, key=lambda r: r.created_at, reverse=True), True
+        runs, away = await self.history.known_runs(host=host, job=job.name, quiet=True)  # the report says it
         try:
             stored = await asyncio.to_thread(store.backups)
         except StoreError as error:
@@ -280,6 +271,9 @@ class Manager:
             usb_overdue_days=self.config.usb.overdue_days,
             history_away=away,
         )
+        told = {r.run_id for r in runs}
+        if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
+            runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
 
     # --- is it good, and the way back --------------------------------------------------------------------------------
 

@@ -104,11 +104,7 @@ async def verify(
 
 async def _row(history: History, backup: Backup, host: str) -> Run | None:
     made = backup.manifest
-    try:
-        runs, away = await history.runs(), False
-    except HistoryAway as error:
-        log.warning("%s", error)
-        runs, away = history.spooled(), True
+    runs, away = await history.known_runs(called=[made.run_id if made else backup.name])
     for row in runs:
         # The name alone says little: two machines that share a history name their backups alike.
         mine = row.run_id == made.run_id if made else (row.host, row.filename) == (host, backup.name)

@@ -108,16 +108,21 @@ class History:
         return await self._database.ask(work)
 
     async def known_runs(
-        self, *, host: str | None = None, job: str | None = None, called: Collection[str] | None = None
+        self,
+        *,
+        host: str | None = None,
+        job: str | None = None,
+        called: Collection[str] | None = None,
+        quiet: bool = False,
     ) -> tuple[list[Run], bool]:
-        """As ``runs``, but where the history is away those that wait here for it, and True. Whoever asks for those
-        ``called`` so gets each of them, however many rows there are.
+        """As ``runs``, but where the history is away those that wait here for it, and True; that is logged as a
+        warning unless ``quiet``. Of those ``called`` so it gives each, however many rows there are.
         """
         try:
             limit = 1000 if called is None else None
             return await self.runs(host=host, job=job, called=called, limit=limit), False
         except HistoryAway as error:
-            log.warning("%s", error)
+            log.log(logging.INFO if quiet else logging.WARNING, "%s", error)
             spooled = [run for run in self.spooled() if _is_chosen(host, job, called, run)]
             return sorted(spooled, key=lambda run: run.created_at, reverse=True), True
 
