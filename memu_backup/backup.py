@@ -107,9 +107,11 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
         row = await _made(order, row, on_progress, clock)
     except asyncio.CancelledError:
         log.warning("Backup job %s was interrupted.", order.job)
-        _sweep(order.store)
         row = ended(_failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
-        await _note(history, row, _LAST_WORDS_S)
+        try:
+            await _sweep(order.store)
+        finally:
+            await _note(history, row, _LAST_WORDS_S)
         raise
     except MemuError as error:
         row = _failed(row, error)
@@ -123,7 +125,7 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
     row = ended(row)
     await _note(history, row)
     if row.status is Status.FAILED:
-        _sweep(order.store)
+        await _sweep(order.store)
         log.error("Backup job %s failed: %s", order.job, row.error, exc_info=cause)
     else:
         log.info("Backup job %s: %s, %s.", order.job, row.status, words.size(row.size_bytes))
@@ -167,7 +169,7 @@ async def recover(
     A run whose backup lies there under its name was killed just before it could say so: its row is completed from
     the backup itself. The others failed. ``but`` is the run that is under way.
     """
-    for name in store.sweep():
+    for name in await in_thread(store.sweep, Stop()):
         log.info("Removed %s, left behind by a run that was killed.", name)
     try:
         rows = await history.runs(host=host, job=job)
@@ -187,9 +189,9 @@ def settled(row: Run, stored: Sequence[Backup]) -> Run:
     return adopted(row, made) if made else _failed(row, Interrupted(_KILLED))
 
 
-def _sweep(store: Store) -> None:
+async def _sweep(store: Store) -> None:
     try:
-        store.sweep()
+        await in_thread(store.sweep, Stop())
     except StoreError as error:
         log.warning("What is left of the run is removed by the next one: %s", error)
 
@@ -230,14 +232,32 @@ async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -
     try:
         verdict, sha256 = await _proved(order, written, on_progress)
         on_progress(Progress(Phase.PUBLISHING))
-        location = order.store.publish(written, sha256)
+        location = await _published(order.store, written, sha256)
     except BaseException:
-        order.store.discard(written)
+        await in_thread(lambda: order.store.discard(written), Stop())
         raise
     made = Backup(written.name, location, written.size_bytes, row.created_at, written.manifest)
     row = adopted(row, made)
     verified_at = None if verdict.unchecked else clock()
     return replace(row, sha256=sha256, verified_at=verified_at, warnings=(*row.warnings, *verdict.unchecked))
+
+
+async def _published(store: Store, written: Written, sha256: str) -> Path:
+    """Where it lies under its name. What has its name is a backup, and its row has to say so: who is cancelled
+    meanwhile hears of it only at the next ``await``, which is that of the row.
+    """
+    publishing = asyncio.ensure_future(asyncio.to_thread(store.publish, written, sha256))
+    cancelled = False
+    while not publishing.done():
+        try:
+            await asyncio.wait({publishing})
+        except asyncio.CancelledError:
+            cancelled = True
+    task = asyncio.current_task()
+    if cancelled and task:
+        task.uncancel()
+        task.cancel()
+    return publishing.result()
 
 
 async def _check(sources: Sequence[Source]) -> None:
@@ -258,11 +278,11 @@ async def _check(sources: Sequence[Source]) -> None:
 @asynccontextmanager
 async def _stage(order: Order) -> AsyncIterator[Path]:
     """A private folder beside the backups for what has to be written out first, such as dumps."""
-    stage = order.store.stage(order.run_id)
+    stage = await in_thread(lambda: order.store.stage(order.run_id), Stop())
     try:
         yield stage
     finally:
-        await asyncio.to_thread(shutil.rmtree, stage, ignore_errors=True)
+        await in_thread(lambda: shutil.rmtree(stage, ignore_errors=True), Stop())
 
 
 async def _write(order: Order, row: Run, captured: Sequence[Captured], on_progress: OnProgress) -> Written:

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +17,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from memu_backup import lock
+from memu_backup import files, lock
 from memu_backup.manager import SCHEDULER
 from memu_backup.model import Phase, Status, Trigger
 from memu_backup.postgres_server import PostgresServer, programs
@@ -179,3 +181,55 @@ async def test_a_run_is_recorded_as_made_even_when_it_is_cancelled_after_it_got_
     assert len(home.archives) == 1
     (row,) = home.rows()
     assert (row["status"], row["filename"]) == ("success", home.archives[0].name)
+
+
+class SlowDisk:
+    """A disk on which giving a backup its name takes ``SLOW_S``; tells when that has begun."""
+
+    SLOW_S = 0.7
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at_it = threading.Event()
+        self._rename = files.rename_without_replacing
+        monkeypatch.setattr(files, "rename_without_replacing", self.rename)
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.name.endswith(".tar.gz"):
+            self.at_it.set()
+            time.sleep(self.SLOW_S)
+        self._rename(source, target)
+
+
+async def test_a_slow_disk_does_not_stop_the_clock(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a backup gets its name, the watchdog and everybody else are served."""
+    disk = SlowDisk(monkeypatch)
+    longest = 0.0
+
+    async def beat() -> None:
+        nonlocal longest
+        while True:
+            begun = time.monotonic()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.monotonic() - begun)
+
+    async with managed(home, [datetime.now(UTC)]) as manager:
+        beating = asyncio.create_task(beat())
+        run = await manager.back_up("nightly", Trigger.MANUAL, SCHEDULER)
+        beating.cancel()
+    assert run.status is Status.SUCCESS and disk.at_it.is_set()
+    assert longest < disk.SLOW_S
+
+
+async def test_cancelled_while_it_gets_its_name_a_backup_has_name_and_row(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk(monkeypatch)
+    async with managed(home, [datetime.now(UTC)]) as manager:
+        running = asyncio.create_task(manager.back_up("nightly", Trigger.MANUAL, SCHEDULER))
+        await asyncio.to_thread(disk.at_it.wait, 20)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    assert home.leftovers() == []
+    assert [(r["filename"], r["status"]) for r in home.rows()] == [(a.name, "success") for a in home.archives]
+    assert len(home.archives) == 1
