@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
+from functools import partial
 from pathlib import Path
 
 from memu_backup import __version__, clean, files, lock, logs, verify, words
@@ -139,6 +141,7 @@ async def _note(history: History, row: Run, patience_s: float | None = None) -> 
     When cancelled, gives the writing a last moment before CancelledError goes on.
     """
     writing = asyncio.ensure_future(history.record(row))
+    writing.add_done_callback(partial(_if_not_written, row.filename))
     try:
         await asyncio.wait({writing}, timeout=patience_s)
     except asyncio.CancelledError:
@@ -146,11 +149,14 @@ async def _note(history: History, row: Run, patience_s: float | None = None) -> 
         raise
     finally:
         writing.cancel()  # does nothing to one that is done
-    try:
-        if writing.done():
-            writing.result()
-    except HistoryAway as error:
-        log.error("The backup %s could not be written down: %s", row.filename, error)
+
+
+def _if_not_written(name: str, writing: asyncio.Future[bool]) -> None:
+    error = None if writing.cancelled() else writing.exception()
+    if isinstance(error, HistoryAway):
+        log.error("The backup %s could not be written down: %s", name, error)
+    elif error is not None:
+        log.error("The backup %s could not be written down (%s).", name, type(error).__name__, exc_info=error)
 
 
 async def _tidied(order: Order, history: History, clock: Clock) -> None:
@@ -167,26 +173,60 @@ async def recover(
     """Remove what killed runs left in ``store`` and settle their rows; the caller holds the directory's lock.
 
     A run whose backup lies there under its name was killed just before it could say so: its row is completed from
-    the backup itself. The others failed. ``but`` is the run that is under way.
+    the backup itself. The others failed. ``but`` is the run that is under way. Rows of backups that went without a
+    word say so from now on, and those of backups that came back no longer do.
     """
     for name in await in_thread(store.sweep, Stop()):
         log.info("Removed %s, left behind by a run that was killed.", name)
-    try:
-        rows = await history.runs(host=host, job=job)
-    except HistoryAway:
-        rows = [r for r in history.spooled() if (r.host, r.job) == (host, job)]
-    lost = [r for r in rows if r.status is Status.IN_PROGRESS and r.run_id != but]
-    if not lost:
-        return
+    rows, _ = await history.known_runs(host=host, job=job, quiet=True)
     stored = await asyncio.to_thread(store.backups)
-    for row in lost:
-        await _note(history, replace(settled(row, stored), finished_at=clock()))
+    for row in rows:
+        if row.status is Status.IN_PROGRESS and row.run_id != but:
+            await _note(history, replace(await _completed(row, stored, store), finished_at=clock()))
+    for row in await asyncio.to_thread(_gone, rows, stored, store.directory):
+        await _note(history, replace(row, deleted_at=clock()))
+    there = {b.manifest.run_id for b in stored if b.manifest}
+    for row in rows:
+        if row.deleted_at and row.run_id in there:
+            await _note(history, replace(row, deleted_at=None))
 
 
 def settled(row: Run, stored: Sequence[Backup]) -> Run:
-    """What became of a run that was killed: made, if its backup lies there, or else failed."""
-    made = next((b for b in stored if b.manifest and b.manifest.run_id == row.run_id), None)
-    return adopted(row, made) if made else _failed(row, Interrupted(_KILLED))
+    """What became of a run that was killed: made, if its backup lies there, or else failed.
+
+    What has its name was re-read before it got it.
+    """
+    made = _backup_of(row, stored)
+    if made is None:
+        return _failed(row, Interrupted(_KILLED))
+    return replace(adopted(row, made), verified_at=made.created_at)
+
+
+async def _completed(row: Run, stored: Sequence[Backup], store: Store) -> Run:
+    made = _backup_of(row, stored)
+    sha256 = await asyncio.to_thread(store.checksum, made.path) if made else None
+    return replace(settled(row, stored), sha256=sha256)
+
+
+def _backup_of(row: Run, stored: Sequence[Backup]) -> Backup | None:
+    return next((b for b in stored if b.manifest and b.manifest.run_id == row.run_id), None)
+
+
+def _gone(rows: Sequence[Run], stored: Sequence[Backup], directory: Path) -> list[Run]:
+    """Rows of backups that lay in ``directory`` and were removed by a run that was killed before it could say so, or
+    by hand.
+
+    Only where a newer backup of the same job lies there: where a disk is not mounted nothing does, and that the newest
+    one is missing has to stay an alarm.
+    """
+    ids = {r.run_id: r for r in rows}
+    newest = max((r.created_at for b in stored if b.manifest and (r := ids.get(b.manifest.run_id))), default=None)
+    return [
+        r
+        for r in rows
+        if newest and r.created_at < newest and r.deleted_at is None
+        if r.location and Path(r.location).parent == directory and not os.path.lexists(r.location)
+    ]
 
 
 async def _sweep(store: Store) -> None:

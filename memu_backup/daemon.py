@@ -134,7 +134,7 @@ class Daemon:
             mend(scheduler, self._clock())
             scheduler.wakeup()
             systemd.notify(f"STATUS={self._next_words(scheduler)}")
-            if history_work.done() and self._history.spooled():
+            if history_work.done() and self._history.waiting():
                 history_work = self._start(self._replay())
             await asyncio.sleep(pause_s)
 

@@ -154,10 +154,20 @@ class Manager:
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
         )
-        async with self._one_at_a_time:
-            run = await backup.run(order, self.history, on_progress, self._clock)
-        await self._audit(asker, "backup", run.filename, run.status)
-        return run
+        subject, outcome = job, "failed"
+        try:
+            async with self._one_at_a_time:
+                run = await backup.run(order, self.history, on_progress, self._clock)
+            subject, outcome = run.filename, run.status.value
+            return run
+        except LockHeld:
+            outcome = "refused"
+            raise
+        except asyncio.CancelledError:
+            outcome = "interrupted"
+            raise
+        finally:
+            await self._audit(asker, "backup", subject, outcome)
 
     async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[clean.Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError."""
@@ -176,7 +186,7 @@ class Manager:
         return decisions
 
     async def recover(self) -> None:
-        """Remove what killed runs left behind and settle their rows, wherever nobody is at work."""
+        """Remove what killed runs left behind and bring rows in line with the files, wherever nobody is at work."""
         for name in self.config.jobs:
             store = self.store(self.config.job(name))
             if not store.directory.is_dir():
@@ -261,6 +271,9 @@ class Manager:
             log.warning("%s", error)
             stored = []
         mine = [b for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (job.name, host)]
+        told = {r.run_id for r in runs}
+        if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
+            runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
         if not busy and not lock.taken(store.directory):
             runs = [backup.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
         return status.assess(
@@ -271,9 +284,6 @@ class Manager:
             usb_overdue_days=self.config.usb.overdue_days,
             history_away=away,
         )
-        told = {r.run_id for r in runs}
-        if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
-            runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
 
     # --- is it good, and the way back --------------------------------------------------------------------------------
 
@@ -342,6 +352,8 @@ class Manager:
             log.info("The audit entry waits in the spool.")
         except HistoryAway as error:
             log.warning("Who did this could not be written down: %s", error)
+        except Exception as error:
+            log.warning("Who did this could not be written down (%s).", type(error).__name__, exc_info=error)
 
 
 def _same_folder(one: Path, other: Path) -> bool:

@@ -9,15 +9,16 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from memu_backup import lock
 from memu_backup.config import load
 from memu_backup.errors import LockHeld, UnknownBackup, UsageError
-from memu_backup.history import History
+from memu_backup.history import History, rows
 from memu_backup.manager import SCHEDULER, Asker, Manager
-from memu_backup.model import Level, Run, Status, Trigger
-from tests.home import Home
+from memu_backup.model import Level, Problem, Run, Status, Trigger
+from tests.home import Home, query
 
 GRANDMA = Asker("@grandma:family.example", "chat")
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -56,7 +57,8 @@ async def test_two_at_once_in_one_process_wait_for_each_other(manager: Manager, 
 async def test_recovering_settles_what_killed_runs_left(manager: Manager, home: Home) -> None:
     whole = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
     history = manager.history
-    await history.record(replace(whole, status=Status.IN_PROGRESS, size_bytes=0, location="", finished_at=None))
+    begun = replace(whole, status=Status.IN_PROGRESS, size_bytes=0, location="", finished_at=None)
+    await history.record(replace(begun, sha256=None, verified_at=None))
     begun = Run(
         "r2", "family-server", "nightly", Trigger.SCHEDULE, "memu_backup_x.tar.gz", Status.IN_PROGRESS,
         NOON + timedelta(seconds=1),
@@ -76,12 +78,96 @@ async def test_recovering_settles_what_killed_runs_left(manager: Manager, home: 
     await manager.recover()
     assert home.leftovers() == []
     rows = {r.run_id: r for r in await history.runs()}
-    assert rows[whole.run_id].status is Status.SUCCESS and rows[whole.run_id].size_bytes == whole.size_bytes
+    adopted = rows[whole.run_id]
+    assert (adopted.status, adopted.size_bytes, adopted.sha256) == (Status.SUCCESS, whole.size_bytes, whole.sha256)
+    assert adopted.verified_at == whole.created_at  # it was re-read before it got its name
     assert (rows["r2"].status, rows["r2"].error_code) == (Status.FAILED, "interrupted")
     assert rows["r3"] == theirs
     before = await history.runs()
     await manager.recover()
     assert await history.runs() == before
+
+
+async def test_a_row_follows_its_file_that_went_or_came_back_without_a_word(manager: Manager, home: Home) -> None:
+    """Removed by hand, or by a run that was killed before it could say so. Where nothing newer lies there the disk may
+    not be mounted, and that the newest one is missing stays an alarm.
+    """
+    oldest, middle, newest = [await manager.back_up("nightly", Trigger.MANUAL, GRANDMA) for _ in range(3)]
+    elsewhere = replace(oldest, run_id="moved", location=f"/old/disk/{oldest.filename}")
+    await manager.history.record(elsewhere)
+
+    async def deleted() -> list[str]:
+        await manager.recover()
+        return [r.run_id for r in await manager.history.runs() if r.deleted_at]
+
+    assert await deleted() == []
+    (home.backups / middle.filename).rename(home.folder / "kept")
+    assert await deleted() == [middle.run_id]
+    (home.folder / "kept").rename(home.backups / middle.filename)
+    assert await deleted() == []
+    (home.backups / newest.filename).rename(home.folder / "kept")
+    assert await deleted() == []
+    assert (await manager.reports())["nightly"].problems == (Problem.BACKUP_GONE,)
+    (home.folder / "kept").rename(home.backups / newest.filename)
+    home.backups.rename(home.folder / "mounted")
+    home.backups.mkdir()
+    assert await deleted() == []
+
+
+async def test_rows_are_found_below_any_number_of_newer_ones(manager: Manager, home: Home) -> None:
+    """Of other machines that share the history, or of jobs that run each minute."""
+    run = await manager.back_up("nightly", Trigger.SCHEDULE, GRANDMA)
+    copied = replace(run, usb_copied_at=NOON, notification_sent=True)
+    await manager.history.record(replace(copied, status=Status.FAILED, error_code="damaged", error="A bit flipped."))
+    await query(
+        home.history,
+        "INSERT INTO backup_history (filename, size_bytes, status, error_code, host, job, created_at)"
+        " SELECT 'x' || n, 0, 'failed', 'disk_full', 'family-server', 'nightly', '2026-05-01 13:00Z'::timestamptz"
+        " + n * interval '1 ms' FROM generate_series(1, 1000) n",
+        "SELECT 1",
+    )
+    assert [listed.state for listed in await manager.listing()] == ["damaged"]
+    assert (await manager.reports())["nightly"].last_good is None
+    store, stored = await manager.find("latest")
+    assert (await manager.verify(store, stored, Level.FULL, GRANDMA)).good
+    (row,) = await manager.history.runs(called=[run.run_id])
+    assert row == replace(copied, verified_at=row.verified_at) and row.verified_at != run.verified_at
+
+
+async def test_a_backup_that_was_refused_or_cancelled_is_in_the_audit_too(manager: Manager, home: Home) -> None:
+    home.backups.mkdir(mode=0o700)
+    with lock.held(home.backups, "a test"):
+        with pytest.raises(LockHeld):
+            await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
+        waiting = asyncio.create_task(manager.back_up("nightly", Trigger.SCHEDULE, GRANDMA))
+        await asyncio.sleep(0.3)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    events = await manager.history.audit_log()
+    assert [(e.action, e.subject, e.outcome) for e in events] == [
+        ("backup", "nightly", "interrupted"),
+        ("backup", "nightly", "refused"),
+    ]
+
+
+async def test_an_error_of_the_history_that_nobody_thought_of_costs_no_backup(
+    manager: Manager, home: Home, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def odd(*_: object, **__: object) -> None:
+        raise asyncpg.InternalClientError("unexpected")
+
+    with monkeypatch.context() as strange:
+        strange.setattr(asyncpg, "connect", odd)
+        run = await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
+        assert run.status is Status.SUCCESS and len(home.archives) == 1
+        assert (await manager.reports())["nightly"].history_away
+        # And where even the spool breaks, in a way of its own.
+        strange.setattr(rows, "to_json", lambda _: 1 / 0)
+        assert (await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)).status is Status.SUCCESS
+        assert "could not be written down (ZeroDivisionError)" in caplog.text
+    await manager.history.replay()
+    assert await manager.history.runs() == [run]
 
 
 async def test_what_is_unknown_is_refused_before_anything_begins(manager: Manager, home: Home) -> None:

@@ -135,6 +135,10 @@ class Store(Protocol):
         """The bytes of one file inside a backup. Raises DamagedArchive, UsageError when it is not in there."""
         ...
 
+    def checksum(self, backup: Path) -> str | None:
+        """The SHA-256 that was noted beside a backup when it was made; None where none can be read."""
+        ...
+
     def delete(self, backup: Path) -> None:
         """Remove a published backup; it stops being listed before the first byte of it goes."""
         ...

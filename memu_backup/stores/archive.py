@@ -246,6 +246,13 @@ class ArchiveStore:
         with ArchiveReader(backup) as reader:
             yield from reader.content(path)
 
+    def checksum(self, backup: Path) -> str | None:
+        try:
+            said = sums.parse(self._sidecar(backup).read_bytes()[:4096])
+        except OSError:
+            return None
+        return said[0] if said and said[1] == backup.name else None
+
     def delete(self, backup: Path) -> None:
         try:
             backup.unlink(missing_ok=True)
