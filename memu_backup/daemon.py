@@ -32,6 +32,8 @@ _STOP_S = 6.0
 
 _LONGEST_PAUSE_S = 60.0
 
+_RUNS_ALREADY = "It makes the backups of these settings already; to start it anew, stop that one first."
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -187,7 +189,7 @@ def _alone(state_dir: Path) -> Iterator[None]:
     with ExitStack() as held:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            held.enter_context(lock.held(folder, "the service for these settings"))
+            held.enter_context(lock.held(folder, "the service for these settings", _RUNS_ALREADY))
         except (OSError, StoreError) as error:
             # Backups go somewhere else: they are made all the same.
             log.warning("%s cannot be used to keep the state of this service: %s", state_dir, error)

@@ -19,18 +19,18 @@ _SECOND_LOOK_S = 0.05
 """``taken`` holds the lock for a moment while it looks; that is no reason to send anybody away."""
 
 
+_ADVICE = "Wait until it is done, or look with: memu-backup status"
+
+
 @contextmanager
-def held(directory: Path, purpose: str) -> Iterator[None]:
+def held(directory: Path, purpose: str, advice: str = _ADVICE) -> Iterator[None]:
     """Hold ``directory`` for ``purpose`` ("backup job nightly"); the kernel lets go when the process ends, however.
 
-    Raises LockHeld with who holds it, StoreError where the file cannot be made or the filesystem knows no locks.
+    Raises LockHeld with who holds it and the ``advice``, StoreError where the file cannot be made or the filesystem
+    knows no locks.
     """
+    descriptor = _taken(directory, advice)
     try:
-        descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise files.storing(error, directory) from error
-    try:
-        _take(descriptor, directory)
         _sign(descriptor, purpose)
         yield
     finally:
@@ -54,7 +54,33 @@ def taken(directory: Path) -> bool:
     return False
 
 
-def _take(descriptor: int, directory: Path) -> None:
+def _taken(directory: Path, advice: str) -> int:
+    """The lock file, open and locked. One that was removed since it was opened keeps nobody else out."""
+    while True:
+        try:
+            descriptor = os.open(directory / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise files.storing(error, directory) from error
+        try:
+            _take(descriptor, directory, advice)
+            if _is_there(descriptor, directory):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_there(descriptor: int, directory: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), (directory / NAME).lstat())
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise files.storing(error, directory) from error
+
+
+def _take(descriptor: int, directory: Path, advice: str) -> None:
     for patience_s in (_SECOND_LOOK_S, None):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,8 +88,7 @@ def _take(descriptor: int, directory: Path) -> None:
         except BlockingIOError as error:
             if patience_s is None:
                 raise LockHeld(
-                    f"{_holder(descriptor)} is using {directory} right now, so nothing was started. "
-                    "Wait until it is done, or look with: memu-backup status"
+                    f"{_holder(descriptor)} is using {directory} right now, so nothing was started. {advice}"
                 ) from error
             time.sleep(patience_s)
         except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,44 @@ def test_a_killed_holder_lets_go_at_once(tmp_path: Path) -> None:
         with pytest.raises(LockHeld, match=r"\(b, process"), lock.held(tmp_path, "c"):
             pass
     assert not lock.taken(tmp_path)
+
+
+def test_a_lock_file_that_was_removed_keeps_nobody_out_and_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody takes the file for a leftover just when it goes from one holder to the next."""
+    monkeypatch.setattr(lock, "_SECOND_LOOK_S", 0.5)
+    inside, leave = threading.Event(), threading.Event()
+
+    def next_one() -> None:
+        with lock.held(tmp_path, "the next"):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=next_one)
+    with lock.held(tmp_path, "the first"):
+        thread.start()
+        time.sleep(0.1)  # it has opened the file and will look a second time
+        (tmp_path / lock.NAME).unlink()
+    try:
+        assert inside.wait(10)
+        assert lock.taken(tmp_path)
+        with pytest.raises(LockHeld, match="the next"), lock.held(tmp_path, "a third"):
+            pass
+    finally:
+        leave.set()
+        thread.join()
+
+
+def test_who_comes_second_hears_what_to_do(tmp_path: Path) -> None:
+    with lock.held(tmp_path, "a"):
+        with (
+            pytest.raises(LockHeld, match=r"nothing was started\. Wait until it is done, or"),
+            lock.held(tmp_path, "b"),
+        ):
+            pass
+        with pytest.raises(LockHeld, match=r"nothing was started\. Go away\.$"), lock.held(tmp_path, "c", "Go away."):
+            pass
 
 
 def test_a_lock_file_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
