@@ -193,7 +193,7 @@ def test_a_restore_told_to_stop_leaves_no_half_folder(home: Home, tmp_path: Path
         wait_until(lambda: (target / "photos").exists())
         ended = end(child, number)
         assert (ended.status, ended.seconds < 5) == (130, True), ended
-        assert ended.err.splitlines()[-1] == "Interrupted; nothing half-done was left behind."
+        assert ended.err.splitlines()[-1] == "Interrupted; what was finished stays, nothing half-written does."
         assert not target.parent.exists()
     assert [(e["action"], e["outcome"]) for e in big.audit()] == [
         ("restore", "failed"),

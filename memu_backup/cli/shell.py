@@ -119,7 +119,8 @@ def _explain(error: BaseException, *, as_json: bool) -> int:
             code, text, status = error.code, str(error), error.exit_status
             console.complain(text)
         case KeyboardInterrupt() | asyncio.CancelledError():
-            code, text, status = "interrupted", "Interrupted; nothing half-done was left behind.", EXIT_INTERRUPTED
+            code, status = "interrupted", EXIT_INTERRUPTED
+            text = "Interrupted; what was finished stays, nothing half-written does."
             console.complain(f"\n{text}" if console.err.is_terminal else text)  # after the ^C
         case _:
             file = logs.file_in_use()
