@@ -186,7 +186,7 @@ async def test_a_run_is_recorded_as_made_even_when_it_is_cancelled_after_it_got_
 class SlowDisk:
     """A disk on which giving a backup its name takes ``SLOW_S``; tells when that has begun."""
 
-    SLOW_S = 0.7
+    SLOW_S = 1.5
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at_it = threading.Event()
