@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from memu_backup.postgres_server import PostgresServer
-
-
-def _in_a_loop_of_its_own(work: Coroutine[Any, Any, None]) -> None:
-    """Run ``work`` without touching the event loop that pytest-asyncio keeps for this thread."""
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            asyncio.run(work)
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
+from tests.home import in_a_loop_of_its_own
 
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A running server that all tests share: leave it running, and make databases and roles with names of your own."""
     server = PostgresServer(tmp_path_factory.mktemp("postgres") / "server")
-    _in_a_loop_of_its_own(server.start())
+    in_a_loop_of_its_own(server.start())
     yield server
-    _in_a_loop_of_its_own(server.stop())
+    in_a_loop_of_its_own(server.stop())
 
 
 @pytest.fixture

@@ -32,14 +32,21 @@ def test_a_message_arrives_on_the_socket_that_systemd_named(
 
 def test_outside_of_systemd_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    descriptors = sorted(p.name for p in Path("/proc/self/fd").iterdir())
     systemd.notify("READY=1")
+    assert sorted(p.name for p in Path("/proc/self/fd").iterdir()) == descriptors
 
 
 def test_a_systemd_that_does_not_listen_any_more_is_no_reason_to_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
-    systemd.notify("READY=1")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "gone"))
+    descriptors = sorted(p.name for p in Path("/proc/self/fd").iterdir())
+    for name in ("gone", "never there", "x" * 200):
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / name))
+        systemd.notify("READY=1")
+    assert sorted(p.name for p in Path("/proc/self/fd").iterdir()) == descriptors
 
 
 @pytest.mark.parametrize(
