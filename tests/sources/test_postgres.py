@@ -232,8 +232,9 @@ async def test_rows_hidden_by_row_level_security_are_no_whole_backup(debian: Deb
 
 
 async def test_owners_unknown_to_the_other_server_are_told_and_the_rows_come_back(
-    debian: DebianServer, bob: Path, stage: Path, copy: str
+    debian: DebianServer, bob: Path, stage: Path, copy: str, postgres: PostgresServer
 ) -> None:
+    await execute(postgres.url(), "DROP ROLE IF EXISTS bob")  # a test of globals may have brought him along
     bobs = debian.url("bobs", "bob")
     await execute(bobs, "CREATE TABLE t (a int)", "INSERT INTO t VALUES (1), (2)", password="b0b-s3cret")
     async with source(url=bobs, password_file=bob).capture(stage) as captured:
