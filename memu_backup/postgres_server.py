@@ -36,6 +36,7 @@ _SOCKET_PATH_LIMIT = 100
 
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 3.0
+_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 
 _NOBODY = 65534
 
@@ -210,14 +211,19 @@ class PostgresServer:
         sockets = '"' + str(self.socket_folder).replace('"', '""') + '"'  # a list of folders, each in quotes
         options = [f"--{name}={value}" for name, value in {**_OPTIONS, "unix_socket_directories": sockets}.items()]
         # pg_ctl makes a line for the shell of all this. The folder's own name must not get into it: it may hold a $.
-        done = await self._run(
+        argv = [
             "pg_ctl", "start", "-w", "-s", "-t", str(int(_START_TIMEOUT_S)), "-D", self.data.name,
             "-l", "server.log", "-o", shlex.join(options),
-        )  # fmt: skip
-        if done.returncode != 0:
-            raise DatabaseAway(
-                f"The embedded database in {self.folder} did not start; its reasons are in {self.folder}/server.log."
-            )
+        ]  # fmt: skip
+        log = self.folder / "server.log"
+        for pause_s in _PAUSES_S:
+            told_before = log.stat().st_size if log.exists() else 0
+            if (await self._run(*argv)).returncode == 0:
+                return
+            if b" is still in use" not in log.read_bytes()[told_before:]:
+                break
+            await asyncio.sleep(pause_s)  # the last processes of one that was killed are about to notice it
+        raise DatabaseAway(f"The embedded database in {self.folder} did not start; its reasons are in {log}.")
 
     async def _require_its_version(self) -> None:
         made_by = (self.data / "PG_VERSION").read_text().strip()

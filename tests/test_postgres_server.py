@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from memu_backup.errors import DatabaseAway, DatabaseError
@@ -349,6 +350,25 @@ async def test_a_server_that_was_killed_comes_up_again_with_what_it_knew(server:
     await server.stop()
     await server.start()
     assert await ask(server, "SELECT answer FROM kept") == "42"
+
+
+async def test_a_server_that_was_killed_comes_up_again_though_a_part_of_it_is_slow_to_go(
+    server: PostgresServer,
+) -> None:
+    await ask(server)
+    parts = psutil.Process(pid(server)).children()
+    slow = parts[0]
+    slow.suspend()
+    os.kill(pid(server), signal.SIGKILL)
+    while server.running():
+        await asyncio.sleep(0.01)
+    await server.stop()
+    starting = asyncio.create_task(server.start())
+    while b"is still in use" not in (server.folder / "server.log").read_bytes():
+        await asyncio.sleep(0.01)
+    slow.kill()
+    await starting
+    assert await ask(server) == "it lives"
 
 
 async def test_a_folder_that_is_gone_does_not_keep_anybody_from_stopping(tmp_path: Path) -> None:
