@@ -126,10 +126,11 @@ def _psql_as_nobody(server: PostgresServer) -> subprocess.CompletedProcess[str]:
 
 
 @needs_root
-async def test_no_other_user_of_the_machine_can_connect(server: PostgresServer) -> None:
+async def test_no_other_user_of_the_machine_can_connect(server: PostgresServer, made: Path) -> None:
     # Also where the folders above let everybody pass.
     folder = Path(tempfile.mkdtemp(prefix="memu-backup-test-"))
     folder.chmod(0o755)
+    shutil.copytree(made, folder / "server" / "data")
     try:
         async with PostgresServer(folder / "server") as passable:
             for one in (server, passable):
@@ -140,8 +141,10 @@ async def test_no_other_user_of_the_machine_can_connect(server: PostgresServer) 
         shutil.rmtree(folder)
 
 
-async def test_a_path_too_long_for_a_socket_moves_it_to_a_short_private_folder(tmp_path: Path) -> None:
-    async with PostgresServer(tmp_path / ("deep" * 30) / "server") as server:
+async def test_a_path_too_long_for_a_socket_moves_it_to_a_short_private_folder(tmp_path: Path, made: Path) -> None:
+    folder = tmp_path / ("deep" * 30) / "server"
+    shutil.copytree(made, folder / "data")
+    async with PostgresServer(folder) as server:
         assert await ask(server) == "it lives"
         assert mode(server.socket_folder) == "700"
         if os.geteuid() == 0:
@@ -273,12 +276,11 @@ async def test_many_who_start_it_at_once_share_one(tmp_path: Path) -> None:
     assert not server.running()
 
 
-async def test_after_kill_9_of_its_user_the_next_one_adopts_it_and_stops_it(tmp_path: Path) -> None:
-    server = PostgresServer(tmp_path / "server")
-    other = await asyncio.to_thread(OtherUser, server.folder)
-    before = pid(server)
+async def test_after_kill_9_of_its_user_the_next_one_adopts_it_and_stops_it(stopped: PostgresServer) -> None:
+    other = await asyncio.to_thread(OtherUser, stopped.folder)
+    before = pid(stopped)
     await asyncio.to_thread(other.kill)
-    async with server:
+    async with stopped as server:
         assert pid(server) == before
         assert await ask(server) == "it lives"
     assert not Path(f"/proc/{before}/cwd").exists()
