@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from memu_backup import __version__
 from memu_backup.postgres_server import PostgresServer
-from tests.home import ODD_NAMES, PROGRAM, Home, a_database, alive, query, ran, wait_until
+from tests.home import ODD_NAMES, PROGRAM, Home, Ran, a_database, alive, query, ran, wait_until
 
 ESCAPE = "\x1b"
 
@@ -194,8 +195,39 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
 # --- when our own code is wrong --------------------------------------------------------------------------------------
 
 
-async def test_the_unexpected_is_one_sentence_with_the_details_in_the_log(empty: Home) -> None:
-    """A row with a word that no version of ours ever wrote is something that nobody thought of."""
+BROKEN = """
+from memu_backup import cli, manager
+
+async def reports(self):
+    raise ValueError("moonlight")
+
+manager.Manager.reports = reports
+cli.main()
+"""
+
+
+def test_the_unexpected_is_one_sentence_with_the_details_in_the_log(empty: Home) -> None:
+    def broken(*argv: str) -> Ran:
+        command = [sys.executable, "-c", BROKEN, *empty.argv(*argv)[1:]]
+        return ran(command, empty.folder, dict(os.environ))
+
+    found = broken("status", "--json")
+    assert found.status == 1
+    assert found.err == (
+        "Something unexpected happened (ValueError), so this ended early. To see the details, type: "
+        "memu-backup --debug …\n"
+    )
+    assert found.json["error"]["code"] == "unexpected"
+    detailed = broken("--debug", "status")
+    assert detailed.status == 1 and "Traceback" in detailed.err and "moonlight" in detailed.err
+    empty.configure(top='log_file = "memu.log"')
+    logged = broken("status")
+    assert logged.status == 1 and f"The details are in {empty.folder}/memu.log." in logged.err
+    assert "Traceback" not in logged.err and "moonlight" in (empty.folder / "memu.log").read_text()
+
+
+async def test_a_row_that_nobody_can_read_keeps_nobody_from_status_and_backup(empty: Home) -> None:
+    """With a word that no version of ours ever wrote."""
     assert empty.run("start").status == 0
     constraints = await query(
         empty.history,
@@ -203,20 +235,8 @@ async def test_the_unexpected_is_one_sentence_with_the_details_in_the_log(empty:
     )
     drops = [f"ALTER TABLE backup_history DROP CONSTRAINT {c['conname']}" for c in constraints]
     await query(empty.history, *drops, "UPDATE backup_history SET trigger = 'moonlight'", "SELECT 1")
-    ran = empty.run("status", "--json")
-    assert ran.status == 1
-    assert ran.err == (
-        "Something unexpected happened (ValueError), so this ended early. To see the details, type: "
-        "memu-backup --debug …\n"
-    )
-    assert ran.json["error"]["code"] == "unexpected"
-    detailed = empty.run("status", before=("--debug",))
-    assert detailed.status == 1 and "Traceback" in detailed.err and "moonlight" in detailed.err
-    empty.configure(top='log_file = "memu.log"')
-    logged = empty.run("status")
-    assert logged.status == 1 and f"The details are in {empty.folder}/memu.log." in logged.err
-    assert "Traceback" not in logged.err and "moonlight" in (empty.folder / "memu.log").read_text()
-    # A backup is made all the same.
+    status = empty.run("status", "--json").json["nightly"]
+    assert status["problems"] == ["history_away"] and status["last_good"]["filename"] == empty.archives[0].name
     started = empty.run("start")
     assert started.status == 0 and len(empty.archives) == 2
 
