@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,12 @@ def summary(captured: Captured) -> SourceSummary:
 
 
 def dumping() -> list[psutil.Process]:
-    """The pg_dump processes below this one."""
-    return [c for c in psutil.Process().children(recursive=True) if c.name() == "pg_dump"]
+    """The processes below this one that dump; a pg_dump that is asked for its version does not."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [child] if child.name() == "pg_dump" and "--version" not in child.cmdline() else []
+    return found
 
 
 async def until_dumping() -> psutil.Process:
