@@ -71,7 +71,7 @@ def dumping() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            found += [child] if child.name() == "pg_dump" and "--version" not in child.cmdline() else []
+            found += [child] if child.name() == "pg_dump" and "--snapshot" in " ".join(child.cmdline()) else []
     return found
 
 
