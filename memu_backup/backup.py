@@ -77,14 +77,16 @@ async def run(order: Order, history: History, on_progress: OnProgress, clock: Cl
 
 def _new_row(order: Order, clock: Clock) -> Run:
     at = clock()
+    filename = order.store.unused_name(at, order.zone)
     return Run(
         run_id=order.run_id,
         host=order.host,
         job=order.job,
         trigger=order.trigger,
-        filename=order.store.unused_name(at, order.zone),
+        filename=filename,
         status=Status.IN_PROGRESS,
         created_at=at,
+        location=str(order.store.directory / filename),
     )
 
 
@@ -174,16 +176,17 @@ async def recover(
 
     A run whose backup lies there under its name was killed just before it could say so: its row is completed from
     the backup itself. The others failed. ``but`` is the run that is under way. Rows of backups that went without a
-    word say so from now on, and those of backups that came back no longer do.
+    word say so from now on, and those of backups that came back no longer do. Runs into another directory may be
+    under way: they are left alone.
     """
     for name in await in_thread(store.sweep, Stop()):
         log.info("Removed %s, left behind by a run that was killed.", name)
-    rows, _ = await history.known_runs(host=host, job=job, quiet=True)
+    rows, _ = await history.known_runs(host=host, job=job, directory=store.directory, quiet=True)
     stored = await asyncio.to_thread(store.backups)
     for row in rows:
         if row.status is Status.IN_PROGRESS and row.run_id != but:
             await _note(history, replace(await _completed(row, stored, store), finished_at=clock()))
-    for row in await asyncio.to_thread(_gone, rows, stored, store.directory):
+    for row in await asyncio.to_thread(_gone, rows, stored):
         await _note(history, replace(row, deleted_at=clock()))
     there = {b.manifest.run_id for b in stored if b.manifest}
     for row in rows:
@@ -212,9 +215,8 @@ def _backup_of(row: Run, stored: Sequence[Backup]) -> Backup | None:
     return next((b for b in stored if b.manifest and b.manifest.run_id == row.run_id), None)
 
 
-def _gone(rows: Sequence[Run], stored: Sequence[Backup], directory: Path) -> list[Run]:
-    """Rows of backups that lay in ``directory`` and were removed by a run that was killed before it could say so, or
-    by hand.
+def _gone(rows: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
+    """Rows of backups that were removed by a run that was killed before it could say so, or by hand.
 
     Only where a newer backup of the same job lies there: where a disk is not mounted nothing does, and that the newest
     one is missing has to stay an alarm.
@@ -225,7 +227,7 @@ def _gone(rows: Sequence[Run], stored: Sequence[Backup], directory: Path) -> lis
         r
         for r in rows
         if newest and r.created_at < newest and r.deleted_at is None
-        if r.location and Path(r.location).parent == directory and not os.path.lexists(r.location)
+        if r.size_bytes and r.location and not os.path.lexists(r.location)
     ]
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
 from memu_backup import retention
 from memu_backup.errors import HistoryAway
 from memu_backup.history import History
-from memu_backup.model import Backup
+from memu_backup.model import Backup, Run
 from memu_backup.retention import Candidate, KeepLast, Verdict
 from memu_backup.stores import Store
 
@@ -72,9 +74,14 @@ async def apply(
         await asyncio.to_thread(store.delete, backup.path)
         row = rows.get(backup.manifest.run_id) if backup.manifest else None
         try:
-            if row is not None:
+            if row is not None and not await asyncio.to_thread(_lies_elsewhere, row, backup.path):
                 await history.record(replace(row, deleted_at=now))
         except HistoryAway as error:
             log.warning("That %s was removed could not be written down: %s", backup.name, error)
         await on_removed(backup)
     return going
+
+
+def _lies_elsewhere(row: Run, removed: Path) -> bool:
+    """Whether what was removed was a copy, and the backup that the row tells of is still in its place."""
+    return row.location not in ("", str(removed)) and os.path.lexists(row.location)

@@ -264,7 +264,8 @@ class Manager:
     async def _report(self, job: Job) -> StatusReport:
         store, host = self.store(job), self.config.host
         busy = lock.taken(store.directory)
-        runs, away = await self.history.known_runs(host=host, job=job.name, quiet=True)  # the report says it
+        # Quiet: the report says it. By directory: other settings may share host, job and history with these.
+        runs, away = await self.history.known_runs(host=host, job=job.name, directory=store.directory, quiet=True)
         try:
             stored = await asyncio.to_thread(store.backups)
         except StoreError as error:

@@ -137,9 +137,9 @@ class Backup:
 class Run:
     """One row of ``backup_history``.
 
-    ``run_id`` is the key by which a row is written and written again. ``filename`` is final from the start, with
-    ``size_bytes`` 0 until the backup lies there. ``error`` is the sentence, ``error_code`` the stable code of
-    ``errors``. ``deleted_at`` is set when the backup was pruned.
+    ``run_id`` is the key by which a row is written and written again. ``filename`` and ``location`` are final from
+    the start, with ``size_bytes`` 0 until the backup lies there; only what others wrote has no location. ``error`` is
+    the sentence, ``error_code`` the stable code of ``errors``. ``deleted_at`` is set when the backup was pruned.
     """
 
     run_id: str

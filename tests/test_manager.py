@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,7 @@ from memu_backup.config import load
 from memu_backup.errors import LockHeld, UnknownBackup, UsageError
 from memu_backup.history import History, rows
 from memu_backup.manager import SCHEDULER, Asker, Manager
-from memu_backup.model import Level, Problem, Run, Status, Trigger
+from memu_backup.model import Level, Problem, Progress, Run, Status, Trigger
 from tests.home import Home, query
 
 GRANDMA = Asker("@grandma:family.example", "chat")
@@ -191,3 +192,44 @@ async def test_latest_is_the_newest_good_one(manager: Manager, home: Home) -> No
     await manager.history.record(damaged)
     assert (await manager.find("latest"))[1].name == second.filename
     assert [s.state for s in await manager.listing()] == ["incomplete", "damaged"]
+
+
+async def test_settings_that_share_the_history_but_not_the_place_leave_each_others_rows_alone(
+    manager: Manager, home: Home
+) -> None:
+    """Every preset's job is called nightly, and every root's state lies in one folder unless it is told otherwise."""
+    config = load(home.folder / "config.toml", {"BACKUP_DIR": str(home.backups / "other")})
+    theirs = Manager(config, manager.history, lambda: NOON + timedelta(seconds=1))
+    done = await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
+    begun = asyncio.Event()
+
+    def on_progress(_: Progress) -> None:
+        begun.set()
+
+    running = asyncio.create_task(manager.back_up("nightly", Trigger.MANUAL, GRANDMA, on_progress))
+    await begun.wait()
+    (row,) = [r for r in await manager.history.runs() if r.status is Status.IN_PROGRESS]
+    assert row.location == str(home.backups / row.filename)
+    await theirs.recover()  # nobody holds their folder
+    assert (await theirs.reports())["nightly"].problems == (Problem.NO_BACKUP,)
+    first = await theirs.back_up("nightly", Trigger.MANUAL, GRANDMA)
+    assert [r for r in await manager.history.runs() if r.error_code] == []
+    ours = await running
+    await theirs.recover()
+    assert {r.run_id for r in await manager.history.runs() if r.deleted_at is None} == {
+        r.run_id for r in (done, first, ours)
+    }
+    for each, last in ((manager, ours), (theirs, first)):
+        report = (await each.reports())["nightly"]
+        assert (report.problems, report.last) == ((), last)
+
+
+async def test_removing_a_copy_says_nothing_of_the_backup_that_still_lies_there(manager: Manager, home: Home) -> None:
+    older, _ = [await manager.back_up("nightly", Trigger.MANUAL, GRANDMA) for _ in range(2)]
+    copies = home.folder / "copies"
+    shutil.copytree(home.backups, copies)
+    config = load(home.folder / "config.toml", {"BACKUP_DIR": str(copies), "BACKUP_RETENTION_COUNT": "1"})
+    theirs = Manager(config, manager.history, lambda: NOON + timedelta(days=1))
+    await theirs.clean("nightly", GRANDMA, dry_run=False)
+    assert not (copies / older.filename).exists() and (home.backups / older.filename).exists()
+    assert [r.deleted_at for r in await manager.history.runs()] == [None, None]

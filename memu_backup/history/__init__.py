@@ -90,17 +90,19 @@ class History:
         host: str | None = None,
         job: str | None = None,
         called: Collection[str] | None = None,
+        directory: Path | None = None,
         limit: int | None = 1000,
     ) -> list[Run]:
         """The newest ``limit`` runs, newest first; what is still spooled counts. Raises HistoryAway.
 
-        ``called`` leaves only those whose run id or file name is among these.
+        ``called`` leaves only those whose run id or file name is among these, ``directory`` those whose backup lies
+        or was to lie in that very folder, or that do not say where.
         """
-        chosen = partial(_is_chosen, host, job, called)
+        chosen = partial(_is_chosen, host, job, called, directory)
 
         async def work(connection: Connection) -> list[Run]:
             waiting = await self._waiting(connection)
-            found = await rows.read_runs(connection, host, job, limit, called)
+            found = await rows.read_runs(connection, host, job, limit, called, directory)
             known = {run.run_id: run for run in found}
             known.update({note.run_id: note for note in waiting if isinstance(note, Run) and chosen(note)})
             return sorted(known.values(), key=lambda run: run.created_at, reverse=True)[:limit]
@@ -113,6 +115,7 @@ class History:
         host: str | None = None,
         job: str | None = None,
         called: Collection[str] | None = None,
+        directory: Path | None = None,
         quiet: bool = False,
     ) -> tuple[list[Run], bool]:
         """As ``runs``, but where the history is away those that wait here for it, and True; that is logged as a
@@ -120,10 +123,10 @@ class History:
         """
         try:
             limit = 1000 if called is None else None
-            return await self.runs(host=host, job=job, called=called, limit=limit), False
+            return await self.runs(host=host, job=job, called=called, directory=directory, limit=limit), False
         except HistoryAway as error:
             log.log(logging.INFO if quiet else logging.WARNING, "%s", error)
-            spooled = [run for run in self.spooled() if _is_chosen(host, job, called, run)]
+            spooled = [run for run in self.spooled() if _is_chosen(host, job, called, directory, run)]
             return sorted(spooled, key=lambda run: run.created_at, reverse=True), True
 
     def spooled(self) -> list[Run]:
@@ -227,6 +230,8 @@ class History:
         return True
 
 
-def _is_chosen(host: str | None, job: str | None, called: Collection[str] | None, run: Run) -> bool:
-    mine = host in (None, run.host) and job in (None, run.job)
+def _is_chosen(
+    host: str | None, job: str | None, called: Collection[str] | None, directory: Path | None, run: Run
+) -> bool:
+    mine = host in (None, run.host) and job in (None, run.job) and (directory is None or rows.lies_in(run, directory))
     return mine and (called is None or run.run_id in called or run.filename in called)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from memu_backup.history.schema import Connection
@@ -55,18 +56,29 @@ async def write(connection: Connection, note: Note) -> None:
 
 
 async def read_runs(
-    connection: Connection, host: str | None, job: str | None, limit: int | None, called: Collection[str] | None
+    connection: Connection,
+    host: str | None,
+    job: str | None,
+    limit: int | None,
+    called: Collection[str] | None,
+    directory: Path | None = None,
 ) -> list[Run]:
-    """Newest first; ``called`` are run ids and file names. Lets asyncpg's errors through."""
+    """Newest first; ``called`` are run ids and file names, ``directory`` is that of ``lies_in``.
+
+    Lets asyncpg's errors through.
+    """
     records = await connection.fetch(
         f"SELECT {', '.join(_RUN)} FROM backup_history "  # noqa: S608  names of our own fields
         "WHERE ($1::text IS NULL OR host = $1) AND ($2::text IS NULL OR job = $2) "
         "AND ($3::text[] IS NULL OR run_id = ANY ($3) OR filename = ANY ($3)) "
+        "AND ($5::text IS NULL OR location = '' OR "
+        "left(location, length($5)) = $5 AND strpos(substr(location, length($5) + 1), '/') = 0) "
         "ORDER BY created_at DESC, id DESC LIMIT $4",
         host,
         job,
         None if called is None else [to_text(text) for text in called],
         limit,
+        None if directory is None else to_text(_with_slash(directory)),
     )
     return [_run(_from_columns(record)) for record in records]
 
@@ -85,6 +97,16 @@ async def count_stored(connection: Connection, job: str | None, without: list[st
 def is_stored(run: Run) -> bool:
     """Whether a backup of this run should lie there: successful or partial, and not deleted since."""
     return run.status in (Status.SUCCESS, Status.PARTIAL) and run.deleted_at is None
+
+
+def lies_in(run: Run, directory: Path) -> bool:
+    """Whether its backup lies, or was to lie, in that very folder. A row without a location is everybody's."""
+    folder = _with_slash(directory)
+    return not run.location or (run.location.startswith(folder) and "/" not in run.location[len(folder) :])
+
+
+def _with_slash(directory: Path) -> str:
+    return f"{str(directory).rstrip('/')}/"
 
 
 async def read_audit(connection: Connection, limit: int) -> list[AuditEvent]:
