@@ -7,8 +7,9 @@ import logging
 import os
 import pwd
 import uuid
-from collections.abc import Awaitable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 from memu_backup import backup, clean, lock, restore, schedule, status, verify, words
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
-from memu_backup.errors import HistoryAway, LockHeld, MemuError, StoreError, UnknownBackup
+from memu_backup.errors import HistoryAway, LockHeld, MemuError, RestoreError, StoreError, UnknownBackup
 from memu_backup.history import History
 from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
@@ -124,6 +125,14 @@ def _check_place(directory: Path) -> str:
     return f"{will}{words.size(free.f_bavail * free.f_frsize)} free"
 
 
+@dataclass(slots=True)
+class _Deed:
+    """What the audit will tell of something once it has ended."""
+
+    subject: str
+    outcome: str = "done"
+
+
 class Manager:
     """Use one a process. Backups wait for each other here; across processes the directory's lock keeps them apart."""
 
@@ -154,20 +163,11 @@ class Manager:
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
         )
-        subject, outcome = job, "failed"
-        try:
+        async with self._audited(asker, "backup", job) as deed:
             async with self._one_at_a_time:
                 run = await backup.run(order, self.history, on_progress, self._clock)
-            subject, outcome = run.filename, run.status.value
+            deed.subject, deed.outcome = run.filename, run.status.value
             return run
-        except LockHeld:
-            outcome = "refused"
-            raise
-        except asyncio.CancelledError:
-            outcome = "interrupted"
-            raise
-        finally:
-            await self._audit(asker, "backup", subject, outcome)
 
     async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[clean.Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError."""
@@ -180,10 +180,11 @@ class Manager:
 
         if dry_run or not store.directory.exists():
             return await decide()
-        with lock.held(store.directory, f"clean job {job}"):
-            decisions = await decide()
-            await clean.apply(decisions, store, self.history, self._clock(), partial(self._removed, asker))
-        return decisions
+        async with self._audited(asker, "clean", job):
+            with lock.held(store.directory, f"clean job {job}"):
+                decisions = await decide()
+                await clean.apply(decisions, store, self.history, self._clock(), partial(self._removed, asker))
+            return decisions
 
     async def recover(self) -> None:
         """Remove what killed runs left behind and bring rows in line with the files, wherever nobody is at work."""
@@ -200,7 +201,7 @@ class Manager:
                 log.warning("%s", error)
 
     async def _removed(self, asker: Asker, gone: Backup) -> None:
-        await self._audit(asker, "delete", gone.name, "done")
+        await self._audit(self._event(asker, "delete", gone.name, "done"))
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -295,29 +296,29 @@ class Manager:
 
         Raises NotAnArchive.
         """
-        outcome = "failed"
-        try:
+        async with self._audited(asker, f"verify {level}", stored.name) as deed:
             if any(_same_folder(store.directory, ours.directory) for ours in self.stores()):
                 host = self.config.host
                 verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
             else:
                 verdict = await prove(store, stored, level, on_progress)
-            outcome = "good" if verdict.good else "damaged" if verdict.problems else "not checked"
+            deed.outcome = "good" if verdict.good else "damaged" if verdict.problems else "not checked"
             return verdict
-        finally:
-            await self._audit(asker, f"verify {level}", stored.name, outcome)
+
+    async def refuse(self, planned: restore.Plan, asker: Asker, *, overwrite: bool) -> None:
+        """Raises RestoreError, and writes it down, where a plan cannot be carried out; nothing begins."""
+        try:
+            await asyncio.to_thread(restore.refuse, planned, overwrite=overwrite)
+        except RestoreError:
+            await self._audit(self._event(asker, "restore", _subject(planned), "refused"))
+            raise
 
     async def restore(
         self, planned: restore.Plan, asker: Asker, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
     ) -> restore.Restored:
         """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
-        subject, outcome = f"{planned.archive.name} to {planned.target}", "failed"
-        try:
-            done = await give_back(planned, overwrite=overwrite, on_progress=on_progress)
-            outcome = "done"
-            return done
-        finally:
-            await self._audit(asker, "restore", subject, outcome)
+        async with self._audited(asker, "restore", _subject(planned)):
+            return await give_back(planned, overwrite=overwrite, on_progress=on_progress)
 
     # --- is everything there -----------------------------------------------------------------------------------------
 
@@ -335,9 +336,31 @@ class Manager:
         warnings = await self.config.source(name).check()
         return " ".join(warnings) or "can be backed up"
 
-    async def _audit(self, asker: Asker, action: str, subject: str, outcome: str) -> None:
-        """What was done is done: that it cannot be written down is a warning. Bounded, as it also follows a Ctrl-C."""
-        event = AuditEvent(
+    @asynccontextmanager
+    async def _audited(self, asker: Asker, action: str, subject: str) -> AsyncIterator[_Deed]:
+        """One line for what is done meanwhile: that it began, in case we are killed, and in its place how it ended."""
+        event = self._event(asker, action, subject, "begun")
+        deed = _Deed(subject)
+        try:
+            try:
+                await self.history.announce(event)
+            except Exception as error:  # said at the end, if it is still so
+                log.debug("That this begins could not be written down.", exc_info=error)
+            yield deed
+        except LockHeld:
+            deed.outcome = "refused"
+            raise
+        except asyncio.CancelledError:
+            deed.outcome = "interrupted"
+            raise
+        except BaseException:
+            deed.outcome = "failed"
+            raise
+        finally:
+            await self._audit(replace(event, subject=deed.subject, outcome=deed.outcome))
+
+    def _event(self, asker: Asker, action: str, subject: str, outcome: str) -> AuditEvent:
+        return AuditEvent(
             event_id=str(uuid.uuid4()),
             created_at=self._clock(),
             host=self.config.host,
@@ -347,6 +370,9 @@ class Manager:
             subject=subject,
             outcome=outcome,
         )
+
+    async def _audit(self, event: AuditEvent) -> None:
+        """What was done is done: that it cannot be written down is a warning. Bounded, as it also follows a Ctrl-C."""
         try:
             await asyncio.wait_for(self.history.audit(event), _AUDIT_PATIENCE_S)
         except TimeoutError:
@@ -355,6 +381,10 @@ class Manager:
             log.warning("Who did this could not be written down: %s", error)
         except Exception as error:
             log.warning("Who did this could not be written down (%s).", type(error).__name__, exc_info=error)
+
+
+def _subject(planned: restore.Plan) -> str:
+    return f"{planned.archive.name} to {planned.target}"
 
 
 def _same_folder(one: Path, other: Path) -> bool:

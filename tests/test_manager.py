@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -19,7 +21,7 @@ from memu_backup.errors import LockHeld, UnknownBackup, UsageError
 from memu_backup.history import History, rows
 from memu_backup.manager import SCHEDULER, Asker, Manager
 from memu_backup.model import Level, Problem, Progress, Run, Status, Trigger
-from tests.home import Home, query
+from tests.home import Home, end, query, wait_until
 
 GRANDMA = Asker("@grandma:family.example", "chat")
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -150,6 +152,37 @@ async def test_a_backup_that_was_refused_or_cancelled_is_in_the_audit_too(manage
         ("backup", "nightly", "interrupted"),
         ("backup", "nightly", "refused"),
     ]
+
+
+async def test_what_was_killed_has_begun_by_the_audit_and_what_is_refused_was_asked_for(
+    manager: Manager, home: Home
+) -> None:
+    await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
+    (home.photos / "film.mp4").write_bytes(os.urandom(1_000_000) * 150)
+    child = home.started("start")
+    wait_until(lambda: list(home.backups.glob("*.partial")))
+    end(child)
+    (home.folder / "back" / "photos" / "2026").mkdir(parents=True)
+    (home.folder / "back" / "photos" / "2026" / "lake.jpg").touch()
+    refused = home.run("restore", "latest", "--to", "back", "--yes")
+    assert refused.status == 1 and "already holds" in refused.err
+    with lock.held(home.backups, "a test"):
+        assert home.run("clean", "--yes").status == 0  # nothing to do, so nothing was asked for
+        with pytest.raises(LockHeld):
+            await manager.clean("nightly", GRANDMA, dry_run=False)
+    events = {(e.action, e.subject.partition(" to ")[0], e.outcome) for e in await manager.history.audit_log()}
+    (archive,) = home.archives
+    assert events == {
+        ("backup", archive.name, "success"),
+        ("backup", "nightly", "begun"),
+        ("restore", archive.name, "refused"),
+        ("clean", "nightly", "refused"),
+    }
+    next(home.backups.glob("*.partial")).unlink()
+    terminated = home.started("start")
+    wait_until(lambda: list(home.backups.glob("*.partial")))
+    end(terminated, signal.SIGTERM)
+    assert (await manager.history.audit_log(1))[0].outcome == "interrupted"
 
 
 async def test_an_error_of_the_history_that_nobody_thought_of_costs_no_backup(

@@ -9,6 +9,7 @@ import typer
 
 from memu_backup.cli.shell import (
     EXIT_FAILED,
+    EXIT_PARTIAL,
     BackupName,
     Json,
     Yes,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from memu_backup.model import Level
     from memu_backup.restore import Plan, Restored
     from memu_backup.stores import Verdict
+
+_NAMED = 50
 
 
 @app.command()
@@ -113,7 +116,10 @@ async def restore(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Give back a file, a source or everything, into a folder."""
+    """Give back a file, a source or everything, into a folder.
+
+    Of a damaged backup it gives what can be read, names the rest, and ends with exit status 3.
+    """
     from memu_backup import console
     from memu_backup import restore as restoring
     from memu_backup.manager import at_the_terminal, give_back
@@ -128,8 +134,11 @@ async def restore(
         planned = await in_thread(lambda: restoring.plan(there.path, wanted, target, stop), stop)
         if dry_run:
             _tell_plan(planned, overwrite=overwrite, json=json)
-            return 0
-        restoring.refuse(planned, overwrite=overwrite)
+            return EXIT_PARTIAL if planned.cut else 0
+        if manager:
+            await manager.refuse(planned, at_the_terminal(), overwrite=overwrite)
+        else:
+            restoring.refuse(planned, overwrite=overwrite)
         what = _what(planned)
         refusal = f"This would restore {what} to {target}. Add --yes to do it, or --dry-run to look."
         if not yes and not await agreed(f"Restore {what} from {there.name} to {target}?", refusal=refusal):
@@ -141,10 +150,10 @@ async def restore(
             else:
                 done = await give_back(planned, overwrite=overwrite, on_progress=on_progress)
     _tell_restored(planned, done, json=json)
-    return 0
+    return EXIT_PARTIAL if planned.cut or done.lost else 0
 
 
-def _what(planned: Plan) -> str:
+def _what(planned: Plan | Restored) -> str:
     from memu_backup import words
 
     return f"{words.files(planned.files)} ({words.size(planned.size_bytes)})"
@@ -166,15 +175,38 @@ def _tell_plan(planned: Plan, *, overwrite: bool, json: bool) -> None:
         f"Would restore {_what(planned)} from {planned.archive.name} to {planned.target}, where "
         f"{words.size(planned.free_bytes)} are free.{in_the_way} Nothing was changed."
     )
+    if planned.damage:
+        console.complain(_damage(planned, ()))
 
 
 def _tell_restored(planned: Plan, done: Restored, *, json: bool) -> None:
     from memu_backup import console
+    from memu_backup.files import shown
     from memu_backup.restore import as_json
 
     if json:
-        console.print_json(as_json(planned) | {"seconds": done.seconds, "warnings": done.warnings})
+        told = {"files": done.files, "size_bytes": done.size_bytes, "seconds": done.seconds}
+        console.print_json(as_json(planned) | told | {"warnings": done.warnings, "lost": done.lost})
         return
-    console.say(f"Restored {_what(planned)} to {done.target} {took(done.seconds)}.")
+    console.say(f"Restored {_what(done)} to {done.target} {took(done.seconds)}.")
     for warning in done.warnings:
         console.complain(f"  {warning}")
+    if planned.damage or done.lost:
+        console.complain(_damage(planned, done.lost))
+    for path in done.lost[:_NAMED]:
+        console.complain(f"  {shown(path)}")
+    if len(done.lost) > _NAMED:
+        console.complain(f"  … and {len(done.lost) - _NAMED:,} more; --json names all of them.")
+
+
+def _damage(planned: Plan, lost: tuple[str, ...]) -> str:
+    """What is missing of a damaged backup, and where it may be found."""
+    what = f"{planned.archive.name} is damaged{f': {planned.damage}' if planned.damage else ''}. "
+    if not planned.cut and not lost:
+        return what + "All of what was wanted can be read; make a new backup soon with: memu-backup start"
+    missing = []
+    if planned.cut:
+        missing.append("What stood behind the damage cannot be read.")
+    if lost:
+        missing.append(f"{len(lost):,} of {len(planned.entries):,} files and folders did not come back.")
+    return what + " ".join(missing) + " Try an older backup, or a copy of this one."

@@ -77,6 +77,13 @@ class History:
         """Write ``event``; otherwise like ``record``."""
         return await self._keep(event)
 
+    async def announce(self, event: AuditEvent) -> None:
+        """Keep ``event`` here, for whoever asks Postgres next; asks no server. Its end is to be written with ``audit``.
+
+        Raises OSError.
+        """
+        await asyncio.to_thread(self._spool.put, event)
+
     async def replay(self) -> int:
         """Move what is spooled into Postgres and return how many notes that were. Always tries; raises HistoryAway.
 
