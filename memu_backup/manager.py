@@ -267,20 +267,16 @@ class Manager:
         busy = lock.taken(store.directory)
         # Quiet: the report says it. By directory: other settings may share host, job and history with these.
         runs, away = await self.history.known_runs(host=host, job=job.name, directory=store.directory, quiet=True)
-        try:
-            stored = await asyncio.to_thread(store.backups)
-        except StoreError as error:
-            log.warning("%s", error)
-            stored = []
-        mine = [b for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (job.name, host)]
+        stored = await asyncio.to_thread(_seen, store)
+        mine = [b for b in stored or () if b.manifest and (b.manifest.job, b.manifest.host) == (job.name, host)]
         told = {r.run_id for r in runs}
         if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
             runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
-        if not busy and not lock.taken(store.directory):
+        if stored is not None and not busy and not lock.taken(store.directory):
             runs = [backup.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
         return status.assess(
             runs,
-            mine,
+            None if stored is None else mine,
             self._clock(),
             interval=schedule.timetable(job.cron, self.config.zone).interval(self._clock()) if job.cron else None,
             usb_overdue_days=self.config.usb.overdue_days,
@@ -381,6 +377,17 @@ class Manager:
             log.warning("Who did this could not be written down: %s", error)
         except Exception as error:
             log.warning("Who did this could not be written down (%s).", type(error).__name__, exc_info=error)
+
+
+def _seen(store: Store) -> list[Backup] | None:
+    """What lies there; None where it cannot be looked at: the folder, or what is in it, is closed to this user."""
+    try:
+        stored = store.backups()
+    except StoreError as error:
+        log.warning("%s", error)
+        return None
+    closed = any(b.manifest is None and not os.access(b.path, os.R_OK) for b in stored)
+    return None if closed else stored
 
 
 def _subject(planned: restore.Plan) -> str:

@@ -214,17 +214,20 @@ class Problem(StrEnum):
     """What is not as it should be, the most pressing first; the codes never change once released."""
 
     LAST_FAILED = "last_failed"
+    CANNOT_LOOK = "cannot_look"
     BACKUP_GONE = "backup_gone"
     NOTHING_GOOD = "nothing_good"
     OVERDUE = "overdue"
     LAST_PARTIAL = "last_partial"
-    NO_BACKUP = "no_backup"
     OLDER_DAMAGED = "older_damaged"
     HISTORY_AWAY = "history_away"
+    NO_BACKUP = "no_backup"
     USB_OVERDUE = "usb_overdue"
 
 
-_CRITICAL = frozenset({Problem.LAST_FAILED, Problem.BACKUP_GONE, Problem.NOTHING_GOOD, Problem.OVERDUE})
+_CRITICAL = frozenset(
+    {Problem.LAST_FAILED, Problem.CANNOT_LOOK, Problem.BACKUP_GONE, Problem.NOTHING_GOOD, Problem.OVERDUE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +236,8 @@ class StatusReport:
 
     ``problems`` is sorted, the most pressing first. ``last`` is the newest run that has ended, ``last_good`` the
     newest complete backup that still lies in its place. ``usb_expected`` is False where no drive is part of the
-    plan. With ``history_away`` the report rests on what lies on disk, and copies on drives are not known.
+    plan. With ``history_away`` the report rests on what lies on disk, and copies on drives are not known. Where nobody
+    can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored is not known.
     """
 
     problems: tuple[Problem, ...]

@@ -22,7 +22,7 @@ CLOCK_SLACK = timedelta(minutes=5)
 
 def assess(
     runs: Sequence[Run],
-    stored: Sequence[Backup],
+    stored: Sequence[Backup] | None,
     now: datetime,
     *,
     interval: timedelta | None,
@@ -32,13 +32,16 @@ def assess(
     """Where things stand ``now`` (aware).
 
     ``runs`` are the rows of one job, newest first; ``stored`` is what really lies in its place. Read the rows before
-    you list the files, or a backup that ends in between looks lost. A stored backup of which no row tells is taken
+    you list the files, or a backup that ends in between looks lost. None where nobody can look there from here: what
+    the rows tell is then taken to be so, and the report says it. A stored backup of which no row tells is taken
     at its own word (its manifest), so the answer holds while the history is away or was lost. Rows and files dated
     ahead of ``now`` are passed over, except that ``stored_count`` and ``stored_bytes`` tell all that lies there.
     ``interval`` is the usual time between two runs, None for a job without a timetable. ``usb_overdue_days`` 0 means
     that no drive is part of the plan.
     """
-    names = {name for b in stored for name in (b.name, b.path.name)}
+    cannot_look = stored is None
+    stored = stored or ()
+    names = {r.filename for r in runs} if cannot_look else {n for b in stored for n in (b.name, b.path.name)}
     known = [r for r in _with_unrecorded(runs, stored) if r.created_at <= now + CLOCK_SLACK]
     ended = [r for r in known if r.status is not Status.IN_PROGRESS]
     good = [r for r in ended if r.status is Status.SUCCESS]
@@ -47,6 +50,8 @@ def assess(
     usb_copied_at = max(copies, default=None)
 
     problems = _problems_of_runs(ended, last_good, names)
+    if cannot_look:
+        problems = problems - {Problem.NO_BACKUP} | {Problem.CANNOT_LOOK}
     if interval and last_good and now - last_good.created_at > OVERDUE_INTERVALS * interval:
         problems.add(Problem.OVERDUE)
     if history_away:

@@ -156,7 +156,7 @@ def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     run = report.last
     if run is None:
         if report.in_progress is None:
-            return "none yet"
+            return "not known" if Problem.CANNOT_LOOK in report.problems else "none yet"
         return f"the first one is running since {_inline(moment(report.in_progress.created_at, now, zone))}"
     when = moment(run.created_at, now, zone)
     if run.status is Status.FAILED:
@@ -183,6 +183,8 @@ def _health(report: StatusReport) -> str:
         case Problem.LAST_FAILED:
             todo = reason(report.last.error_code if report.last else None).todo
             return f"Last backup failed - {_inline(todo)}"
+        case Problem.CANNOT_LOOK:
+            return "The backups cannot be looked at from here - check that the backup disk is connected, or ask as root"
         case Problem.BACKUP_GONE:
             return "Backups are missing from their place - check that the backup disk is connected"
         case Problem.NOTHING_GOOD:

@@ -192,6 +192,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
     assert (done.stdout, done.stderr) == ("{", "")
 
 
+def test_backups_that_cannot_be_looked_at_are_not_taken_for_none(empty: Home) -> None:
+    """The folder, or what lies in it, is closed to whoever asks; as root a file in the folder's place is no folder."""
+    assert empty.run("start").status == 0
+    empty.backups.rename(empty.folder / "away")
+    empty.backups.touch()
+    status = empty.run("status")
+    assert status.status == 1 and "cannot be read (Not a directory)" in status.err
+    assert "Last backup: Today" in status.out and "Health: The backups cannot be looked at from here -" in status.out
+
+
 # --- when our own code is wrong --------------------------------------------------------------------------------------
 
 

@@ -237,6 +237,26 @@ def test_a_backup_that_says_of_itself_that_something_is_missing_is_incomplete() 
     assert (report.last.status, report.last_good) == (Status.PARTIAL, None)
 
 
+def test_where_nobody_can_look_the_rows_speak_and_the_report_says_so() -> None:
+    def seen_from_outside(runs: Sequence[Run], *, history_away: bool = False) -> StatusReport:
+        return assess(runs, None, NOW, interval=DAY, usb_overdue_days=0, history_away=history_away)
+
+    report = seen_from_outside([run(0), run(1)])
+    assert (report.problems, report.last_good) == ((Problem.CANNOT_LOOK,), run(0))
+    report = seen_from_outside([], history_away=True)
+    assert (report.problems, report.health) == ((Problem.CANNOT_LOOK, Problem.HISTORY_AWAY), Health.CRITICAL)
+    assert status_message(report, NOW, BERLIN).splitlines()[1:3] == [
+        "Last backup: not known",
+        "Health: The backups cannot be looked at from here - check that the backup disk is connected, or ask as root",
+    ]
+
+
+def test_that_there_is_no_backup_does_not_hide_that_the_history_is_away() -> None:
+    report = judged([], [], history_away=True)
+    assert report.problems == (Problem.HISTORY_AWAY, Problem.NO_BACKUP)
+    assert "history out of reach" in status_message(report, NOW, BERLIN)
+
+
 def test_history_and_disk_do_not_count_one_backup_twice() -> None:
     failed = run(0, Status.FAILED)
     on_disk = [Backup(failed.filename, BACKUPS / failed.filename, 1, failed.created_at, manifest(failed))]
