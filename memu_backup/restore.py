@@ -8,8 +8,8 @@ import fnmatch
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from memu_backup.files import shown
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
 from memu_backup.formats.reader import ArchiveReader, is_own
-from memu_backup.formats.tar import Type
+from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Manifest, Phase, Progress
 from memu_backup.stores import OnProgress
 from memu_backup.unpack import Planned
@@ -28,6 +28,9 @@ from memu_backup.work import Stop
 
 _FEW = 200
 """Up to so many entries are looked up one by one; beyond that the archive is read in one go."""
+
+_MOST_RESUMED = 100
+"""So often reading in one go is taken up again behind damage; after that it goes on one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class Plan:
 
     ``size_bytes`` is what the files are read as, ``room_bytes`` what they take on a disk that knows of holes.
     ``new_files`` counts what needs an inode of its own, and ``free_files`` these, None where the disk has no limit.
+
+    ``damage`` is a half-sentence about what is wrong with the archive, as far as that is known before it is read, and
+    empty where nothing is. With ``cut`` the archive can be read up to the damage only: ``entries`` are of what can be
+    had, and nobody knows what stood behind. ``indexed`` says whether each entry can be read by itself.
     """
 
     archive: Path
@@ -57,35 +64,41 @@ class Plan:
     new_files: int
     free_files: int | None
     manifest: Manifest | None
+    indexed: bool
+    damage: str
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore did. ``warnings`` tell of owners and attributes that could not be set."""
+    """What a restore did. ``warnings`` tell of owners and attributes that could not be set.
+
+    ``lost`` are the files and links that were planned and could not be read; ``files`` and ``size_bytes`` are without
+    them.
+    """
 
     target: Path
     files: int
     size_bytes: int
     seconds: float
     warnings: tuple[str, ...]
+    lost: tuple[str, ...]
 
 
 def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
     """Judge every entry of the archive, pick what is wanted, look at the target. Changes nothing; blocks.
 
-    Raises UnknownBackup, NotAnArchive, DamagedArchive, HostileArchive, and UsageError where nothing fits ``wanted``.
+    Of a damaged archive it plans what can be had. Raises UnknownBackup, NotAnArchive, HostileArchive, DamagedArchive
+    where nothing can be had, and UsageError where nothing fits ``wanted``.
     """
     with ArchiveReader(archive, stop) as reader:
         try:
-            if not reader.whole:
-                raise DamagedArchive("it is not as long as it was when it was written")
-            manifest = reader.manifest()
-            entries = [e for e in reader.index() if not is_own(e.path, manifest)]
+            held = _look_through(reader)
             # All of them and not only the wanted: one that holds a hostile entry is not trusted with the others.
-            unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in entries)
+            unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in held.entries)
         except (DamagedArchive, HostileArchive) as error:
             raise about(archive, error) from error
-    chosen = _with_link_targets(_choose(entries, wanted, manifest), entries)
+    chosen = _with_link_targets(_choose(held, wanted), held.entries)
     disk = os.statvfs(_nearest(target.absolute()))
     existing = {e.path for e in chosen if os.path.lexists(target / e.path)}
     return Plan(
@@ -99,28 +112,83 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
         free_bytes=disk.f_bavail * disk.f_frsize,
         new_files=sum(e.type is not Type.HARDLINK and e.path not in existing for e in chosen),
         free_files=disk.f_favail if disk.f_files else None,
-        manifest=manifest,
+        manifest=held.manifest,
+        indexed=held.indexed,
+        damage=held.damage,
+        cut=held.cut,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What an archive holds, as far as it tells; see ``Plan``."""
+
+    entries: list[Entry]
+    manifest: Manifest | None
+    indexed: bool
+    damage: str = ""
+    cut: bool = False
+
+
+def _look_through(reader: ArchiveReader) -> _Held:
+    """By the index where that is whole, else by reading all there is. Raises DamagedArchive where nothing is."""
+    manifest, damage = None, ""
+    if reader.indexed and reader.whole:
+        try:
+            manifest = reader.manifest()
+        except DamagedArchive as error:
+            damage = str(error)
+        with suppress(DamagedArchive):
+            return _Held(list(reader.index()), manifest, True, damage)
+    entries: list[Entry] = []
+    try:
+        for found in reader.readable():
+            if isinstance(found, Manifest):
+                manifest = found
+            else:
+                entries.append(found)
+    except DamagedArchive as error:
+        if not entries:
+            raise
+        damage = str(error)
+        cut = manifest is None  # which stands behind everything else
+        if cut and not (reader.cut or (reader.whole and reader.indexed)):
+            # Nothing in it tells whether a file in front of the damage is what it was.
+            damage += f"; look at {shown(entries[-1].path)} and others that stand last in it before you rely on them"
+    else:
+        damage, cut = "", False
+    return _Held([e for e in entries if not is_own(e.path, manifest)], manifest, False, damage, cut)
 
 
 def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: Stop) -> Restored:
     """Do what was planned; blocks. Files that are there are replaced only with ``overwrite``, each at once.
 
     Raises RestoreError before anything is written where files are in the way or space is short. A target that was
-    made for this goes again where it ends in RestoreError or Interrupted; in one that was there the files that were
-    done stay, each of them whole. After DamagedArchive what could be read stays in any case: it may be all there is.
+    made for this goes again where it ends in an error; in one that was there the files that were done stay, each of
+    them whole. What cannot be read is left out and told: the rest may be all there is. Raises DamagedArchive where
+    nothing can be read.
     """
     refuse(planned, overwrite=overwrite)
     begun = time.monotonic()
     made = _make_folder(planned.target)
     try:
-        warnings = _unpack(planned, overwrite, on_progress, stop)
-    except DamagedArchive:
-        raise
+        lost, warnings = _unpack(planned, overwrite, on_progress, stop)
+        if lost and len(lost) == planned.files:
+            raise DamagedArchive(
+                f"{planned.archive.name} is damaged: nothing of what was wanted can be read. "
+                "Try an older backup, or a copy of this one."
+            )
     except BaseException:
         _unmake(made, planned.target)
         raise
-    return Restored(planned.target, planned.files, planned.size_bytes, time.monotonic() - begun, warnings)
+    return Restored(
+        target=planned.target,
+        files=planned.files - len(lost),
+        size_bytes=planned.size_bytes - sum(e.size_bytes for e in lost),
+        seconds=time.monotonic() - begun,
+        warnings=warnings,
+        lost=tuple(e.path for e in lost),
+    )
 
 
 def _make_folder(target: Path) -> list[Path]:
@@ -153,13 +221,16 @@ def _unusable(target: Path, error: OSError) -> str:
     return f"{target} cannot be written to ({os.strerror(error.errno or 0)})"
 
 
-def _unpack(planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop) -> tuple[str, ...]:
+def _unpack(planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns the files and links that could not be read, and warnings."""
     done_bytes = done_entries = 0
 
     def on_done(more_bytes: int, more_entries: int) -> None:
         nonlocal done_bytes, done_entries
         done_bytes, done_entries = done_bytes + more_bytes, done_entries + more_entries
-        on_progress(Progress(Phase.RESTORING, done_bytes, planned.size_bytes, done_entries))
+        # What is read again behind damage counts once more.
+        at_most = min(done_bytes, planned.size_bytes)
+        on_progress(Progress(Phase.RESTORING, at_most, planned.size_bytes, done_entries))
 
     allowed = {e.path: Planned(e.type, e.size_bytes, e.link) for e in planned.entries}
     on_progress(Progress(Phase.RESTORING, 0, planned.size_bytes))
@@ -169,15 +240,14 @@ def _unpack(planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop)
         raise RestoreError(f"{_unusable(planned.target, error)}, so nothing was restored.") from error
     with ArchiveReader(planned.archive, stop) as reader, unpacker:
         try:
-            _feed(reader, planned, allowed, unpacker)
+            unread = _feed(reader, planned, unpacker)
+            for entry in unread:
+                if entry.type is Type.DIRECTORY:
+                    unpacker.make_private_folder(entry.path)
             unpacker.finish()
-        except DamagedArchive as error:
-            raise DamagedArchive(
-                f"{about(planned.archive, error)} What could be read until then is in {planned.target}."
-            ) from error
         except ArchiveError as error:
             raise about(planned.archive, error) from error
-    return tuple(unpacker.warnings)
+    return [e for e in unread if e.type is not Type.DIRECTORY], tuple(unpacker.warnings)
 
 
 def as_json(planned: Plan) -> dict[str, Any]:
@@ -189,24 +259,44 @@ def as_json(planned: Plan) -> dict[str, Any]:
         "size_bytes": planned.size_bytes,
         "free_bytes": planned.free_bytes,
         "in_the_way": list(planned.in_the_way),
+        "damage": planned.damage,
     }
 
 
-def _feed(reader: ArchiveReader, planned: Plan, allowed: dict[str, Planned], unpacker: unpack.Unpacker) -> None:
-    seen = 0
-    if reader.indexed and len(planned.entries) <= _FEW:
-        for entry in planned.entries:
-            for header, content in reader.entries_with_content(entry):
+def _feed(reader: ArchiveReader, planned: Plan, unpacker: unpack.Unpacker) -> list[Entry]:
+    """Unpack everything that can be read, also what stands behind damage. Returns what could not be read."""
+    left = {e.path: e for e in planned.entries}
+    lost: dict[str, Entry] = {}
+    if not planned.indexed:
+        with suppress(DamagedArchive):
+            _put(reader.entries_with_content(), left, lost, unpacker)
+        return list(left.values())
+    resumed = 0
+    while left:
+        if len(left) > _FEW and resumed < _MOST_RESUMED:
+            resumed += 1
+            with suppress(DamagedArchive):
+                _put(reader.entries_from(next(iter(left.values()))), left, lost, unpacker)
+        if first := next(iter(left.values()), None):
+            # Alone: the damage that ended reading in one go may have stood in front of it.
+            with suppress(DamagedArchive):
+                _put(reader.entries_with_content(first), left, lost, unpacker)
+            if left.pop(first.path, None):
+                lost[first.path] = first
+    return list(lost.values())
+
+
+def _put(
+    found: Generator[tuple[Header, Iterator[memoryview]]],
+    left: dict[str, Entry],
+    lost: dict[str, Entry],
+    unpacker: unpack.Unpacker,
+) -> None:
+    with closing(found):
+        for header, content in found:
+            if header.path in left and not (header.type is Type.HARDLINK and header.link in lost):
                 unpacker.put(header, content)
-                seen += 1
-                break
-    else:
-        for header, content in reader.entries_with_content():
-            if header.path in allowed:
-                unpacker.put(header, content)
-                seen += 1
-    if seen != len(planned.entries):
-        raise DamagedArchive(f"its index names {len(planned.entries) - seen} entries that it does not hold")
+                del left[header.path]
 
 
 def refuse(planned: Plan, *, overwrite: bool) -> None:
@@ -233,9 +323,9 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
         )
 
 
-def _choose(entries: Sequence[Entry], wanted: Wanted, manifest: Manifest | None) -> list[Entry]:
-    places = _places(wanted.sources, manifest)
-    inside = [e for e in entries if not places or any(lies_in(e.path, p) for p in places)]
+def _choose(held: _Held, wanted: Wanted) -> list[Entry]:
+    places = _places(wanted.sources, held.manifest)
+    inside = [e for e in held.entries if not places or any(lies_in(e.path, p) for p in places)]
     for pattern in wanted.paths:
         # Each on its own: a mistyped one beside a good one would pass unnoticed, on a day that matters.
         if not any(_fits(e.path, pattern) for e in inside):

@@ -139,7 +139,15 @@ class Unpacker:
             else:
                 self._links.append(header)
         except OSError as error:
-            raise _failed(header, error) from error
+            raise _failed(header.path, error) from error
+
+    def make_private_folder(self, path: str) -> None:
+        """Make a folder of which the archive no longer tells anything but the name. Raises RestoreError."""
+        try:
+            self._folder_of(path + "/", make=True)
+        except OSError as error:
+            raise _failed(path, error) from error
+        self._warn(f"{shown(path)}: this folder's owner, rights and time cannot be read any more")
 
     def finish(self) -> None:
         """Make the links, set the folders' rights and times, the innermost first, and bring all of it to the disk."""
@@ -148,13 +156,13 @@ class Unpacker:
             try:
                 self._link(header)
             except OSError as error:
-                raise _failed(header, error) from error
+                raise _failed(header.path, error) from error
             self._on_done(0, 1)
         for header in sorted(self._folders, key=lambda h: h.path.count("/"), reverse=True):
             try:
                 self._adorn(self._folder_of(header.path + "/", make=True), header)
             except OSError as error:
-                raise _failed(header, error) from error
+                raise _failed(header.path, error) from error
             self._on_done(0, 1)
         try:
             sync_filesystem(self._root)  # once for all of it: an fsync a file takes an hour for a household
@@ -326,14 +334,12 @@ def _take_the_place(folder: int, made: str, name: str) -> None:
             os.unlink(made, dir_fd=folder)
 
 
-def _failed(header: Header, error: OSError) -> RestoreError:
+def _failed(path: str, error: OSError) -> RestoreError:
     if error.errno == errno.EEXIST:
-        return RestoreError(f"{shown(header.path)} is there already and was left as it is. Restore to an empty folder.")
+        return RestoreError(f"{shown(path)} is there already and was left as it is. Restore to an empty folder.")
     if error.errno == errno.ELOOP or error.errno == errno.ENOTDIR:
         return RestoreError(
-            f"{shown(header.path)} would be written through a link or a file that lies in its way; it was not. "
+            f"{shown(path)} would be written through a link or a file that lies in its way; it was not. "
             "Restore to an empty folder."
         )
-    return RestoreError(
-        f"{shown(header.path)} could not be written ({error.strerror}); what was there before is as it was."
-    )
+    return RestoreError(f"{shown(path)} could not be written ({error.strerror}); what was there before is as it was.")

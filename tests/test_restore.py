@@ -14,11 +14,24 @@ import pytest
 
 from memu_backup import restore
 from memu_backup.errors import Interrupted
+from memu_backup.formats import gzip
+from memu_backup.formats.reader import ArchiveReader
 from memu_backup.postgres_connection import count_rows
 from memu_backup.postgres_server import PostgresServer
 from memu_backup.postgres_tools import put_back
 from memu_backup.work import Stop
-from tests.home import ODD_NAMES, PHOTO, Home, a_database, end, fingerprints, in_a_loop_of_its_own, query, wait_until
+from tests.home import (
+    ODD_NAMES,
+    PHOTO,
+    Home,
+    Ran,
+    a_database,
+    end,
+    fingerprints,
+    in_a_loop_of_its_own,
+    query,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +209,8 @@ def test_a_restore_told_to_stop_leaves_no_half_folder(home: Home, tmp_path: Path
         assert ended.err.splitlines()[-1] == "Interrupted; what was finished stays, nothing half-written does."
         assert not target.parent.exists()
     assert [(e["action"], e["outcome"]) for e in big.audit()] == [
-        ("restore", "failed"),
-        ("restore", "failed"),
+        ("restore", "interrupted"),
+        ("restore", "interrupted"),
         ("backup", "success"),
     ]
 
@@ -332,21 +345,137 @@ def test_holes_need_no_space(tmp_path: Path, database: str) -> None:
     assert ran.status == 0, ran.err
 
 
-def test_a_damaged_file_ends_it_and_what_was_read_stays(home: Home, to: Path, tmp_path: Path, database: str) -> None:
-    """It may be all that is left of the family's photos."""
-    large = Home(tmp_path / "large", database)
-    films = {name: os.urandom(3_000_000) for name in ("a.mp4", "b.mp4")}
-    for name, content in films.items():
-        (large.folder / "photos" / name).write_bytes(content)
-    assert large.run("start").status == 0
-    archive = bytearray(large.archives[0].read_bytes())
-    at = archive.find(films["b.mp4"][1_000_000:1_000_050])
-    assert at > 0, "what will not shrink lies there as it is"
-    archive[at] ^= 1
-    damaged = tmp_path / "damaged.tar.gz"
-    damaged.write_bytes(archive)
-    ran = large.run("restore", str(damaged), "--to", str(to), "--yes")
-    assert ran.status == 1
-    assert "damaged.tar.gz is damaged" in ran.err and f"What could be read until then is in {to}." in ran.err
+# --- what can be had of a damaged backup -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer) -> Iterator[Home]:
+    """More files than are looked up one by one, among them two films that lie in the archive as they are."""
+    with a_database(postgres) as url:
+        many = Home(tmp_path_factory.mktemp("many") / "home", url)
+        for name in ("a.mp4", "m.mp4"):
+            (many.photos / name).write_bytes(os.urandom(9_000_000))
+        os.link(many.photos / "a.mp4", many.photos / "b.mp4")
+        for number in range(250):
+            (many.photos / f"n{number:03}.jpg").write_bytes(os.urandom(20_000))
+        many.configure(sources='[sources.photos]\nkind = "directory"\npath = "photos"\n')
+        ran = many.run("start")
+        assert ran.status == 0, ran.err
+        yield many
+
+
+def damaged(home: Home, folder: Path, *hurt: str) -> Path:
+    """A copy of its archive with a flipped bit in the middle of each of these files."""
+    archive = bytearray(home.archives[0].read_bytes())
+    for name in hurt:
+        content = (home.photos / name).read_bytes()
+        at = archive.find(content[len(content) // 2 :][:50])
+        assert at > 0, "what will not shrink lies there as it is"
+        archive[at] ^= 1
+    copy = folder / "damaged.tar.gz"
+    copy.write_bytes(archive)
+    return copy
+
+
+def said(ran: Ran) -> str:
+    """What it complained of, without its progress."""
+    return "".join(line for line in ran.err.splitlines(True) if not line.startswith("Bringing back "))
+
+
+def test_one_damaged_file_costs_that_file_alone(many: Home, to: Path, tmp_path: Path) -> None:
+    ran = many.run("restore", str(damaged(many, tmp_path, "m.mp4")), "--to", str(to), "--yes")
+    whole = fingerprints(many.photos)
+    del whole["m.mp4"]
+    assert fingerprints(to / "photos") == whole
+    assert ran.status == 3
+    assert said(ran) == (
+        f"damaged.tar.gz is damaged. 1 of {len(whole) + 1} files did not come back. "
+        "Try an older backup, or a copy of this one.\n  photos/m.mp4\n"
+    )
+    assert (to / "photos" / "b.mp4").samefile(to / "photos" / "a.mp4")
+
+
+def test_a_lost_file_takes_the_links_to_it_along_and_no_other(many: Home, to: Path, tmp_path: Path) -> None:
+    copy = damaged(many, tmp_path, "a.mp4", "n200.jpg", "2026/lake.jpg")
+    ran = many.run("restore", str(copy), "--to", str(to), "--yes", "--json")
     back = fingerprints(to / "photos")
-    assert back.get("a.mp4") == films["a.mp4"] and "b.mp4" not in back
+    whole = fingerprints(many.photos)
+    assert ran.status == 3 and back.items() <= whole.items()
+    lost = {f"photos/{name}" for name in whole.keys() - back.keys()}
+    assert "photos: this folder's owner, rights and time cannot be read any more" in ran.json["warnings"]
+    assert stat.S_IMODE((to / "photos").stat().st_mode) == 0o700
+    assert lost == set(ran.json["lost"]) and {"photos/a.mp4", "photos/b.mp4", "photos/n200.jpg"} <= lost
+    assert len(lost) < 100, "small files beside it share its fate, no others do"
+    assert ran.json["files"] == len(back)
+
+
+@pytest.mark.parametrize("path", ["photos/n1*.jpg", "photos/2026/lake.jpg"])
+def test_damage_elsewhere_is_no_matter(many: Home, to: Path, tmp_path: Path, path: str) -> None:
+    copy = damaged(many, tmp_path, "m.mp4")
+    ran = many.run("restore", str(copy), "--path", path, "--to", str(to), "--yes")
+    assert (ran.status, said(ran)) == (0, "")
+    assert fingerprints(to)
+
+
+def test_where_nothing_can_be_read_nothing_is_left(many: Home, to: Path, tmp_path: Path) -> None:
+    copy = damaged(many, tmp_path, "m.mp4")
+    ran = many.run("restore", str(copy), "--path", "photos/m.mp4", "--to", str(to), "--yes")
+    assert ran.status == 1
+    assert said(ran).startswith("damaged.tar.gz is damaged: nothing of what was wanted can be read.")
+    assert not to.exists()
+
+
+def test_of_a_cut_archive_everything_before_the_cut_comes_back(many: Home, to: Path, tmp_path: Path) -> None:
+    archive = many.archives[0].read_bytes()
+    middle = archive.find((many.photos / "m.mp4").read_bytes()[8_000_000:8_000_050])
+    assert middle > 0
+    cut = tmp_path / "cut.tar.gz"
+    cut.write_bytes(archive[:middle])
+    whole = {f"photos/{n}": c for n, c in fingerprints(many.photos).items() if n < "m.mp4"}
+    dry = many.run("restore", str(cut), "--to", str(to), "--dry-run")
+    assert dry.status == 3 and f"Would restore {len(whole)} files" in dry.out, dry.out
+    assert "What stood behind the damage cannot be read. Try an older backup" in dry.err
+    ran = many.run("restore", str(cut), "--to", str(to), "--yes")
+    assert ran.status == 3 and ran.out.startswith(f"Restored {len(whole)} files"), ran.out
+    assert said(ran) == dry.err and dry.err.startswith("cut.tar.gz is damaged: it cannot be read from byte ")
+    assert fingerprints(to) == whole
+    assert stat.S_IMODE((to / "photos").stat().st_mode) == stat.S_IMODE(many.photos.stat().st_mode)
+
+
+@pytest.mark.parametrize("hurt", ["something behind its end", "its index", "its metadata"])
+def test_damage_behind_the_last_file_costs_nothing(many: Home, to: Path, tmp_path: Path, hurt: str) -> None:
+    archive = bytearray(many.archives[0].read_bytes())
+    footer = gzip.read_footer(bytes(archive[-gzip.FOOTER_BYTES :]))
+    assert footer
+    if hurt == "something behind its end":
+        archive += b"something"
+    else:
+        archive[(footer.index_offset if hurt == "its index" else footer.manifest_offset) + 60] ^= 1
+    copy = tmp_path / "copy.tar.gz"
+    copy.write_bytes(archive)
+    ran = many.run("restore", str(copy), "--to", str(to), "--yes")
+    assert fingerprints(to / "photos") == fingerprints(many.photos)
+    assert ran.status == 0 and "All of what was wanted can be read" in ran.err, ran.err
+    assert [p.name for p in to.iterdir()] == ["photos"]
+
+
+def test_where_a_stretch_is_missing_the_last_file_before_it_is_doubted(many: Home, to: Path, tmp_path: Path) -> None:
+    archive = many.archives[0].read_bytes()
+    with ArchiveReader(many.archives[0]) as reader:
+        film = next(e for e in reader.index() if e.path == "photos/m.mp4")
+    gap = gzip.member_bytes(archive[film.content : film.content + gzip.HEADER_BYTES])
+    copy = tmp_path / "copy.tar.gz"
+    copy.write_bytes(archive[: film.content] + archive[film.content + (gap or 0) :])
+    ran = many.run("restore", str(copy), "--to", str(to), "--yes")
+    assert ran.status == 3 and "look at photos/m.mp4 and others that stand last in it" in ran.err, ran.err
+    back = fingerprints(to / "photos")
+    assert back["a.mp4"] == (many.photos / "a.mp4").read_bytes() and "n000.jpg" not in back
+
+
+def test_of_anothers_cut_archive_everything_before_the_cut_comes_back(many: Home, to: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "mine.tar.gz"
+    subprocess.run(["tar", "-C", many.photos, "-czf", archive, "a.mp4", "n000.jpg", "m.mp4"], check=True)
+    archive.write_bytes(archive.read_bytes()[:-1_000_000])
+    ran = many.run("restore", str(archive), "--to", str(to), "--yes")
+    assert ran.status == 3 and "it ends too early; a part of it is missing; look at n000.jpg" in ran.err, ran.err
+    assert fingerprints(to) == {n: (many.photos / n).read_bytes() for n in ("a.mp4", "n000.jpg")}

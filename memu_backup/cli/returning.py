@@ -201,6 +201,8 @@ def _tell_restored(planned: Plan, done: Restored, *, json: bool) -> None:
 
 def _damage(planned: Plan, lost: tuple[str, ...]) -> str:
     """What is missing of a damaged backup, and where it may be found."""
+    from memu_backup import words
+
     what = f"{planned.archive.name} is damaged{f': {planned.damage}' if planned.damage else ''}. "
     if not planned.cut and not lost:
         return what + "All of what was wanted can be read; make a new backup soon with: memu-backup start"
@@ -208,5 +210,5 @@ def _damage(planned: Plan, lost: tuple[str, ...]) -> str:
     if planned.cut:
         missing.append("What stood behind the damage cannot be read.")
     if lost:
-        missing.append(f"{len(lost):,} of {len(planned.entries):,} files and folders did not come back.")
+        missing.append(f"{len(lost):,} of {words.files(planned.files)} did not come back.")
     return what + " ".join(missing) + " Try an older backup, or a copy of this one."

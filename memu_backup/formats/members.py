@@ -110,8 +110,12 @@ class Piece:
 
 
 def read_members(blocks: Iterator[tuple[int, memoryview]]) -> Generator[Piece]:
-    """Inflate whole members (offset, bytes) on all cores; order is kept. Raises DamagedArchive with the offset."""
+    """Inflate whole members (offset, bytes) on all cores; order is kept. Raises DamagedArchive with the offset.
+
+    What stands before the damage is given first, also where ``blocks`` itself meets it, further on.
+    """
     under_way: deque[tuple[int, int, Future[bytes]]] = deque()
+    damage: DamagedArchive | None = None
 
     def next_piece() -> Piece:
         offset, end, content = under_way.popleft()
@@ -122,11 +126,20 @@ def read_members(blocks: Iterator[tuple[int, memoryview]]) -> Generator[Piece]:
 
     pool = ThreadPoolExecutor(THREADS, "memu-unpack")
     try:
-        for offset, member in blocks:
+        while True:
+            try:
+                offset, member = next(blocks)
+            except StopIteration:
+                break
+            except DamagedArchive as error:
+                damage = error
+                break
             under_way.append((offset, offset + len(member), pool.submit(gzip.unpack, member)))
             while len(under_way) > 2 * THREADS:
                 yield next_piece()
         while under_way:
             yield next_piece()
+        if damage:
+            raise damage
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

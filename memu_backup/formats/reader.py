@@ -26,6 +26,9 @@ OWN_NAMES = frozenset({manifest.NAME, manifest.SUMS_NAME, index.NAME})
 """Files at the top of an archive of ours that are not the household's; anyone else's may hold such names too."""
 
 _BLOCK = 1024 * 1024
+_STEP = 64 * 1024
+"""zlib gives nothing of a step in which it meets damage."""
+
 _MANIFEST_LIMIT = 64 * 1024 * 1024
 
 OnBytes = Callable[[memoryview], None]
@@ -182,6 +185,27 @@ class ArchiveReader:
                 raise DamagedArchive("its index points to the wrong place")
             yield first
 
+    def entries_from(self, first: Entry) -> Generator[tuple[Header, Iterator[memoryview]]]:
+        """As ``entries_with_content``, from ``first`` of the index on. Raises DamagedArchive, Interrupted."""
+        with closing(self._tar(_Place(first.member, self.size_bytes), first.inside)) as found:
+            yield from found
+
+    def readable(self) -> Generator[Entry | Manifest]:
+        """What can be read front to back without the index: entries, each once all of its content was read, and the
+        manifest, which stands behind the last of them. Raises DamagedArchive where that ends.
+        """
+        ours = self.indexed or self.cut
+        with closing(self.entries_with_content()) as found:
+            for header, content in found:
+                if header.path == manifest.NAME and header.type is Type.FILE:
+                    told = self.told(content)
+                    if told:
+                        yield told
+                for _ in content:
+                    pass
+                if not (ours and header.path in OWN_NAMES):
+                    yield _entry(header)
+
     def own_lines(self, name: str) -> Iterator[bytes]:
         """The lines of one of our own files at the end, found by a full pass; none where there is no such file."""
         with closing(self.entries_with_content()) as found:
@@ -256,7 +280,7 @@ class ArchiveReader:
         offset = place.start
         while offset < place.end:
             self.stop.check()
-            block = self._read(offset, min(_BLOCK, place.end - offset))
+            block = self._read(offset, min(_STEP, place.end - offset))
             if not block:
                 break
             offset += len(block)
