@@ -22,6 +22,7 @@ from memu_backup.history import History
 from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
 from memu_backup.retention import KeepLast
+from memu_backup.sources import Lacking
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
@@ -113,13 +114,14 @@ async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
         return [Finding(what, False, str(error))]
 
 
-def _check_place(directory: Path) -> str:
+def _check_place(directory: Path, no: str = "") -> str:
     """The folder, or the nearest one above it that is there, since the first backup makes it."""
     there = next(f for f in (directory, *directory.parents) if os.path.lexists(f))
+    no = no or f"so no backup can be stored in {directory}"
     if not there.is_dir():
-        raise StoreError(f"{there} is a file and not a folder, so no backup can be stored in {directory}.")
+        raise StoreError(f"{there} is a file and not a folder, {no}.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise StoreError(f"{there} cannot be written to, so no backup can be stored in {directory}.")
+        raise StoreError(f"{there} cannot be written to, {no}.")
     free = os.statvfs(there)
     will = "" if there == directory else "will be made by the first backup; "
     return f"{will}{words.size(free.f_bavail * free.f_frsize)} free"
@@ -322,15 +324,26 @@ class Manager:
         """Look at everything that the settings name, without changing it: sources, places for backups, history."""
         found = [Finding("settings", True, f"{self.config.path} has no mistakes")]
         for name in self.config.sources:
-            found += await _found(f"source {name}", self._check_source(name))
+            found += await self._check_source(name)
         for store in self.stores():
             found += await _found(f"backups in {store.directory}", asyncio.to_thread(_check_place, store.directory))
-        found += await _found("history", self.history.check())
+        found += await _found("history", self._check_history())
         return found
 
-    async def _check_source(self, name: str) -> str:
-        warnings = await self.config.source(name).check()
-        return " ".join(warnings) or "can be backed up"
+    async def _check_history(self) -> str:
+        if not self.history.unmade:
+            return await self.history.check()
+        no = "so the history cannot be kept there"
+        return f"embedded PostgreSQL; {await asyncio.to_thread(_check_place, self.config.state_dir, no)}"
+
+    async def _check_source(self, name: str) -> list[Finding]:
+        what = f"source {name}"
+        try:
+            warnings = await self.config.source(name).check()
+        except MemuError as error:
+            return [Finding(what, False, str(error))]
+        good = not any(isinstance(w, Lacking) for w in warnings)
+        return [Finding(what, good, " ".join(warnings) or "can be backed up")]
 
     @asynccontextmanager
     async def _audited(self, asker: Asker, action: str, subject: str) -> AsyncIterator[_Deed]:

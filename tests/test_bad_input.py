@@ -90,6 +90,12 @@ def test_a_source_that_is_not_there(home: Home) -> None:
     failed(home, f"{home.photos} (source photos) is not a folder")
 
 
+def test_a_check_says_no_to_what_would_make_every_backup_incomplete(home: Home) -> None:
+    (home.folder / ".env").unlink()
+    checked = home.run("config", "check")
+    assert checked.status == 1 and f" NO  source config: {home.folder}/.env (source config) is not there" in checked.out
+
+
 def test_several_sources_that_are_not_there_are_told_in_one_go(home: Home) -> None:
     (home.photos).rename(home.folder / "elsewhere")
     (home.folder / ".env").unlink()

@@ -176,7 +176,13 @@ def test_without_an_address_the_history_is_our_own(empty: Home) -> None:
     """A Postgres under the state folder, there as long as a command runs, and no longer."""
     config = empty.folder / "config.toml"
     config.write_text(re.sub(r"(?m)^url = .*$", "", config.read_text()))
+    for looking in ("status", "list", "log"):
+        assert "yet" in empty.run(looking).out
+    checked = empty.run("config", "check")
+    assert checked.status == 0 and "history: embedded PostgreSQL; will be made by the first backup" in checked.out
+    assert not (empty.folder / "state").exists()
     assert empty.run("start").status == 0
+    assert "ok  history: embedded PostgreSQL 18" in empty.run("config", "check").out
     assert empty.run("start").status == 0
     first, _ = empty.archives
     assert empty.run("show", first.name.removesuffix(".tar.gz"), "--json").json["path"] == str(first)

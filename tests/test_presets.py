@@ -74,6 +74,7 @@ def test_from_init_to_the_first_backup(tmp_path: Path, database: str) -> None:
     assert {line.split(":")[0] for line in checked.out.splitlines() if line.startswith(" NO")} == {
         " NO  source pgdata",
         " NO  source ollama",
+        " NO  source config",
     }
     (etc / "postgres-url").write_text(database + "\n")
     before, _, after = file.read_text().partition("[sources.ollama]")

@@ -105,6 +105,8 @@ class History:
         ``called`` leaves only those whose run id or file name is among these, ``directory`` those whose backup lies
         or was to lie in that very folder, or that do not say where.
         """
+        if self.unmade:
+            return []
         chosen = partial(_is_chosen, host, job, called, directory)
 
         async def work(connection: Connection) -> list[Run]:
@@ -144,6 +146,11 @@ class History:
         """Whether anything waits here for Postgres: runs, or what people did. Asks no server."""
         return bool(self._spool.paths())
 
+    @property
+    def unmade(self) -> bool:
+        """Whether nothing was ever written down, in an embedded server that is not there yet: asking makes none."""
+        return self._database.unmade and not self.waiting()
+
     async def backup_count(self, *, job: str | None = None) -> int:
         """How many backups are stored: successful or partial and not deleted since. Raises HistoryAway."""
 
@@ -156,6 +163,9 @@ class History:
 
     async def audit_log(self, limit: int = 100) -> list[AuditEvent]:
         """The newest ``limit`` events, newest first; what is still spooled counts. Raises HistoryAway."""
+
+        if self.unmade:
+            return []
 
         async def work(connection: Connection) -> list[AuditEvent]:
             waiting = await self._waiting(connection)

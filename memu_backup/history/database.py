@@ -93,6 +93,14 @@ class Database:
         finally:
             self._turn.release()
 
+    @property
+    def unmade(self) -> bool:
+        """Whether it is our own, and nobody has made it yet. Where that cannot be seen it is taken to be there."""
+        try:
+            return self._server is not None and not self._server.data.exists()
+        except OSError:
+            return False
+
     async def close(self) -> None:
         """Stop the embedded server if we started it and nobody else uses it. Bounded; never raises."""
         if self._server is None:

@@ -63,6 +63,12 @@ class SourceSettings(BaseModel):
         return {**self.model_dump(), "place": self.place_of(name)}
 
 
+class Lacking(str):
+    """A warning of ``check`` about something that the backup will lack: the capture will call it ``missing``."""
+
+    __slots__ = ()
+
+
 class Reader(Protocol):
     """What ``Source.verify`` needs of a stored backup."""
 
@@ -84,7 +90,8 @@ class Source(Protocol):
     async def check(self) -> list[str]:
         """Is everything there that a capture will need: rights, versions, programs? Changes nothing.
 
-        Returns warnings, a sentence each. Raises SourceError with the sentence for the person who must act.
+        Returns warnings, a sentence each, as ``Lacking`` where the run would be partial for it. Raises SourceError with
+        the sentence for the person who must act.
         """
         ...
 

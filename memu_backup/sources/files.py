@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.sources import Reader, SourceSettings, look
+from memu_backup.sources import Lacking, Reader, SourceSettings, look
 
 
 class FilesSettings(SourceSettings):
@@ -51,12 +51,20 @@ class FilesSource:
                 f"None of the {len(missing)} paths of source {self.name} can be seen (the first is {missing[0]}), "
                 f"so it cannot be backed up. Correct sources.{self.name}.paths."
             )
-        return [f"{p} (source {self.name}) is not there, or this user may not see it." for p in missing]
+        closed = await look(self.name, lambda: [p for p in there if not _readable(p)])
+        return self._warnings(missing) + [
+            Lacking(f"{p} (source {self.name}) may not be read by this user.") for p in closed
+        ]
+
+    def _warnings(self, missing: list[Path]) -> list[str]:
+        kind = str if self._settings.optional else Lacking
+        return [kind(f"{p} (source {self.name}) is not there, or this user may not see it.") for p in missing]
 
     @asynccontextmanager
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:  # noqa: ARG002  nothing to write out first
-        warnings = tuple(await self.check())
-        there, _ = await look(self.name, self._split)
+        await self.check()
+        there, missing = await look(self.name, self._split)
+        warnings = tuple(self._warnings(missing))  # what is closed is met, and told of, by whoever reads it
         yield Captured(
             source=self.name,
             kind=self.kind,
@@ -70,6 +78,10 @@ class FilesSource:
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all
         return []
+
+
+def _readable(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
 
 
 SOURCE = FilesSource

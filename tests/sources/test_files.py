@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from pydantic import ValidationError
 
+from memu_backup.sources import Lacking
 from memu_backup.sources.files import FilesSettings, FilesSource
 from tests.archives import Unpacked, snapshot
 from tests.contracts.sources import SourceContract
@@ -46,10 +50,39 @@ async def test_one_missing_file_is_a_warning_of_the_check_and_missing_in_the_bac
     (tmp_path / ".env").touch()
     source = files(tmp_path / ".env", tmp_path / "gone")
     (warning,) = await source.check()
+    assert isinstance(warning, Lacking)
     assert str(tmp_path / "gone") in warning
     async with source.capture(tmp_path) as captured:
         assert (captured.warnings, captured.missing) == ((), (warning,))
         assert [r.place for r in captured.roots] == ["config/.env"]
+
+
+AS_ANYBODY = """
+import asyncio, os, pathlib, sys
+from memu_backup.sources import Lacking
+from memu_backup.sources import Lacking
+from memu_backup.sources.files import FilesSettings, FilesSource
+paths = [pathlib.Path(p) for p in sys.argv[1:]]
+source = FilesSource("config", FilesSettings(kind="files", paths=paths, optional=True))
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(65534), os.setuid(65534)
+for warning in asyncio.run(source.check()):
+    print(type(warning).__name__, warning)
+"""
+
+
+def test_a_file_that_may_not_be_read_is_known_before_the_backup() -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        paths = [Path(folder) / name for name in ("open", "closed", "folder")]
+        paths[0].touch()
+        paths[0].chmod(0o644)
+        paths[1].touch(0)
+        paths[2].mkdir(0o444)
+        told = subprocess.run([sys.executable, "-c", AS_ANYBODY, *paths], check=True, capture_output=True, text=True)
+        assert told.stdout.splitlines() == [
+            f"Lacking {path} (source config) may not be read by this user." for path in paths[1:]
+        ]
 
 
 async def test_an_optional_file_may_be_missing(tmp_path: Path) -> None:
