@@ -341,12 +341,8 @@ async def _write(order: Order, row: Run, captured: Sequence[Captured], on_progre
     never = frozenset(files.identities((order.store.directory, *order.never)))
     roots = [root for c in captured for root in c.roots]
     total = await in_thread(lambda: files.measure(roots, never, stop.check), stop, gentle=True)
-    report = _of(total, on_progress)
+    report = verify.with_total(total, on_progress)
     return await in_thread(lambda: order.store.write(label, captured, never, report, stop), stop, gentle=True)
-
-
-def _of(total_bytes: int, on_progress: OnProgress) -> OnProgress:
-    return lambda progress: on_progress(replace(progress, total_bytes=max(total_bytes, progress.done_bytes)))
 
 
 def _offset(at: datetime, zone: tzinfo) -> str:
@@ -359,8 +355,7 @@ async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tu
 
     What a source could not look at is a warning: every byte was compared all the same.
     """
-    report = _of(written.manifest.size_bytes, on_progress)
-    verdict = await verify.prove(order.store, written.partial_path, written.manifest, report)
+    verdict = await verify.prove(order.store, written.partial_path, written.manifest, on_progress)
     if verdict.problems or verdict.sha256 is None:
         raise DamagedArchive(
             f"What was written could not be read back ({verdict.problems[0]}), so it was thrown away; "

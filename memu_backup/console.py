@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -18,9 +18,16 @@ from memu_backup import words
 from memu_backup.model import Phase, Progress
 from memu_backup.stores import OnProgress
 
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Called where it is caught: whoever runs the command decides what it means, Rich would end with status 1."""
+        raise BrokenPipeError
+
+
 # No emoji: a photo may well be called :smile:.jpg.
-out = Console(highlight=False, soft_wrap=True, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+out = _Console(highlight=False, soft_wrap=True, emoji=False)
+err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 _PLAIN_EVERY_S = 10.0
 
@@ -98,6 +105,8 @@ def progress() -> Iterator[OnProgress]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        ProgressColumn,
+        Task,
         TaskID,
         TaskProgressColumn,
         TextColumn,
@@ -106,14 +115,24 @@ def progress() -> Iterator[OnProgress]:
     )
     from rich.progress import Progress as Bars
 
+    class Counted(ProgressColumn):
+        """A column only where bytes are counted: to collect and to finish has no length that is known."""
+
+        def __init__(self, column: ProgressColumn) -> None:
+            super().__init__()
+            self._column = column
+
+        def render(self, task: Task) -> RenderableType:
+            return self._column(task) if task.fields["counted"] else ""
+
     # They go when the work is done or has failed: what remains on the screen is the sentence that says which.
     bars = Bars(
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(compact=True),
+        *map(
+            Counted,
+            (TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)),
+        ),
         console=err,
         transient=True,
     )
@@ -124,8 +143,9 @@ def progress() -> Iterator[OnProgress]:
             if phase is not moment.phase and not bars.tasks[task].finished:
                 bars.update(task, completed=bars.tasks[task].total or 1, total=bars.tasks[task].total or 1)
         if moment.phase not in tasks:
-            tasks[moment.phase] = bars.add_task(words.PHASES[moment.phase], total=None)
-        bars.update(tasks[moment.phase], completed=moment.done_bytes, total=moment.total_bytes)
+            tasks[moment.phase] = bars.add_task(words.PHASES[moment.phase], total=None, counted=False)
+        counted = bool(moment.total_bytes or moment.done_bytes)
+        bars.update(tasks[moment.phase], completed=moment.done_bytes, total=moment.total_bytes, counted=counted)
 
     with bars:
         yield show

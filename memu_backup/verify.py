@@ -40,7 +40,8 @@ async def prove(
     before this returns.
     """
     stop = Stop()
-    verdict = await in_thread(lambda: store.prove(path, level, on_progress, stop), stop, gentle=True)
+    report = with_total(manifest.size_bytes, on_progress) if manifest else on_progress
+    verdict = await in_thread(lambda: store.prove(path, level, report, stop), stop, gentle=True)
     if level is Level.QUICK or manifest is None or not verdict.good:
         return verdict
     problems: list[str] = []
@@ -53,6 +54,11 @@ async def prove(
         except MemuError as error:
             unchecked.append(f"{summary.name}: {str(error).removesuffix('.')}.")
     return replace(verdict, problems=tuple(problems), unchecked=tuple(unchecked))
+
+
+def with_total(total_bytes: int, on_progress: OnProgress) -> OnProgress:
+    """Tells ``on_progress`` how much there is, which may be an estimate."""
+    return lambda moment: on_progress(replace(moment, total_bytes=max(total_bytes, moment.done_bytes)))
 
 
 async def _ask(summary: SourceSummary, reader: Reader) -> list[str]:

@@ -168,8 +168,12 @@ def test_a_long_backup_shows_how_far_it_is_how_fast_and_how_long_still(empty: Ho
     )
     assert "Checking" in plain
     assert plain.splitlines()[-1].startswith("memu_backup_")
+    for name in ("Collecting", "Finishing"):
+        lines = [line for line in plain.splitlines() if name in line]
+        assert lines and not any("byte" in line or "/" in line or "?" in line for line in lines)
     in_a_pipe = empty.run("start")
     assert in_a_pipe.err.splitlines() == ["Collecting …", "Saving 150 MB …", "Checking 150 MB …", "Finishing …"]
+    assert empty.run("verify").err.splitlines() == ["Checking 150 MB …"]
 
 
 def test_without_an_address_the_history_is_our_own(empty: Home) -> None:
@@ -192,10 +196,28 @@ def test_without_an_address_the_history_is_our_own(empty: Home) -> None:
     assert not (empty.folder / "state" / "postgres" / "data" / "postmaster.pid").exists()
 
 
+ENDLESS = """
+from memu_backup import cli, console
+from memu_backup.cli.shell import app, command
+
+@app.command()
+@command
+async def endless() -> None:
+    while True:
+        console.say("x" * 10_000)
+
+cli.main()
+"""
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(home: Home) -> None:
     command = " ".join(f"'{a}'" for a in home.argv("show", "latest", "--files", "--json"))
     done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("{", "")
+    # Rich has an end of its own for this; the lines have to be more than a pipe holds.
+    command = f"'{sys.executable}' -c '{ENDLESS}' endless"
+    done = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("x", "", 0)
 
 
 def test_backups_that_cannot_be_looked_at_are_not_taken_for_none(empty: Home) -> None:
