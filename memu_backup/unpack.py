@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ _LONGEST_LINK = 4095
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4 * 1024 * 1024
 _ACL = "system.posix_acl_"
+_TEMPORARY = re.compile(r"\.[0-9a-f]{2,100}\.([0-9]{1,10})\.restoring")
 
 OnDone = Callable[[int, int], None]
 """Bytes and entries put in place since the last call."""
@@ -119,6 +121,7 @@ class Unpacker:
         self.warnings: list[str] = []
 
     def __enter__(self) -> Unpacker:
+        self._sweep()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -192,6 +195,16 @@ class Unpacker:
     def _close_to(self, depth: int) -> None:
         while len(self._open) > depth:
             os.close(self._open.pop()[1])
+
+    def _sweep(self) -> None:
+        """Remove what killed restores left half-made in the folders that this one writes to."""
+        for folder in sorted({path.rpartition("/")[0] for path in self._plan}):
+            with suppress(OSError):  # not there yet, or a conflict that is met, and told, later
+                descriptor = self._folder_of(f"{folder}/" if folder else "", make=False)
+                for name in os.listdir(descriptor):  # noqa: PTH208  Path knows no descriptors
+                    left = _TEMPORARY.fullmatch(name)
+                    if left and not _is_at_work(int(left[1])):
+                        os.unlink(name, dir_fd=descriptor)
 
     # --- files and links ---------------------------------------------------------------------------------------------
 
@@ -315,6 +328,11 @@ def _temporary(folder: int, name: str) -> str:
     with suppress(FileNotFoundError):
         os.unlink(made, dir_fd=folder)
     return made
+
+
+def _is_at_work(process: int) -> bool:
+    """Whether it is another process, which may be restoring into the same folder. Ours has made nothing yet."""
+    return process != os.getpid() and os.path.exists(f"/proc/{process}")  # noqa: PTH110  no error whatever it is
 
 
 def _is_there(folder: int, name: str) -> bool:

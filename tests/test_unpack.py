@@ -315,6 +315,22 @@ def test_a_killed_restore_leaves_no_half_file_under_the_name_of_a_whole_one(targ
     assert left.name.endswith(".restoring") and left.read_bytes() == b"half"
 
 
+def test_the_next_restore_sweeps_what_a_killed_one_left(target: Path, tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for place in ("", "photos", "not ours"):
+        (target / place).mkdir(exist_ok=True)
+        for name in (f".61.{dead.pid}.restoring", ".61.1.restoring", ".zz.5.restoring", ".61.5.restoring~", "mine"):
+            (target / place / name).write_bytes(b"half")
+    plan = unpack.judge([(p, Planned(Type.FILE, 1, "")) for p in ("a", "photos/a", "new/a")])
+    with Unpacker(target, plan, **HOW):  # type: ignore[arg-type]
+        pass
+    swept = {".61.1.restoring", ".zz.5.restoring", ".61.5.restoring~", "mine"}  # process 1 lives
+    assert {p.name for p in target.iterdir() if p.is_file()} == {p.name for p in (target / "photos").iterdir()} == swept
+    assert (target / "not ours" / f".61.{dead.pid}.restoring").exists()
+    assert not (target / "new").exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_a_killed_restore_with_our_number_left_is_not_in_the_way(
     target: Path, tmp_path: Path, overwrite: bool
