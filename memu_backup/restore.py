@@ -7,6 +7,7 @@ import errno
 import fnmatch
 import os
 import shutil
+import stat
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
@@ -43,7 +44,8 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a restore would do. ``in_the_way`` are files that are there already.
+    """What a restore would do. ``in_the_way`` are files that are there already, and could be replaced; ``conflicts``
+    are half-sentences about what could not: a folder where a file is to stand, a link where a folder is.
 
     ``size_bytes`` is what the files are read as, ``room_bytes`` what they take on a disk that knows of holes.
     ``new_files`` counts what needs an inode of its own, and ``free_files`` these, None where the disk has no limit.
@@ -60,6 +62,7 @@ class Plan:
     size_bytes: int
     room_bytes: int
     in_the_way: tuple[str, ...]
+    conflicts: tuple[str, ...]
     free_bytes: int
     new_files: int
     free_files: int | None
@@ -109,6 +112,7 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
         size_bytes=sum(e.size_bytes for e in chosen),
         room_bytes=sum(e.room_bytes for e in chosen),
         in_the_way=tuple(e.path for e in chosen if e.type is not Type.DIRECTORY and e.path in existing),
+        conflicts=tuple(_conflicts(target, chosen)),
         free_bytes=disk.f_bavail * disk.f_frsize,
         new_files=sum(e.type is not Type.HARDLINK and e.path not in existing for e in chosen),
         free_files=disk.f_favail if disk.f_files else None,
@@ -172,7 +176,7 @@ def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: 
     begun = time.monotonic()
     made = _make_folder(planned.target)
     try:
-        lost, warnings = _unpack(planned, overwrite, on_progress, stop)
+        lost, warnings = _unpack(planned, overwrite, on_progress, stop, stays=planned.target not in made)
         if lost and len(lost) == planned.files:
             raise DamagedArchive(
                 f"{planned.archive.name} is damaged: nothing of what was wanted can be read. "
@@ -221,8 +225,11 @@ def _unusable(target: Path, error: OSError) -> str:
     return f"{target} cannot be written to ({os.strerror(error.errno or 0)})"
 
 
-def _unpack(planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop) -> tuple[list[Entry], tuple[str, ...]]:
-    """Returns the files and links that could not be read, and warnings."""
+def _unpack(
+    planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop, *, stays: bool
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """Returns the files and links that could not be read, and warnings. ``stays`` says whether what was done stays
+    after an error."""
     done_bytes = done_entries = 0
 
     def on_done(more_bytes: int, more_entries: int) -> None:
@@ -245,6 +252,10 @@ def _unpack(planned: Plan, overwrite: bool, on_progress: OnProgress, stop: Stop)
                 if entry.type is Type.DIRECTORY:
                     unpacker.make_private_folder(entry.path)
             unpacker.finish()
+        except RestoreError as error:
+            if not stays:
+                raise
+            raise RestoreError(f"{error} Before that, {words.files(done_entries)} came back.") from error
         except ArchiveError as error:
             raise about(planned.archive, error) from error
     return [e for e in unread if e.type is not Type.DIRECTORY], tuple(unpacker.warnings)
@@ -259,6 +270,7 @@ def as_json(planned: Plan) -> dict[str, Any]:
         "size_bytes": planned.size_bytes,
         "free_bytes": planned.free_bytes,
         "in_the_way": list(planned.in_the_way),
+        "conflicts": list(planned.conflicts),
         "damage": planned.damage,
     }
 
@@ -304,6 +316,12 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
     there = _nearest(planned.target)
     if not there.is_dir():
         raise RestoreError(f"{there} is a file and not a folder, so nothing was restored. Choose another with --to.")
+    if planned.conflicts:
+        more = len(planned.conflicts) - 3
+        raise RestoreError(
+            f"{'; '.join(planned.conflicts[:3])}{f'; and {more} more' if more > 0 else ''}; nothing was written. "
+            "Restore to an empty folder with --to."
+        )
     if planned.in_the_way and not overwrite:
         first = ", ".join(shown(p) for p in planned.in_the_way[:3])
         more = len(planned.in_the_way) - 3
@@ -367,6 +385,32 @@ def _with_link_targets(chosen: Sequence[Entry], entries: Sequence[Entry]) -> tup
     if not wanted:
         return tuple(chosen)
     return tuple(e for e in entries if e.path in paths or e.path in wanted)
+
+
+def _conflicts(target: Path, entries: Sequence[Entry]) -> Iterator[str]:
+    """What is there that nothing could be put in the place of, and folders that are links to elsewhere."""
+    looked_at: set[str] = set()
+    for entry in entries:
+        folder = entry.path if entry.type is Type.DIRECTORY else entry.path.rpartition("/")[0]
+        parts = folder.split("/") if folder else []
+        for depth in range(len(parts)):
+            place = "/".join(parts[: depth + 1])
+            if place not in looked_at:
+                looked_at.add(place)
+                there = _kind(target / place)
+                if there not in ("", "folder"):
+                    yield f"{target / shown(place)} is a {there}, where a folder is to stand"
+        if entry.type is not Type.DIRECTORY and _kind(target / entry.path) == "folder":
+            yield f"{target / shown(entry.path)} is a folder, where a {entry.type} is to stand"
+
+
+def _kind(path: Path) -> str:
+    """folder, link or file; empty where there is nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return ""
+    return "folder" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "file"
 
 
 def _nearest(target: Path) -> Path:

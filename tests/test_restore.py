@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import restore
-from memu_backup.errors import Interrupted
+from memu_backup.errors import Interrupted, RestoreError
 from memu_backup.formats import gzip
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.postgres_connection import count_rows
@@ -147,6 +147,45 @@ def test_files_that_are_there_are_replaced_only_when_told(home: Home, to: Path) 
     assert "1 file of these is there already" in dry.out
     assert home.run("restore", "-p", "photos/2026", "--to", str(to), "--yes", "--overwrite").status == 0
     assert mine.read_bytes() == PHOTO[::-1]
+
+
+def test_what_cannot_be_replaced_is_told_before_anything_is_written(home: Home, to: Path, tmp_path: Path) -> None:
+    """Also with --overwrite: files before it would be new, those after it old."""
+    (tmp_path / "elsewhere").mkdir()
+
+    def folder_for_a_file(there: Path) -> None:
+        (there / "2026" / "tent.jpg").mkdir(parents=True)
+
+    def linked_folder(there: Path) -> None:
+        (there / "2026").symlink_to(tmp_path / "elsewhere")
+
+    def file_for_a_folder(there: Path) -> None:
+        (there / "2026").write_bytes(b"mine")
+
+    for make, says in (
+        (folder_for_a_file, "2026/tent.jpg is a folder, where a file is to stand"),
+        (linked_folder, "2026 is a link, where a folder is to stand"),
+        (file_for_a_folder, "2026 is a file, where a folder is to stand"),
+    ):
+        there = to / make.__name__ / "photos"
+        there.mkdir(parents=True)
+        make(there)
+        before = sorted(there.rglob("*"))
+        ran = home.run("restore", "--to", str(there.parent), "--yes", "--overwrite")
+        assert ran.status == 1
+        assert ran.err == f"{there}/{says}; nothing was written. Restore to an empty folder with --to.\n"
+        assert sorted(there.rglob("*")) == before and list(there.parent.iterdir()) == [there]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_failure_in_the_middle_tells_how_much_came_back(home: Home, to: Path) -> None:
+    """What was not there when it was planned comes in between."""
+    to.mkdir()
+    planned = restore.plan(home.archives[0], restore.Wanted(paths=("photos/2026",)), to, Stop())
+    (to / "photos" / "2026" / "tent.jpg").mkdir(parents=True)
+    with pytest.raises(RestoreError, match=r"tent.jpg is there already .* Before that, 1 file came back\."):
+        restore.carry_out(planned, overwrite=False, on_progress=lambda _: None, stop=Stop())
+    assert fingerprints(to) == {"photos/2026/lake.jpg": PHOTO}
 
 
 def test_unless_told_it_goes_to_a_new_folder_here(home: Home) -> None:
