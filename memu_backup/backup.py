@@ -357,9 +357,10 @@ async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tu
     """
     verdict = await verify.prove(order.store, written.partial_path, written.manifest, on_progress)
     if verdict.problems or verdict.sha256 is None:
+        why = verdict.problems[0].removesuffix(".")
         raise DamagedArchive(
-            f"What was written could not be read back ({verdict.problems[0]}), so it was thrown away; "
-            "older backups are untouched. Check the disk that holds them."
+            f"What was written could not be read back ({why}), so it was thrown away; older backups are untouched. "
+            "Check the disk that holds them."
         )
     for sentence in verdict.unchecked:
         log.info("%s", sentence)  # the row keeps it as a warning

@@ -85,7 +85,11 @@ def _tell_verdict(name: str, verdict: Verdict) -> None:
     from memu_backup.model import Level
 
     if verdict.good:
-        how = "every byte was read and is as it was written" if verdict.level is Level.FULL else "its index is whole"
+        how = "every byte was read and is as it was written"
+        if not verdict.compared:
+            how = "its compression and its list are whole; it carries no checksums to compare with"
+        elif verdict.level is Level.QUICK:
+            how = "its index is whole"
         console.say(f"{name} is good: {words.files(verdict.files)}, {words.size(verdict.content_bytes)}; {how}.")
         return
     if not verdict.problems:
@@ -93,7 +97,8 @@ def _tell_verdict(name: str, verdict: Verdict) -> None:
     else:
         console.complain(f"{name} is damaged:")
     for sentence in (*verdict.problems, *verdict.unchecked):
-        console.complain(f"  {sentence}")
+        bare = sentence.removeprefix(f"{name} is damaged: ")
+        console.complain(f"  {bare[:1].upper() if bare != sentence else bare[:1]}{bare[1:]}")
     if verdict.problems:
         console.complain("Make a new backup with: memu-backup start. Then check the disk that holds this one.")
 

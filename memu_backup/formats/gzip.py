@@ -144,7 +144,7 @@ def unpack(member: Buffer) -> bytes:
         # The size is a stranger's word: it bounds what is inflated and never reserves more than a member may hold.
         data = inflater.decompress(member, min(size, MEMBER_LIMIT) + 1)
     except (zlib.error, struct.error) as error:
-        raise DamagedArchive(f"a compressed block is damaged ({error})") from error
+        raise DamagedArchive("a compressed block is damaged") from error
     if not inflater.eof or inflater.unused_data:
         raise DamagedArchive("a compressed block is damaged (its length is wrong)")
     return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,17 +20,23 @@ from memu_backup.formats.tar import Header, Type
 from memu_backup.formats.writer import mode_line
 from memu_backup.model import Manifest, SourceSummary
 
+log = logging.getLogger(__name__)
+
 _NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What was found. ``problems`` are sentences; ``sha256`` is that of the archive file, where all of it was read."""
+    """What was found. ``problems`` are sentences; ``sha256`` is that of the archive file, where all of it was read.
+
+    ``compared`` is False where it tells nothing that its content could be compared with.
+    """
 
     problems: tuple[str, ...]
     files: int
     content_bytes: int
     sha256: str | None = None
+    compared: bool = True
 
 
 def quick(reader: ArchiveReader) -> Proof:
@@ -91,7 +98,8 @@ def _full(reader: ArchiveReader, check: _Pass) -> Proof:
     try:
         check.run()
     except DamagedArchive as error:
-        return check.proof((f"{reader.path.name} is damaged: {error}.", *_named(reader)))
+        log.debug("The damage in %s:", reader.path.name, exc_info=error)
+        return check.proof(_damage(reader, str(error)))
     problems = [] if reader.whole else [f"{reader.path.name} is not as long as it was when it was written."]
     if reader.cut:
         problems.append(f"{reader.path.name} lacks its last bytes, by which single files are found.")
@@ -222,7 +230,8 @@ class _Pass:
             self._lines.close()
 
     def proof(self, problems: tuple[str, ...]) -> Proof:
-        return Proof(problems, self._files, self._bytes, self._whole.hexdigest() if self._finished else None)
+        sha256 = self._whole.hexdigest() if self._finished else None
+        return Proof(problems, self._files, self._bytes, sha256, compared=self._manifest is not None)
 
 
 @contextmanager
@@ -236,15 +245,18 @@ def _scratch() -> Iterator[None]:
         ) from error
 
 
-def _named(reader: ArchiveReader) -> list[str]:
-    """The files that a damaged stretch belongs to."""
+def _damage(reader: ArchiveReader, what: str) -> tuple[str, ...]:
+    """The files that a damaged stretch belongs to come first: they are what somebody misses."""
+    whole = f"{reader.path.name} is damaged: {what}."
     if not reader.indexed:
-        return ["It has no index, so what lies behind the damage can only be tried: gzip and tar read up to it."]
+        return whole, "It has no index, so what lies behind the damage can only be tried: gzip and tar read up to it."
     try:
         paths = list(reader.damaged())
     except ArchiveError:
-        return ["Its index is damaged too."]
+        return whole, "Its index is damaged too."
     found = [f"{shown(path)} cannot be read back." for path in paths[:_NAMED]]
     if len(paths) > _NAMED:
         found.append(f"… and {len(paths) - _NAMED:,} more, which lie beside them.")
-    return found or ["Every file in it can be read back all the same; the damage is between them."]
+    if not found:
+        return whole, "Every file in it can be read back all the same; the damage is between them."
+    return *found, f"{what[:1].upper()}{what[1:]}."

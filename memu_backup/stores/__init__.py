@@ -60,7 +60,8 @@ class Verdict:
     """What a verification found. ``problems`` are sentences that name the file concerned; any of them means damaged.
 
     ``unchecked`` are sentences about what nobody could look at, such as a dump without a pg_restore that reads it:
-    that part is neither proven nor damaged. Good is what has neither.
+    that part is neither proven nor damaged. Good is what has neither. ``compared`` is False where it carries no
+    checksums: all of it can be read, which is all that can be said.
     """
 
     level: Level
@@ -69,6 +70,7 @@ class Verdict:
     content_bytes: int
     sha256: str | None = None
     unchecked: tuple[str, ...] = ()
+    compared: bool = True
 
     @property
     def good(self) -> bool:

@@ -274,7 +274,7 @@ class ArchiveStore:
             found = proof.quick(reader) if level is Level.QUICK else proof.full(reader, meter.tick)
             meter.flush()
         problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
-        return Verdict(level, problems, found.files, found.content_bytes, found.sha256)
+        return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
 
     def _sidecar(self, path: Path) -> Path:
         return path.with_name(path.name + _SIDECAR)
