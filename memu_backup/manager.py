@@ -285,6 +285,10 @@ class Manager:
             history_away=away,
         )
 
+    def is_ours(self, archive: Path) -> bool:
+        """Whether it lies in a folder that backups are written to; a link there leads anywhere."""
+        return not archive.is_symlink() and any(_same_folder(archive.parent, s.directory) for s in self.stores())
+
     # --- is it good, and the way back --------------------------------------------------------------------------------
 
     async def verify(

@@ -70,6 +70,7 @@ class Plan:
     indexed: bool
     damage: str
     cut: bool
+    trusted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +89,10 @@ class Restored:
     lost: tuple[str, ...]
 
 
-def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
+def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop, *, trusted: bool = False) -> Plan:
     """Judge every entry of the archive, pick what is wanted, look at the target. Changes nothing; blocks.
+
+    Only from a ``trusted`` archive come setuid, setgid and capabilities of files (docs/decisions/0007).
 
     Of a damaged archive it plans what can be had. Raises UnknownBackup, NotAnArchive, HostileArchive, DamagedArchive
     where nothing can be had, and UsageError where nothing fits ``wanted``.
@@ -120,6 +123,7 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop) -> Plan:
         indexed=held.indexed,
         damage=held.damage,
         cut=held.cut,
+        trusted=trusted,
     )
 
 
@@ -242,7 +246,9 @@ def _unpack(
     allowed = {e.path: Planned(e.type, e.size_bytes, e.link) for e in planned.entries}
     on_progress(Progress(Phase.RESTORING, 0, planned.size_bytes))
     try:
-        unpacker = unpack.Unpacker(planned.target, allowed, overwrite=overwrite, stop=stop, on_done=on_done)
+        unpacker = unpack.Unpacker(
+            planned.target, allowed, overwrite=overwrite, stop=stop, on_done=on_done, trusted=planned.trusted
+        )
     except OSError as error:
         raise RestoreError(f"{_unusable(planned.target, error)}, so nothing was restored.") from error
     with ArchiveReader(planned.archive, stop) as reader, unpacker:

@@ -30,6 +30,8 @@ _LONGEST_LINK = 4095
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4 * 1024 * 1024
 _ACL = "system.posix_acl_"
+_CAPABILITY = "security.capability"
+_UNTRUSTED = "it comes without its special rights (setuid, capabilities), as anyone may have packed it; see --trust"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{2,100}\.([0-9]{1,10})\.restoring")
 
 OnDone = Callable[[int, int], None]
@@ -105,12 +107,23 @@ class Unpacker:
 
     ``plan`` is what ``judge`` returned, narrowed to what is wanted. With ``overwrite`` existing files are replaced,
     each at once; without it the first one met raises RestoreError. As another user than root, owners stay ours, and
-    files are no longer setuid or setgid. A file has its name only once it is whole.
+    files are no longer setuid or setgid; nor are they, nor do they keep capabilities, where the archive is not
+    ``trusted``. A file has its name only once it is whole.
     """
 
-    def __init__(self, target: Path, plan: dict[str, Planned], *, overwrite: bool, stop: Stop, on_done: OnDone) -> None:
+    def __init__(
+        self,
+        target: Path,
+        plan: dict[str, Planned],
+        *,
+        overwrite: bool,
+        stop: Stop,
+        on_done: OnDone,
+        trusted: bool = False,
+    ) -> None:
         self._plan = plan
         self._overwrite = overwrite
+        self._trusted = trusted
         self._stop = stop
         self._on_done = on_done
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -272,6 +285,9 @@ class Unpacker:
         if self._inherits:
             self._disown(descriptor, header)
         for key, value in header.xattrs.items():
+            if key == _CAPABILITY and not self._trusted:
+                self._warn(f"{shown(header.path)}: {_UNTRUSTED}")
+                continue
             try:
                 os.setxattr(descriptor, key, value)
             except OSError as error:
@@ -289,9 +305,10 @@ class Unpacker:
         """Its rights, without those by which a program would run as somebody it was never meant to run as."""
         # A folder's setgid gives nobody any rights: what is made in it gets the group that the folder has.
         harmless = 0o3777 if header.type is Type.DIRECTORY else 0o1777
-        if owned or header.mode & harmless == header.mode:
+        if (owned and self._trusted) or header.mode & harmless == header.mode:
             return header.mode
-        self._warn(f"{shown(header.path)}: it does not run as its owner or group any more, as they could not be set")
+        why = "it does not run as its owner or group any more, as they could not be set"
+        self._warn(f"{shown(header.path)}: {why if self._trusted else _UNTRUSTED}")
         return header.mode & harmless
 
     def _own(self, entry: int | str, header: Header, folder: int | None = None) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from memu_backup.postgres_connection import count_rows
 from memu_backup.postgres_server import PostgresServer
 from memu_backup.postgres_tools import put_back
 from memu_backup.work import Stop
+from tests.archives import needs_root
 from tests.home import (
     ODD_NAMES,
     PHOTO,
@@ -382,6 +384,41 @@ def test_holes_need_no_space(tmp_path: Path, database: str) -> None:
         prefix=("unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh"),
     )  # fmt: skip
     assert ran.status == 0, ran.err
+
+
+@needs_root
+def test_special_rights_come_from_our_own_backups_only(tmp_path: Path, database: str) -> None:
+    """An archive that somebody handed in must not leave a program on the disk that runs as root."""
+    ours = Home(tmp_path / "home", database)
+    for name, mode in (("su", 0o4755), ("mail", 0o2755), ("ping", 0o755)):
+        (ours.photos / name).write_bytes(b"\x7fELF")
+        (ours.photos / name).chmod(mode)
+    capability = struct.pack("<IIIII", 0x02000001, 1 << 13, 0, 0, 0)
+    os.setxattr(ours.photos / "ping", "security.capability", capability)
+    ours.photos.chmod(0o2750)
+    assert ours.run("start").status == 0
+    elsewhere, (archive,) = tmp_path / "handed in.tar.gz", ours.archives
+    elsewhere.write_bytes(archive.read_bytes())
+    link = ours.backups / "link.tar.gz"
+    link.symlink_to(elsewhere)
+
+    def rights(*argv: str) -> tuple[list[int], bool, str]:
+        target = tmp_path / f"back{len(list(tmp_path.iterdir()))}"
+        ran = ours.run("restore", *argv, "--to", str(target), "--yes")
+        assert ran.status == 0, ran.err
+        back = target / "photos"
+        assert stat.S_IMODE(back.stat().st_mode) == 0o2750, "which only hands its group down"
+        modes = [stat.S_IMODE((back / name).stat().st_mode) for name in ("su", "mail", "ping")]
+        return modes, "security.capability" in os.listxattr(back / "ping"), ran.err
+
+    for argv in (("latest",), (str(archive),), (str(elsewhere), "--trust")):
+        modes, capable, err = rights(*argv)
+        assert (modes, capable) == ([0o4755, 0o2755, 0o755], True) and "--trust" not in err
+    for argv in ((str(elsewhere),), (str(link),)):
+        modes, capable, err = rights(*argv)
+        assert (modes, capable) == ([0o755, 0o755, 0o755], False)
+        warned = [line for line in err.splitlines() if line.endswith("see --trust")]
+        assert [line.partition(":")[0].strip() for line in warned] == ["photos/mail", "photos/ping", "photos/su"]
 
 
 # --- what can be had of a damaged backup -----------------------------------------------------------------------------

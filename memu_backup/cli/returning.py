@@ -117,6 +117,13 @@ async def restore(
         Path | None, typer.Option("--to", help="The folder to restore to; a new one here unless given.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Also bring back special rights (setuid) from a file that does not lie in the backup folder.",
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     yes: Yes = False,
     json: Json = False,
@@ -136,7 +143,8 @@ async def restore(
         wanted = restoring.Wanted(tuple(source or ()), tuple(path or ()))
         target = absolute(to or Path(f"restored_{there.name.removesuffix('.tar.gz')}"))
         stop = Stop()
-        planned = await in_thread(lambda: restoring.plan(there.path, wanted, target, stop), stop)
+        trusted = trust or (manager is not None and manager.is_ours(there.path))
+        planned = await in_thread(lambda: restoring.plan(there.path, wanted, target, stop, trusted=trusted), stop)
         if dry_run:
             _tell_plan(planned, overwrite=overwrite, json=json)
             return EXIT_PARTIAL if planned.cut else 0
