@@ -199,7 +199,10 @@ class PostgresServer:
             "initdb", "-D", half_made.name, "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
         )
         if done.returncode != 0:
-            raise DatabaseError(f"The embedded database could not be made in {self.folder}: {done.last_error_line}.")
+            # The last thing that it says is that it removes what it made.
+            full = b"No space left on device" in done.stderr
+            why = "no space is left on its disk" if full else done.last_error_line
+            raise DatabaseError(f"The embedded database could not be made in {self.folder}: {why}.")
         half_made.rename(self.data)
 
     async def _launch(self) -> None:

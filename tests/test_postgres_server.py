@@ -401,3 +401,13 @@ async def test_a_server_that_cannot_start_says_where_its_reasons_are(stopped: Po
     with pytest.raises(DatabaseAway, match=r"its reasons are in .*/server\.log"):
         await asyncio.wait_for(stopped.start(), 5)
     assert "pg_control" in (stopped.folder / "server.log").read_text()
+
+
+@needs_root
+def test_a_disk_that_is_full_is_said_and_not_what_initdb_removes_for_it(tmp_path: Path) -> None:
+    made = "import asyncio, pathlib, sys; from memu_backup.postgres_server import PostgresServer\n"
+    made += "asyncio.run(PostgresServer(pathlib.Path(sys.argv[1])).start())"
+    script = 'mount -t tmpfs -o size=4m none "$0" && exec "$@"'
+    argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path), sys.executable, "-c", made, f"{tmp_path}/postgres"]
+    told = subprocess.run(argv, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert told.endswith(f"could not be made in {tmp_path}/postgres: no space is left on its disk.")

@@ -134,7 +134,7 @@ class History:
             limit = 1000 if called is None else None
             return await self.runs(host=host, job=job, called=called, directory=directory, limit=limit), False
         except HistoryAway as error:
-            log.log(logging.INFO if quiet else logging.WARNING, "%s", error)
+            log.log(logging.INFO if quiet else logging.WARNING, "%s", self._with_comfort(error))
             spooled = [run for run in self.spooled() if _is_chosen(host, job, called, directory, run)]
             return sorted(spooled, key=lambda run: run.created_at, reverse=True), True
 
@@ -202,9 +202,12 @@ class History:
         try:
             await self._database.ask(work, budget_s=self._patience_s)
         except HistoryAway as error:
-            log.warning("%s", error)
+            log.warning("%s", self._with_comfort(error))
             return False
         return not self._spool.holds(note)
+
+    def _with_comfort(self, error: HistoryAway) -> str:
+        return f"{error} Backups go on and are noted down on this machine meanwhile." if self.waiting() else str(error)
 
     async def _waiting(self, connection: Connection) -> list[Note]:
         """Empty the spool; where the database only lets us read, what stays in it is to be laid over the rows."""

@@ -29,8 +29,6 @@ T = TypeVar("T")
 _CLOSE_TIMEOUT_S = 2.0
 _STOP_TIMEOUT_S = 6.0
 
-_MEANWHILE = "Backups go on and are noted down on this machine meanwhile."
-
 _LONGEST_PAUSE_S = 60.0
 _PAUSE_FACTOR = 10
 """After a failure, nobody asks again for ten times as long as it took: waiting costs a backup a tenth at the most."""
@@ -85,8 +83,7 @@ class Database:
                 await self._turn.acquire()
         except TimeoutError as error:
             raise HistoryAway(
-                f"The history database is busy with what was noted before. {_MEANWHILE} If this stays so, look at the "
-                "database's log."
+                "The history database is busy with what was noted before. If this stays so, look at the database's log."
             ) from error
         try:
             yield
@@ -151,9 +148,9 @@ class Database:
             pass
         # Outside of the except: the foreign error quotes the address, and with it perhaps the password.
         raise HistoryRefused(
-            "history.url cannot be read as the address of a Postgres database. Backups go on and are noted down on "
-            "this machine meanwhile. Write postgresql://user:password@host:5432/database, and in the password %40 "
-            "for @, %2F for /, %3A for :, %23 for # and %3F for ?."
+            "history.url cannot be read as the address of a Postgres database. Write "
+            "postgresql://user:password@host:5432/database, and in the password %40 for @, %2F for /, %3A for :, %23 "
+            "for # and %3F for ?."
         )
 
     async def _start(self, server: PostgresServer) -> str:
@@ -165,7 +162,7 @@ class Database:
             why = str(error)
             if not isinstance(error, DatabaseError):
                 why = f"The embedded history database in {server.folder} cannot be started: {_reason(error)}."
-            raise HistoryAway(f"{why} {_MEANWHILE}") from error
+            raise HistoryAway(why) from error
         return server.url()
 
     def _place(self) -> str:
@@ -189,15 +186,13 @@ class Database:
             if self._server:
                 remedy = f"Its reasons are in {self._server.folder}/server.log."
             log.debug("What went wrong with the history database:", exc_info=error)
-            return HistoryAway(f"{name} cannot be reached: {_reason(error)}. {_MEANWHILE} {remedy}")
+            return HistoryAway(f"{name} cannot be reached: {_reason(error)}. {remedy}")
         state = getattr(error, "sqlstate", None) or ""
         if state in _REFUSALS:
             what, remedy = _REFUSALS[state]
-            return HistoryRefused(f"{name} {what}. {_MEANWHILE} {remedy}")
+            return HistoryRefused(f"{name} {what}. {remedy}")
         kind = HistoryAway if state[:2] in _PASSING or state in _PASSING else HistoryRefused
-        return kind(
-            f"{name} said: {str(error.args[0]).rstrip('.')}. {_MEANWHILE} If this stays so, look at the database's log."
-        )
+        return kind(f"{name} said: {str(error.args[0]).rstrip('.')}. If this stays so, look at the database's log.")
 
 
 _PASSING = ("", "08", "25P03", "40", "53", "55P03", "57", "58")

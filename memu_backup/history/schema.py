@@ -67,7 +67,6 @@ async def _version(connection: Connection) -> int:
     if found > NEWEST:
         raise HistoryRefused(
             f"The history database was written by a newer memu-backup (its tables have version {found}, this one "
-            f"knows {NEWEST}). Nothing in it was changed; backups go on and are noted down on this machine "
-            "meanwhile. Update memu-backup here."
+            f"knows {NEWEST}). Nothing in it was changed. Update memu-backup here."
         )
     return found

@@ -353,7 +353,7 @@ async def _run(argv: list[str], address: Address, file: Path) -> None:
         done = await process.run([*argv, *more], env=address.environment, gentle=True)
     except OSError as error:
         raise SourceError(
-            f"Database {address.database} could not be written out to {file.parent} ({error.strerror}); "
+            f"Database {address.database} could not be written out beside the backups ({error.strerror}); "
             "older backups are untouched."
         ) from error
     if done.returncode == 0:
@@ -362,7 +362,7 @@ async def _run(argv: list[str], address: Address, file: Path) -> None:
     why = address.without_secret(reason(done))
     if "No space left on device" in told or "Disk quota exceeded" in told:
         raise DiskFull(
-            f"The disk filled up while database {address.database} was written out to {file.parent}; "
+            f"The disk that holds the backups filled up while database {address.database} was written out to it; "
             "older backups are untouched. Free up space or add storage."
         )
     # What libpq itself says, in English because of LC_ALL; the server's own messages may be in any language.
