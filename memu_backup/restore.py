@@ -379,9 +379,14 @@ def _places(sources: Sequence[str], manifest: Manifest | None) -> list[str]:
 
 
 def _fits(path: str, pattern: str) -> bool:
-    """A path itself, everything below it, or a glob; ``*`` crosses folders, as people expect of a search."""
+    """A path itself, everything below it, or a glob; ``*`` crosses folders, as people expect of a search.
+
+    One without a slash may also be a file's own name, wherever it lies: who looks for a photo knows no more.
+    """
     pattern = pattern.removeprefix("./").strip("/")
-    return path == pattern or path.startswith(pattern + "/") or fnmatch.fnmatchcase(path, pattern)
+    if path == pattern or path.startswith(pattern + "/") or fnmatch.fnmatchcase(path, pattern):
+        return True
+    return "/" not in pattern and fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)
 
 
 def _with_link_targets(chosen: Sequence[Entry], entries: Sequence[Entry]) -> tuple[Entry, ...]:

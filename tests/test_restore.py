@@ -117,6 +117,12 @@ def test_globs_and_folders_name_what_they_look_like(home: Home, to: Path) -> Non
     assert sorted(fingerprints(to)) == ["photos/2026/tent.jpg", "photos2/other.jpg"]
 
 
+@pytest.mark.parametrize("name", ["te*.jpg", "tent.jpg"])
+def test_a_photo_is_found_by_its_name_alone(home: Home, to: Path, name: str) -> None:
+    assert home.run("restore", "-p", name, "--to", str(to), "--yes").status == 0
+    assert sorted(fingerprints(to)) == ["photos/2026/tent.jpg"]
+
+
 def test_sources_whose_places_begin_alike_are_kept_apart(home: Home, to: Path) -> None:
     assert home.run("restore", "-s", "photos", "--to", str(to / "a"), "--yes").status == 0
     assert [p.name for p in (to / "a").iterdir()] == ["photos"]
