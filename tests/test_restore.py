@@ -243,6 +243,19 @@ def test_an_archive_of_anyones_making_comes_back_whole(home: Home, to: Path, tmp
     assert fingerprints(to) == mine
 
 
+def test_links_are_shown_as_links(home: Home, tmp_path: Path) -> None:
+    """In our archives and in anyone's."""
+    by_hand = tmp_path / "mine.tar.gz"
+    subprocess.run(["tar", "-C", home.photos.parent, "-czf", by_hand, "photos"], check=True)
+    for archive in ("latest", str(by_hand)):
+        lines = home.run("show", archive, "--files").out.splitlines()
+        assert any(line.endswith("  photos/newest -> 2026/tent.jpg") for line in lines)
+        shared = {"photos/2026/lake.jpg", "photos/zz_again.jpg"}
+        assert any(set(line.strip().split(" -> ")) == shared for line in lines)
+        files = home.run("show", archive, "--files", "--json").json["files"]
+        assert {"2026/tent.jpg"} == {f["link"] for f in files if f["path"] == "photos/newest"}
+
+
 def test_a_restore_told_to_stop_leaves_no_half_folder(home: Home, tmp_path: Path, database: str) -> None:
     big = Home(tmp_path / "big", database)
     (big.photos / "film.mp4").write_bytes(os.urandom(1_000_000) * 200)

@@ -141,7 +141,14 @@ def _content_as_json(path: Path, made: Manifest | None, entries: list[Entry] | N
     document: dict[str, Any] = {"path": str(path), "metadata": manifest.document(made) if made else None}
     if entries is not None:
         document["files"] = [
-            {"path": e.path, "type": e.type, "size_bytes": e.size_bytes, "mtime_ns": e.mtime_ns, "sha256": e.sha256}
+            {
+                "path": e.path,
+                "type": e.type,
+                "size_bytes": e.size_bytes,
+                "mtime_ns": e.mtime_ns,
+                "link": e.link,
+                "sha256": e.sha256,
+            }
             for e in entries
         ]
     return document
@@ -173,7 +180,8 @@ def _show_entries(entries: list[Entry]) -> None:
         # Cut to bearable length on a terminal; whole in a pipe, for grep and --path.
         path = shown(entry.path) if console.out.is_terminal else entry.path.replace("\n", "\N{REPLACEMENT CHARACTER}")
         size = words.size(entry.size_bytes) if entry.type is Type.FILE else ""
-        console.say(f"{size:>9}  {path}{'/' if entry.type is Type.DIRECTORY else ''}")
+        link = f" -> {shown(entry.link)}" if entry.link else ""
+        console.say(f"{size:>9}  {path}{'/' if entry.type is Type.DIRECTORY else link}")
 
 
 @app.command()
