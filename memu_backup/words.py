@@ -72,6 +72,12 @@ def files(number: int) -> str:
     return f"{number:,} file{'' if number == 1 else 's'}"
 
 
+def files_and_links(files_number: int, links: int) -> str:
+    """1 file, 1 link, 2 files and 3 links: what is not there is left out, unless nothing is."""
+    linked = f"{links:,} link{'' if links == 1 else 's'}"
+    return files(files_number) if not links else f"{files(files_number)} and {linked}" if files_number else linked
+
+
 def printable(text: str) -> str:
     """Text that no terminal takes for a command: everything but letters, signs and line ends is shown as a mark."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -261,3 +261,17 @@ def test_unread_files_are_counted_in_good_english() -> None:
 
 def test_every_phase_has_a_word() -> None:
     assert set(words.PHASES) == set(Phase)
+
+
+@pytest.mark.parametrize(
+    ("files", "links", "says"),
+    [
+        (1, 0, "1 file"),
+        (0, 0, "0 files"),
+        (0, 1, "1 link"),
+        (2, 1, "2 files and 1 link"),
+        (1, 1234, "1 file and 1,234 links"),
+    ],
+)
+def test_links_are_counted_beside_files(files: int, links: int, says: str) -> None:
+    assert words.files_and_links(files, links) == says

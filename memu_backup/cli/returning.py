@@ -166,10 +166,15 @@ async def restore(
     return EXIT_PARTIAL if planned.cut or done.lost else 0
 
 
-def _what(planned: Plan | Restored) -> str:
+def _what(planned: Plan, done: Restored | None = None) -> str:
+    """Files as everywhere else: links are no files."""
     from memu_backup import words
+    from memu_backup.formats.tar import Type
 
-    return f"{words.files(planned.files)} ({words.size(planned.size_bytes)})"
+    lost = frozenset(done.lost if done else ())
+    links = sum(e.type in (Type.SYMLINK, Type.HARDLINK) for e in planned.entries if e.path not in lost)
+    counted = done or planned
+    return f"{words.files_and_links(counted.files - links, links)} ({words.size(counted.size_bytes)})"
 
 
 def _tell_plan(planned: Plan, *, overwrite: bool, json: bool) -> None:
@@ -201,7 +206,7 @@ def _tell_restored(planned: Plan, done: Restored, *, json: bool) -> None:
         told = {"files": done.files, "size_bytes": done.size_bytes, "seconds": done.seconds}
         console.print_json(as_json(planned) | told | {"warnings": done.warnings, "lost": done.lost})
         return
-    console.say(f"Restored {_what(done)} to {done.target} {took(done.seconds)}.")
+    console.say(f"Restored {_what(planned, done)} to {done.target} {took(done.seconds)}.")
     for warning in done.warnings:
         console.complain(f"  {warning}")
     if planned.damage or done.lost:
