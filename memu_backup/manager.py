@@ -7,7 +7,7 @@ import logging
 import os
 import pwd
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -146,12 +146,26 @@ class Manager:
 
     # --- backups -----------------------------------------------------------------------------------------------------
 
-    async def back_up(self, job: str, trigger: Trigger, asker: Asker, on_progress: OnProgress = _nobody_watches) -> Run:
+    async def back_up(
+        self,
+        job: str,
+        trigger: Trigger,
+        asker: Asker,
+        on_progress: OnProgress = _nobody_watches,
+        on_removed: Callable[[Backup], None] | None = None,
+    ) -> Run:
         """Run a job now and return its row. Raises UsageError for an unknown job and LockHeld; else see ``backup.run``.
 
-        One that the timetable set off waits for the lock: a backup made by hand at 1:59 must not cost the night's.
+        ``on_removed`` is told of each older backup that retention lets go. One that the timetable set off waits for the
+        lock: a backup made by hand at 1:59 must not cost the night's.
         """
         settings = self.config.job(job)
+
+        async def removed(gone: Backup) -> None:
+            if on_removed:
+                on_removed(gone)
+            await self._removed(asker, gone)
+
         order = backup.Order(
             run_id=str(uuid.uuid4()),
             job=job,
@@ -161,7 +175,7 @@ class Manager:
             host=self.config.host,
             zone=self.config.zone,
             trigger=trigger,
-            on_removed=partial(self._removed, asker),
+            on_removed=removed,
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
         )

@@ -55,6 +55,17 @@ def test_clean_removes_what_retention_lets_go_and_only_when_told(home: Home) -> 
     assert home.run("status").status == 0
 
 
+def test_a_run_says_what_it_removed_and_an_empty_place_has_no_list(home: Home) -> None:
+    gone = home.archives
+    ran = home.run("start")
+    assert ran.status == 0
+    line = ran.out.splitlines()[-1]
+    assert line.startswith("Removed 3 backups (") and "), which newer ones replace: memu_backup_" in line
+    assert all(archive.name in line for archive in gone)
+    home.configure(top='backup_dir = "nothing"')
+    assert home.run("clean").out == "Nothing has to go.\n"
+
+
 def test_what_others_put_there_is_not_ours_to_remove(home: Home) -> None:
     stranger = home.backups / "memu_backup_20200101_000000.tar.gz"
     stranger.write_bytes(b"\x1f\x8b not one of ours")

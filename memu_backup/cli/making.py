@@ -22,7 +22,9 @@ from memu_backup.cli.shell import (
 )
 
 if TYPE_CHECKING:
-    from memu_backup.model import Run
+    from collections.abc import Sequence
+
+    from memu_backup.model import Backup, Run
 
 
 @app.command()
@@ -45,18 +47,19 @@ async def start(job: JobName = None, json: Json = False) -> int:
     from memu_backup.model import Status, Trigger
     from memu_backup.status import run_as_json
 
+    gone: list[Backup] = []
     async with the_manager() as manager:
         name = job_or_only(manager.config, job, "start")
         with console.progress() as on_progress:
-            row = await manager.back_up(name, Trigger.MANUAL, at_the_terminal(), on_progress)
+            row = await manager.back_up(name, Trigger.MANUAL, at_the_terminal(), on_progress, gone.append)
     if json:
         console.print_json(run_as_json(row))
     elif row.status is not Status.FAILED:  # why it failed was logged, and so is on the screen already
-        _tell(row)
+        _tell(row, gone)
     return {Status.FAILED: EXIT_FAILED, Status.PARTIAL: EXIT_PARTIAL}.get(row.status, 0)
 
 
-def _tell(row: Run) -> None:
+def _tell(row: Run, gone: Sequence[Backup]) -> None:
     from memu_backup import console, words
     from memu_backup.model import Status
 
@@ -64,10 +67,19 @@ def _tell(row: Run) -> None:
         f"{row.filename}: {words.files(row.files)}, {words.size(row.content_bytes)} in {words.size(row.size_bytes)}, "
         f"written and checked {took(row.duration_seconds or 0)}."
     )
+    if gone:
+        console.say(f"Removed {_count(gone)}, which newer ones replace: {', '.join(b.name for b in gone)}.")
     for warning in row.warnings:
         console.complain(f"  {warning}")
     if row.status is Status.PARTIAL:
         console.complain("The backup is incomplete: what stands above is not in it. All the rest is.")
+
+
+def _count(backups: Sequence[Backup]) -> str:
+    from memu_backup import words
+
+    number = f"{len(backups)} backup{'' if len(backups) == 1 else 's'}"
+    return f"{number} ({words.size(sum(b.size_bytes for b in backups))})"
 
 
 @app.command()
@@ -79,19 +91,18 @@ async def clean(
     json: Json = False,
 ) -> int:
     """Remove the backups that retention lets go."""
-    from memu_backup import console, words
+    from memu_backup import console
     from memu_backup.manager import at_the_terminal
 
     async with the_manager() as manager:
         name = job_or_only(manager.config, job, "clean")
         decisions = await manager.clean(name, at_the_terminal(), dry_run=True)
         going = [d for d in decisions if not d.verdict.keep]
-        if not json:
+        if decisions and not json:
             rows = [("stays" if d.verdict.keep else "goes", d.backup.name, d.verdict.reason) for d in decisions]
             console.table(("", "Backup", "Why"), rows)
         if going and not dry_run:
-            what = f"{len(going)} backup{'' if len(going) == 1 else 's'}"
-            what += f" ({words.size(sum(d.backup.size_bytes for d in going))}) for good"
+            what = f"{_count([d.backup for d in going])} for good"
             refusal = f"This would remove {what}. Add --yes to do it, or --dry-run to look."
             if not yes and not await agreed(f"Remove {what}?", refusal=refusal):
                 console.complain("Nothing was removed.")
