@@ -314,7 +314,8 @@ async def _check(sources: Sequence[Source]) -> None:
     if len(wrong) == 1:
         raise wrong[0]
     if wrong:
-        raise type(wrong[0])(" ".join(str(error) for error in wrong)) from wrong[0]
+        lines = (f"{len(wrong)} sources cannot be backed up:", *map(str, wrong))
+        raise type(wrong[0])("\n  ".join(lines)) from wrong[0]
 
 
 @asynccontextmanager

@@ -102,6 +102,9 @@ def test_several_sources_that_are_not_there_are_told_in_one_go(home: Home) -> No
     (home.folder / "nginx" / "nginx.conf").unlink()
     (home.folder / "nginx").rmdir()
     failed(home, "source photos", "None of the 2 paths of source config")
+    head, photos, config = home.run("start").err.splitlines()[-3:]
+    assert head == "Backup job nightly failed: 2 sources cannot be backed up:"
+    assert photos.startswith(f"  {home.photos} (source photos)") and config.startswith("  None of the 2 paths")
 
 
 def test_postgres_refuses_the_password(home: Home, debian: DebianServer) -> None:
