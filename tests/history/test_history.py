@@ -71,6 +71,21 @@ async def test_record_backup(history: History) -> None:
     assert history.spooled() == []
 
 
+@pytest.mark.parametrize("folder", ["/srv/backups", "/srv/\udcff%_\\x00", "/"])
+async def test_runs_are_told_by_the_very_folder_that_their_backups_lie_in(
+    history: History, tmp_path: Path, folder: str
+) -> None:
+    """However odd its name, and also of runs that still wait in the spool."""
+    inside = f"{folder.rstrip('/')}/a.tar.gz"
+    away = History("postgresql://127.0.0.1:1/x", tmp_path / "away", "nas", connect_timeout_s=0.3)
+    for number, location in enumerate([inside, "", f"{inside}/b.tar.gz", f"{folder}2/a.tar.gz", "/elsewhere/a.tar.gz"]):
+        for each in (history, away):
+            await each.record(a_good_run(f"{number}", location=location))
+    for each in (history, away):
+        found, _ = await each.known_runs(directory=Path(folder))
+        assert {run.run_id for run in found} == {"0", "1"}
+
+
 async def test_a_run_is_written_again_in_its_own_row(history: History, database: str) -> None:
     started = Run("r", "nas", "nightly", Trigger.SCHEDULE, "a.tar.gz", Status.IN_PROGRESS, NIGHT)
     await history.record(started)
