@@ -15,6 +15,7 @@ NEEDED = {
     "/usr/lib/postgresql/15/bin/postgres": ("postgresql-15", "a second, older Postgres beside the embedded one"),
     "faketime": ("faketime", "the service at two in the night, and when the clocks change"),
     "systemd-analyze": ("systemd", "the service's unit file"),
+    "fusermount3": ("fuse3", "a disk that gives errors on demand"),
     "mkfs.ext4": ("e2fsprogs", "a really full disk"),
 }
 """What is looked for: the package that has it, and what its tests are about."""
