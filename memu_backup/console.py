@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memu_backup import words
+from memu_backup.errors import MemuError
 from memu_backup.model import Phase, Progress
 from memu_backup.stores import OnProgress
 
@@ -32,9 +34,27 @@ err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 _PLAIN_EVERY_S = 10.0
 
 
+@contextmanager
+def saying() -> Iterator[None]:
+    """Around what writes to stdout, which may be a file on a full disk. Raises MemuError, BrokenPipeError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        say_no_more()  # Python would try again at its end
+        raise MemuError(f"What there is to say could not be written ({error.strerror}).") from error
+
+
+def say_no_more() -> None:
+    """Drop whatever else would go to stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def say(text: str = "") -> None:
     """Text for people, as it is: names of files are never taken for markup, nor by the terminal for commands."""
-    out.print(Text(words.printable(text)))
+    with saying():
+        out.print(Text(words.printable(text)))
 
 
 def complain(text: str) -> None:
@@ -44,7 +64,8 @@ def complain(text: str) -> None:
 
 def print_json(document: Any) -> None:
     """Not by Rich: what a script reads has no colours and no line breaks of ours."""
-    sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+    with saying():
+        sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:

@@ -293,6 +293,45 @@ def test_at_a_terminal_it_asks_and_only_yes_is_yes(home: Home, to: Path) -> None
     assert len(fingerprints(to)) == 2
 
 
+def test_what_is_closed_or_full_is_no_surprise(home: Home, to: Path) -> None:
+    """stdin and stdout are whatever a script made of them."""
+    command = ("restore", "latest", "-p", "tent.jpg", "--to", str(to))
+    asked = home.run(*command, prefix=("sh", "-c", '"$@" <&-', "sh"))
+    assert (asked.status, "Add --yes to do it" in asked.err) == (2, True), asked.err
+    for more in ((), ("--json",)):
+        full = home.run(*command, "--dry-run", *more, prefix=("sh", "-c", '"$@" >/dev/full', "sh"))
+        assert full.status == 1
+        assert full.err == "What there is to say could not be written (No space left on device).\n"
+    done = home.run(*command, "--yes", prefix=("sh", "-c", '"$@" >&- 2>&-', "sh"))
+    assert done.status == 0 and sorted(fingerprints(to)) == ["photos/2026/tent.jpg"]
+
+
+@needs_root
+def test_a_folder_closed_to_this_user_is_told(home: Home, tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    home.folder.chmod(0o755)
+    planned = restore.Wanted(paths=("photos/2026",))
+    reach = tmp_path.parents[1]
+    modes = {f: f.stat().st_mode for f in (reach, *(p for p in tmp_path.parents if p.is_relative_to(reach)), tmp_path)}
+    archive = tmp_path / "a.tar.gz"
+    archive.write_bytes(home.archives[0].read_bytes())
+    archive.chmod(0o644)
+    for folder in modes:
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        with pytest.raises(RestoreError, match=r"cannot be written to \(Permission denied\), so nothing was restored"):
+            restore.carry_out(
+                restore.plan(archive, planned, closed / "x", Stop()),
+                overwrite=False, on_progress=lambda _: None, stop=Stop(),
+            )  # fmt: skip
+    finally:
+        os.seteuid(0)
+        for folder, mode in modes.items():
+            folder.chmod(mode)
+
+
 def test_with_nobody_to_ask_it_refuses(home: Home, to: Path) -> None:
     ran = home.run("restore", "latest", "--to", str(to), "--json")
     assert ran.status == 2

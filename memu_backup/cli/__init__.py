@@ -13,7 +13,18 @@ from memu_backup.cli.shell import app
 def main() -> None:
     """Entry point. What it writes is for its user alone."""
     os.umask(0o077)
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows no … is no reason to fail
     app()
+
+
+def _open_what_is_closed() -> None:
+    """Whoever starts us may have closed stdin, stdout or stderr; the next file opened, a backup maybe, would be it."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))

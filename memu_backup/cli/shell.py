@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -90,10 +89,15 @@ def command(work: Callable[..., Coroutine[Any, Any, int | None]]) -> Callable[..
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             status = asyncio.run(_until_told_to_stop(work(*args, **kwargs))) or 0
-            sys.stdout.flush()
+            from memu_backup import console
+
+            with console.saying():
+                sys.stdout.flush()
         except BrokenPipeError:
+            from memu_backup import console
+
             # Whoever read our output (head, less) has seen enough. Python would complain once more at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            console.say_no_more()
             status = 0
         except (Exception, KeyboardInterrupt, asyncio.CancelledError) as error:
             status = _explain(error, as_json=bool(kwargs.get("json")))
