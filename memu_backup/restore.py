@@ -160,9 +160,9 @@ def _look_through(reader: ArchiveReader) -> _Held:
             raise
         damage = str(error)
         cut = manifest is None  # which stands behind everything else
-        if cut and not (reader.cut or (reader.whole and reader.indexed)):
-            # Nothing in it tells whether a file in front of the damage is what it was.
-            damage += f"; look at {shown(entries[-1].path)} and others that stand last in it before you rely on them"
+        if cut and not (reader.cut or (reader.indexed and reader.whole)):
+            # One checksum for all of it, if any; or a stretch is missing where that can only be guessed.
+            damage += "; it does not tell which of its files are whole, so look at them before you rely on them"
     else:
         damage, cut = "", False
     return _Held([e for e in entries if not is_own(e.path, manifest)], manifest, False, damage, cut)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -27,7 +27,7 @@ OWN_NAMES = frozenset({manifest.NAME, manifest.SUMS_NAME, index.NAME})
 
 _BLOCK = 1024 * 1024
 _STEP = 64 * 1024
-"""zlib gives nothing of a step in which it meets damage."""
+"""A step in which zlib meets damage is gone through byte by byte, to have what stands before it."""
 
 _MANIFEST_LIMIT = 64 * 1024 * 1024
 
@@ -292,10 +292,13 @@ class ArchiveReader:
                     if not block:
                         break
                     inflater = zlib.decompressobj(31)
+                before = inflater.copy()
                 try:
-                    yield inflater.decompress(block, 4 * _BLOCK)
+                    data = inflater.decompress(block, 4 * _BLOCK)
                 except zlib.error as error:
+                    yield from _up_to_damage(before, block)
                     raise DamagedArchive(f"its compression is damaged before byte {offset:,}") from error
+                yield data
                 block = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
         while not inflater.eof and (rest := inflater.decompress(b"", 4 * _BLOCK)):
             yield rest
@@ -309,6 +312,13 @@ class ArchiveReader:
             raise DamagedArchive("its index points to the wrong place") from error
         except OSError as error:
             raise DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})") from error
+
+
+def _up_to_damage(inflater: zlib._Decompress, block: bytes) -> Iterator[bytes]:
+    """zlib gives nothing at all of a block in which it meets damage."""
+    with suppress(zlib.error):
+        for at in range(len(block)):
+            yield inflater.decompress(block[at : at + 1])
 
 
 def unfold(header: Header, stored: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
