@@ -20,7 +20,7 @@ from memu_backup.clock import Clock, now
 from memu_backup.errors import DamagedArchive, HistoryAway, Interrupted, LockHeld, MemuError, SourceError, StoreError
 from memu_backup.history import History
 from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
-from memu_backup.retention import KeepLast
+from memu_backup.retention import Policy
 from memu_backup.sources import Source
 from memu_backup.status import adopted
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
@@ -47,7 +47,7 @@ class Order:
     job: str
     sources: tuple[Source, ...]
     store: Store
-    keep: KeepLast
+    keep: Policy
     host: str
     zone: tzinfo
     trigger: Trigger
@@ -371,9 +371,9 @@ async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tu
 async def _prune(order: Order, history: History, clock: Clock) -> None:
     """The backup is made and recorded: whatever goes wrong here is a warning, not a failure of it."""
     try:
-        plan = await clean.plan(order.store, order.job, order.host, order.keep, history, clock())
-        for backup in await clean.apply(plan, order.store, history, clock(), order.on_removed):
-            log.info("Removed %s: newer backups are there.", backup.name)
+        shelf = clean.Shelf(order.store, order.job, order.host, order.keep, order.zone)
+        plan = await clean.plan(shelf, history, clock())
+        await clean.apply(plan, order.store, history, clock(), order.on_removed)
     except MemuError as error:
         log.warning("Old backups could not be cleaned up: %s", error)
     except Exception as error:

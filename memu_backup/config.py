@@ -34,6 +34,8 @@ from memu_backup.environment import CONFIG_VARIABLE
 from memu_backup.errors import SettingsError, UsageError
 from memu_backup.mistakes import PREFIX, Loc, Mistake, Origins, did_you_mean, tables
 from memu_backup.paths import LocalPath, absolute, relative_to
+from memu_backup.retention import Policy
+from memu_backup.retention_settings import RetentionSettings
 from memu_backup.sources import Source, SourceSettings
 from memu_backup.sources import kinds as source_kinds
 from memu_backup.stores import StoreSettings
@@ -106,16 +108,14 @@ class UsbSettings(_Table):
     overdue_days: int = Field(default=7, ge=0, description="days until a copy is overdue; 0: no drive is expected")
 
 
-class RetentionSettings(_Table):
-    keep_last: int = Field(ge=1, description="how many backups of this job stay")
-
-
 class JobSettings(_Table):
     at: Annotated[str, AfterValidator(_checked_time)] | None = Field(default=None, description="each day at this time")
     cron: Annotated[str, AfterValidator(_checked_cron)] | None = Field(default=None, description="a crontab line")
     sources: tuple[str, ...] | None = Field(default=None, min_length=1, description="all of them unless given")
     store: str | None = Field(default=None, description="the only one unless given")
-    retention: RetentionSettings | None = Field(default=None, description="backup_retention_count unless given")
+    retention: RetentionSettings = Field(
+        default=RetentionSettings(), description="the last backup_retention_count unless given"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +123,14 @@ class Job:
     """A job with all that follows from the rest of the settings.
 
     ``cron`` is a crontab line in household time (``Config.zone``) in the form of ``cron.normal``, which APScheduler
-    reads as cron does; None for a job that runs only by hand. ``keep_last`` is at least 1.
+    reads as cron does; None for a job that runs only by hand.
     """
 
     name: str
     cron: str | None
     sources: tuple[str, ...]
     store: str
-    keep_last: int
+    retention: Policy
 
 
 class Config(BaseSettings):
@@ -190,7 +190,7 @@ class Config(BaseSettings):
             cron=cron.daily(s.at) if s.at else cron.normal(s.cron) if s.cron else None,
             sources=s.sources or tuple(self.sources),
             store=s.store or next(iter(self.stores)),
-            keep_last=s.retention.keep_last if s.retention else self.backup_retention_count,
+            retention=s.retention.in_effect(self.backup_retention_count).policy(),
         )
 
     def source(self, name: str) -> Source:
@@ -391,8 +391,8 @@ def show(config: Config) -> dict[str, Any]:
         shown["history"]["where"] = f"embedded in {config.state_dir}/postgres"
     for name in config.jobs:
         job = config.job(name)
-        settings = {"sources": list(job.sources), "store": job.store, "retention": {"keep_last": job.keep_last}}
-        shown["jobs"][name] |= settings
+        kept = config.jobs[name].retention.in_effect(config.backup_retention_count).model_dump(exclude_none=True)
+        shown["jobs"][name] |= {"sources": list(job.sources), "store": job.store, "retention": kept}
         shown["stores"][job.store]["dir"] = str(config.store_of(job).dir)
     return {"file": str(config.path), **shown}
 

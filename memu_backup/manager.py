@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 
 from memu_backup import backup, clean, lock, restore, schedule, status, verify, words
+from memu_backup.clean import Decision
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import HistoryAway, LockHeld, MemuError, RestoreError, StoreError, UnknownBackup
 from memu_backup.history import History
 from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
-from memu_backup.retention import KeepLast
 from memu_backup.sources import Lacking
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
@@ -161,9 +161,9 @@ class Manager:
         """
         settings = self.config.job(job)
 
-        async def removed(gone: Backup) -> None:
+        async def removed(gone: clean.Decision) -> None:
             if on_removed:
-                on_removed(gone)
+                on_removed(gone.backup)
             await self._removed(asker, gone)
 
         order = backup.Order(
@@ -171,7 +171,7 @@ class Manager:
             job=job,
             sources=tuple(self.config.source(name) for name in settings.sources),
             store=self.store(settings),
-            keep=KeepLast(settings.keep_last),
+            keep=settings.retention,
             host=self.config.host,
             zone=self.config.zone,
             trigger=trigger,
@@ -185,14 +185,14 @@ class Manager:
             deed.subject, deed.outcome = run.filename, run.status.value
             return run
 
-    async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[clean.Decision, ...]:
+    async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError."""
         settings = self.config.job(job)
         store = self.store(settings)
-        keep = KeepLast(settings.keep_last)
+        shelf = clean.Shelf(store, job, self.config.host, settings.retention, self.config.zone)
 
-        async def decide() -> tuple[clean.Decision, ...]:
-            return await clean.plan(store, job, self.config.host, keep, self.history, self._clock())
+        async def decide() -> tuple[Decision, ...]:
+            return await clean.plan(shelf, self.history, self._clock())
 
         if dry_run or not store.directory.exists():
             return await decide()
@@ -216,8 +216,9 @@ class Manager:
             except StoreError as error:
                 log.warning("%s", error)
 
-    async def _removed(self, asker: Asker, gone: Backup) -> None:
-        await self._audit(self._event(asker, "delete", gone.name, "done"))
+    async def _removed(self, asker: Asker, gone: Decision) -> None:
+        """With the reason for an outcome: what is gone can no longer be asked why."""
+        await self._audit(self._event(asker, "delete", gone.backup.name, gone.verdict.reason))
 
     # --- what there is -----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ FLOORS = (
     {"sources", "stores", "history"},
     # Settings, and the verbs.
     {"config", "environment", "mistakes", "presets"}
-    | {"backup", "clean", "restore", "retention", "schedule", "status", "unpack", "verify"},
+    | {"backup", "clean", "restore", "retention", "retention_settings", "schedule", "status", "unpack", "verify"},
     {"manager"},
     # Front ends.
     {"cli", "console", "daemon"},

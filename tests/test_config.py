@@ -19,6 +19,8 @@ from memu_backup import config as config_module
 from memu_backup import cron, sources, stores
 from memu_backup.config import Config, load, show
 from memu_backup.errors import SettingsError, UsageError
+from memu_backup.retention import Policy
+from memu_backup.retention_settings import RetentionSettings
 from tests.home import PROGRAM
 
 ROOT = Path(__file__).parents[1]
@@ -66,7 +68,12 @@ def test_a_small_file_is_enough_and_the_rest_has_defaults(write: Write, tmp_path
     assert config.zone.key == "Europe/Berlin"
     assert config.history_url() is None
     job = config.job("nightly")
-    assert (job.cron, job.sources, job.store, job.keep_last) == ("0 2 * * *", ("photos", "settings"), "local", 7)
+    assert (job.cron, job.sources, job.store, job.retention) == (
+        "0 2 * * *",
+        ("photos", "settings"),
+        "local",
+        Policy(keep_last=7),
+    )
     assert config.store_of(job).dir == tmp_path / "backups"
     assert config.source("photos").place == "photos/"
 
@@ -101,8 +108,8 @@ def test_what_the_file_says_is_what_counts(write: Write, tmp_path: Path) -> None
     """
     config = load(write(text), {})
     weekly, by_hand = config.job("weekly"), config.job("by-hand")
-    assert (weekly.cron, weekly.sources, weekly.keep_last) == ("30 4 * * sun", ("letters",), 3)
-    assert (by_hand.cron, by_hand.sources, by_hand.keep_last) == (None, ("photos", "letters"), 7)
+    assert (weekly.cron, weekly.sources, weekly.retention) == ("30 4 * * sun", ("letters",), Policy(3))
+    assert (by_hand.cron, by_hand.sources, by_hand.retention) == (None, ("photos", "letters"), Policy(7))
     assert config.store_of(weekly).dir == tmp_path / "far"
     assert config.store_of(by_hand).dir == Path("/mnt/backups")
     assert config.state_dir == Path.home() / "state"
@@ -489,6 +496,7 @@ def test_variables_count_more_than_the_file(write: Write, tmp_path: Path) -> Non
             "MEMU_BACKUP_SOURCES__PHOTOS__CROSS_FILESYSTEMS": "true",
             "MEMU_BACKUP_JOBS__NIGHTLY_RUN__AT": "03:30",
             "MEMU_BACKUP_JOBS__NIGHTLY_RUN__RETENTION__KEEP_LAST": "4",
+            "MEMU_BACKUP_JOBS__NIGHTLY_RUN__RETENTION__MAX_SIZE": "1.5 TB",
             "MEMU_BACKUP_STORES__LOCAL__PREFIX": "family",
             "MEMU_BACKUP_LOG_FILE": "",
         },
@@ -504,7 +512,10 @@ def test_variables_count_more_than_the_file(write: Write, tmp_path: Path) -> Non
         "exclude": ["*.tmp", "*.bak"],
         "cross_filesystems": True,
     }
-    assert (config.job("Nightly-Run").cron, config.job("Nightly-Run").keep_last) == ("30 3 * * *", 4)
+    assert (config.job("Nightly-Run").cron, config.job("Nightly-Run").retention) == (
+        "30 3 * * *",
+        Policy(4, max_bytes=1_500_000_000_000),
+    )
     assert shown["stores"]["local"]["prefix"] == "family"
 
 
@@ -518,7 +529,7 @@ def test_memus_own_names_work(write: Write, tmp_path: Path) -> None:
         },
     )
     assert config.backup_dir == tmp_path / "elsewhere"
-    assert config.job("nightly").keep_last == 14
+    assert config.job("nightly").retention == Policy(14)
     assert config.backup_notification_room == "!family:example.org"
 
 
@@ -700,12 +711,12 @@ def test_the_example_loads_and_names_every_setting() -> None:
         config_module.HistorySettings,
         config_module.UsbSettings,
         config_module.JobSettings,
-        config_module.RetentionSettings,
+        RetentionSettings,
         *(kind.Settings for kind in sources.kinds().values()),
         *(kind.Settings for kind in stores.kinds().values()),
     ]
     fields = {name for model in models for name in model.model_fields}
-    missing = {f for f in fields if not re.search(rf"^(# *)?{f} *=|\[{f}[\].]|\{{ {f} =", text, re.MULTILINE)}
+    missing = {f for f in fields if not re.search(rf"^(# *)?{f} *=|[\[.]{f}[\].]|\{{ {f} =", text, re.MULTILINE)}
     assert missing == set()
     for kind in [*sources.kinds(), *stores.kinds()]:
         assert f'kind = "{kind}"' in text

@@ -11,6 +11,7 @@ from memu_backup import presets
 from memu_backup.config import load, show
 from memu_backup.errors import UsageError
 from memu_backup.presets import write
+from memu_backup.retention import Policy
 from tests.home import PROGRAM, Home, ran
 
 
@@ -35,7 +36,7 @@ def test_the_memu_preset_holds_what_memu_keeps(tmp_path: Path) -> None:
     write("memu", tmp_path / "config.toml", tmp_path)
     config = load(tmp_path / "config.toml", {})
     job = config.job("nightly")
-    assert (job.cron, job.keep_last) == ("0 2 * * *", 7)
+    assert (job.cron, job.retention) == ("0 2 * * *", Policy(7))
     places = {config.source(name).place for name in job.sources}
     assert places == {"photos/", "pgdata/", "synapse/", "ollama/", "config/"}
     assert show(config)["stores"]["local"]["prefix"] == "memu_backup"
