@@ -70,6 +70,7 @@ async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]
             partial=made.run_id in damaged or made.partial,
             verified=made.run_id not in damaged,
             size_bytes=b.size_bytes,
+            pinned=b.pinned,
         ): b
         for b, made in mine
     }

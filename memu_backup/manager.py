@@ -18,7 +18,7 @@ from memu_backup import backup, clean, lock, restore, schedule, status, verify, 
 from memu_backup.clean import Decision
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
-from memu_backup.errors import HistoryAway, LockHeld, MemuError, RestoreError, StoreError, UnknownBackup
+from memu_backup.errors import HistoryAway, LockHeld, MemuError, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
 from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
@@ -202,6 +202,21 @@ class Manager:
                 await clean.apply(decisions, store, self.history, self._clock(), partial(self._removed, asker))
             return decisions
 
+    async def keep(self, store: Store, stored: Backup, asker: Asker, *, release: bool = False) -> None:
+        """Pin a backup, so that retention never removes it, or ``release`` it. Again is no error.
+
+        Takes no lock, since a run may hold it for hours. Raises UsageError for one that lies in none of our places,
+        UnknownBackup for one that went meanwhile, StoreError.
+        """
+        if not self._is_ours(store):
+            raise UsageError(
+                f"{stored.path} lies in none of the places that hold the backups of these settings; nothing there is "
+                "ever removed, so there is nothing to pin."
+            )
+        change = store.release if release else store.pin
+        async with self._audited(asker, "release" if release else "keep", stored.name):
+            await asyncio.to_thread(change, stored.path)
+
     async def recover(self) -> None:
         """Remove what killed runs left behind and bring rows in line with the files, wherever nobody is at work."""
         for name in self.config.jobs:
@@ -232,6 +247,9 @@ class Manager:
         """Every place that a job uses, each once."""
         found = {(s.kind, s.directory): s for s in (self.store(self.config.job(name)) for name in self.config.jobs)}
         return list(found.values())
+
+    def _is_ours(self, store: Store) -> bool:
+        return any(_same_folder(store.directory, ours.directory) for ours in self.stores())
 
     def backups(self) -> list[tuple[Store, Backup]]:
         """Everything stored, newest first. Raises StoreError."""
@@ -314,7 +332,7 @@ class Manager:
         Raises NotAnArchive.
         """
         async with self._audited(asker, f"verify {level}", stored.name) as deed:
-            if any(_same_folder(store.directory, ours.directory) for ours in self.stores()):
+            if self._is_ours(store):
                 host = self.config.host
                 verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
             else:

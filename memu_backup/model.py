@@ -124,13 +124,17 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup that lies in a store. ``manifest`` is None where the archive tells nothing of itself."""
+    """A backup that lies in a store. ``manifest`` is None where the archive tells nothing of itself.
+
+    ``pinned`` says that somebody asked to keep it, whatever retention says.
+    """
 
     name: str
     path: Path
     size_bytes: int
     created_at: datetime
     manifest: Manifest | None
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Home:
         """What lies among the backups and is neither an archive, its checksum nor the lock."""
         if not self.backups.exists():
             return []
-        known = re.compile(r"memu_backup_\d{8}_\d{6}(_\d+)?\.tar\.gz(\.sha256)?|" + re.escape(LOCK))
+        known = re.compile(r"memu_backup_\d{8}_\d{6}(_\d+)?\.tar\.gz(\.sha256|\.keep)?|" + re.escape(LOCK))
         return [p.name for p in self.backups.iterdir() if not known.fullmatch(p.name)]
 
     def configure(

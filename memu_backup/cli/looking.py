@@ -20,11 +20,10 @@ from memu_backup.cli.shell import (
 
 if TYPE_CHECKING:
     from datetime import tzinfo
-    from pathlib import Path
 
     from memu_backup.formats.index import Entry
     from memu_backup.manager import Listed
-    from memu_backup.model import Manifest
+    from memu_backup.model import Backup, Manifest
 
 
 @app.command()
@@ -74,7 +73,7 @@ async def list_backups(json: Json = False) -> None:
                 words.moment(s.backup.created_at, now(), zone),
                 words.size(s.backup.size_bytes),
                 f"{s.backup.manifest.files:,}" if s.backup.manifest else "?",
-                s.state,
+                f"{s.state}, pinned" if s.backup.pinned else s.state,
                 *((by,) if several else ()),
             )
             for s, by in zip(stored, made_by, strict=True)
@@ -101,6 +100,7 @@ def _listed_as_json(listed: Listed) -> dict[str, Any]:
         "job": made.job if made else None,
         "host": made.host if made else None,
         "state": listed.state,
+        "pinned": there.pinned,
         "verified_at": listed.verified_at.isoformat() if listed.verified_at else None,
     }
 
@@ -128,17 +128,21 @@ async def show(
     except DamagedArchive as error:
         raise about(there.path, error) from error
     if json:
-        console.print_json(_content_as_json(there.path, made, entries if files or made is None else None))
+        console.print_json(_content_as_json(there, made, entries if files or made is None else None))
         return
     if made:
-        _show_manifest(there.path.name, made, zone)
+        _show_manifest(there, made, zone)
     _show_entries(entries)
 
 
-def _content_as_json(path: Path, made: Manifest | None, entries: list[Entry] | None) -> dict[str, Any]:
+def _content_as_json(there: Backup, made: Manifest | None, entries: list[Entry] | None) -> dict[str, Any]:
     from memu_backup.formats import manifest
 
-    document: dict[str, Any] = {"path": str(path), "metadata": manifest.document(made) if made else None}
+    document: dict[str, Any] = {
+        "path": str(there.path),
+        "pinned": there.pinned,
+        "metadata": manifest.document(made) if made else None,
+    }
     if entries is not None:
         document["files"] = [
             {
@@ -154,13 +158,14 @@ def _content_as_json(path: Path, made: Manifest | None, entries: list[Entry] | N
     return document
 
 
-def _show_manifest(name: str, made: Manifest, zone: tzinfo | None) -> None:
+def _show_manifest(there: Backup, made: Manifest, zone: tzinfo | None) -> None:
     from memu_backup import console, words
     from memu_backup.clock import now
 
     # Without settings, by the clock of the machine that we are on.
     when = words.moment(made.created_at, now(), zone or made.created_at.astimezone().tzinfo or UTC)
-    console.say(f"{name}: {when}, on {made.host}, by job {made.job}")
+    pinned = "; pinned, so it stays" if there.pinned else ""
+    console.say(f"{there.name}: {when}, on {made.host}, by job {made.job}{pinned}")
     console.table(
         ("Source", "Place", "Files", "Size", "How"),
         [(s.name, s.place, f"{s.files:,}", words.size(s.size_bytes), s.consistency) for s in made.sources],

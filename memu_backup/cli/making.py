@@ -1,4 +1,4 @@
-"""Commands that make backups and let old ones go: run, start, clean."""
+"""Commands that make backups, keep them and let old ones go: run, start, keep, clean."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import typer
 from memu_backup.cli.shell import (
     EXIT_FAILED,
     EXIT_PARTIAL,
+    BackupName,
     JobName,
     Json,
     Yes,
     agreed,
     app,
     command,
+    find,
     job_or_only,
     load,
     the_manager,
@@ -80,6 +82,28 @@ def _count(backups: Sequence[Backup]) -> str:
 
     number = f"{len(backups)} backup{'' if len(backups) == 1 else 's'}"
     return f"{number} ({words.size(sum(b.size_bytes for b in backups))})"
+
+
+@app.command()
+@command
+async def keep(
+    backup: BackupName,
+    release: Annotated[bool, typer.Option("--release", help="Let it go again, when its time comes.")] = False,
+    json: Json = False,
+) -> None:
+    """Pin a backup: it stays, whatever retention says."""
+    from memu_backup import console
+    from memu_backup.manager import at_the_terminal
+
+    async with the_manager() as manager:
+        store, there = await find(manager, backup)
+        await manager.keep(store, there, at_the_terminal(), release=release)
+    if json:
+        console.print_json({"name": there.name, "pinned": not release})
+    elif release:
+        console.say(f"{there.name} is no longer pinned; it goes when its time comes.")
+    else:
+        console.say(f"{there.name} is pinned: it stays until you type: memu-backup keep --release {there.name}")
 
 
 @app.command()

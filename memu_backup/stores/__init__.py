@@ -142,7 +142,21 @@ class Store(Protocol):
         ...
 
     def delete(self, backup: Path) -> None:
-        """Remove a published backup; it stops being listed before the first byte of it goes."""
+        """Remove a published backup; it stops being listed before the first byte of it goes.
+
+        One that is pinned is left alone: raises StoreError.
+        """
+        ...
+
+    def pin(self, backup: Path) -> None:
+        """Mark a published backup as one to keep, beside it on the disk, so that no lost history forgets it.
+
+        Lasts through a power cut; again is no error. Raises UnknownBackup when it is not there, StoreError.
+        """
+        ...
+
+    def release(self, backup: Path) -> None:
+        """Take the mark away; without one is no error. Raises StoreError."""
         ...
 
 

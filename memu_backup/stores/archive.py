@@ -27,6 +27,8 @@ from memu_backup.work import Stop
 
 _PARTIAL = ".partial"
 _SIDECAR = ".sha256"
+_PIN = ".keep"
+_BESIDE = (_SIDECAR, _PIN)
 
 
 class ArchiveSettings(StoreSettings):
@@ -75,7 +77,9 @@ class ArchiveStore:
         number = 1
         while True:
             name = f"{stem}{'' if number == 1 else f'_{number}'}.tar.gz"
-            if not any(os.path.lexists(self.directory / n) for n in (name, name + _PARTIAL, name + _SIDECAR)):
+            if not any(
+                os.path.lexists(self.directory / n) for n in (name, name + _PARTIAL, name + _SIDECAR, name + _PIN)
+            ):
                 return name
             number += 1
 
@@ -180,8 +184,9 @@ class ArchiveStore:
     def sweep(self) -> list[str]:
         removed = []
         for name in self._names():
-            ours = self._name.fullmatch(name.removesuffix(_PARTIAL).removesuffix(_SIDECAR))
-            alone = name.endswith(_SIDECAR) and not (self.directory / name.removesuffix(_SIDECAR)).exists()
+            archive = name.removesuffix(_PARTIAL).removesuffix(_SIDECAR).removesuffix(_PIN)
+            ours = self._name.fullmatch(archive)
+            alone = name.endswith(_BESIDE) and not (self.directory / archive).exists()
             if re.fullmatch(r"\.stage-[0-9a-f-]+", name):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
                 removed.append(name)
@@ -214,7 +219,8 @@ class ArchiveStore:
                 made = reader.manifest() if reader.indexed else None
             except ArchiveError:  # damaged: ``prove`` says how
                 made = None
-        return Backup(path.name, path, size_bytes, made.created_at if made else self._time_in(path.name), made)
+        created_at = made.created_at if made else self._time_in(path.name)
+        return Backup(path.name, path, size_bytes, created_at, made, self._pinned(path))
 
     def _look_if_there(self, path: Path) -> Backup | None:
         try:
@@ -224,7 +230,7 @@ class ArchiveStore:
         except (UnknownBackup, FileNotFoundError):  # pruned meanwhile
             return None
         except MemuError:  # it has a backup's name and cannot be read: it is listed, so that somebody looks at it
-            return Backup(path.name, path, status.st_size, self._time_in(path.name), None)
+            return Backup(path.name, path, status.st_size, self._time_in(path.name), None, self._pinned(path))
         except OSError as error:
             raise _unknown(self.directory, error) from error
 
@@ -253,7 +259,11 @@ class ArchiveStore:
             return None
         return said[0] if said and said[1] == backup.name else None
 
+    # --- what goes and what is to stay -------------------------------------------------------------------------------
+
     def delete(self, backup: Path) -> None:
+        if self._pinned(backup):  # somebody may have asked for it after it was decided that this one goes
+            raise StoreError(f"{backup} is pinned, so it was not removed. To let it go: memu-backup keep --release")
         try:
             backup.unlink(missing_ok=True)
         except OSError as error:
@@ -264,6 +274,32 @@ class ArchiveStore:
         except OSError as error:
             raise StoreError(
                 f"{backup} was removed, but {backup.parent} reports an error ({error.strerror}). Check the disk."
+            ) from error
+
+    def pin(self, backup: Path) -> None:
+        pin = self._pin(backup)
+        try:
+            # Empty, as it has to be made on a full disk, too. It is there first, so that nothing removes the backup
+            # between the look and the pin.
+            os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            if not backup.exists():
+                pin.unlink()
+                raise UnknownBackup(f"{backup} is not there any more, so it could not be pinned.")
+            files.sync_folder(backup.parent)
+        except OSError as error:
+            raise StoreError(
+                f"{backup} could not be pinned ({error.strerror}), so it may go when its time comes. "
+                "Check the disk that holds it and its rights."
+            ) from error
+
+    def release(self, backup: Path) -> None:
+        try:
+            self._pin(backup).unlink(missing_ok=True)
+            files.sync_folder(backup.parent)
+        except OSError as error:
+            raise StoreError(
+                f"The pin {self._pin(backup)} could not be removed ({error.strerror}), so this backup stays as it was. "
+                "Check the disk that holds it and its rights."
             ) from error
 
     # --- is it good --------------------------------------------------------------------------------------------------
@@ -278,6 +314,12 @@ class ArchiveStore:
 
     def _sidecar(self, path: Path) -> Path:
         return path.with_name(path.name + _SIDECAR)
+
+    def _pin(self, path: Path) -> Path:
+        return path.with_name(path.name + _PIN)
+
+    def _pinned(self, path: Path) -> bool:
+        return os.path.lexists(self._pin(path))
 
     def _compare_sidecar(self, path: Path, sha256: str | None) -> tuple[str, ...]:
         sidecar = self._sidecar(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup.errors import DiskFull, Interrupted, StoreError, UsageError
+from memu_backup.errors import DiskFull, Interrupted, StoreError, UnknownBackup, UsageError
 from memu_backup.files import identities
 from memu_backup.model import Backup, Captured, Level, Progress, Root
 from memu_backup.stores import Label, OnProgress, Store, Written
@@ -124,6 +124,33 @@ class StoreContract:
         assert [b.name for b in store.backups()] == [kept.name]
         assert set(store.directory.iterdir()) == inodes
         store.delete(gone.path)  # again, as a prune that was killed in between does
+
+    def test_a_pinned_backup_is_never_deleted_until_it_is_released(self, store: Store, source: Path) -> None:
+        there = publish(store, captured(source))
+        store.pin(there.path)
+        store.pin(there.path)
+        assert [b.pinned for b in self.make(store.directory).backups()] == [True]
+        with pytest.raises(StoreError, match="is pinned, so it was not removed"):
+            store.delete(there.path)
+        assert store.sweep() == []
+        assert [b.pinned for b in store.backups()] == [True]
+        store.release(there.path)
+        store.release(there.path)
+        assert [b.pinned for b in store.backups()] == [False]
+        store.delete(there.path)
+        assert list(store.directory.iterdir()) == []
+
+    def test_the_pin_of_one_that_is_gone_is_swept_away_and_keeps_no_other(self, store: Store, source: Path) -> None:
+        there = publish(store, captured(source))
+        other = publish(store, captured(source))
+        store.pin(there.path)
+        there.path.unlink()  # by hand
+        assert store.unused_name(AT, ZONE) not in (there.name, other.name)
+        assert store.sweep()
+        assert [(b.name, b.pinned) for b in store.backups()] == [(other.name, False)]
+        with pytest.raises(UnknownBackup, match="not there any more"):
+            store.pin(there.path)
+        assert store.sweep() == []
 
     def test_a_store_is_never_part_of_its_own_backup(self, store: Store, tmp_path: Path) -> None:
         household(tmp_path / "source")
