@@ -1,4 +1,4 @@
-"""One run: lock, capture, write, re-read, publish, record, prune. Whatever happens, a row tells of it."""
+"""One run: lock, make room, capture, write, re-read, publish, record, prune. Whatever happens, a row tells of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from pathlib import Path
 from memu_backup import __version__, clean, files, lock, logs, verify, words
 from memu_backup.clean import OnRemoved
 from memu_backup.clock import Clock, now
-from memu_backup.errors import DamagedArchive, HistoryAway, Interrupted, LockHeld, MemuError, SourceError, StoreError
+from memu_backup.errors import (
+    DamagedArchive,
+    DiskFull,
+    HistoryAway,
+    Interrupted,
+    LockHeld,
+    MemuError,
+    SourceError,
+    StoreError,
+)
 from memu_backup.history import History
 from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
 from memu_backup.retention import Policy
@@ -108,6 +117,7 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
         await _note(history, row)
         log.info("Backup job %s begins, to be %s.", order.job, row.filename)
         await _tidied(order, history, clock)
+        await _with_room(order, history, clock)
         row = await _made(order, row, on_progress, clock)
     except asyncio.CancelledError:
         log.warning("Backup job %s was interrupted.", order.job)
@@ -368,11 +378,24 @@ async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tu
     return verdict, verdict.sha256
 
 
+async def _with_room(order: Order, history: History, clock: Clock) -> None:
+    """Better said now than by a write that fails after an hour. Raises DiskFull; no other trouble costs the backup."""
+    try:
+        await clean.make_room(_shelf(order), history, clock(), order.on_removed)
+    except DiskFull:
+        raise
+    except Exception as error:
+        log.warning("Whether the disk has room could not be seen (%s).", type(error).__name__, exc_info=error)
+
+
+def _shelf(order: Order) -> clean.Shelf:
+    return clean.Shelf(order.store, order.job, order.host, order.keep, order.zone)
+
+
 async def _prune(order: Order, history: History, clock: Clock) -> None:
     """The backup is made and recorded: whatever goes wrong here is a warning, not a failure of it."""
     try:
-        shelf = clean.Shelf(order.store, order.job, order.host, order.keep, order.zone)
-        plan = await clean.plan(shelf, history, clock())
+        plan = await clean.plan(_shelf(order), history, clock())
         await clean.apply(plan, order.store, history, clock(), order.on_removed)
     except MemuError as error:
         log.warning("Old backups could not be cleaned up: %s", error)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from memu_backup import retention
-from memu_backup.errors import HistoryAway
+from memu_backup import retention, words
+from memu_backup.errors import DiskFull, HistoryAway, StoreError
 from memu_backup.history import History
 from memu_backup.model import Backup, Run
-from memu_backup.retention import Candidate, Policy, Verdict
+from memu_backup.retention import Candidate, Policy, Room, Verdict
 from memu_backup.stores import Store
 
 log = logging.getLogger(__name__)
@@ -43,14 +43,15 @@ OnRemoved = Callable[[Decision], Awaitable[None]]
 """Told of each backup that was removed, once it is gone."""
 
 
-async def plan(shelf: Shelf, history: History, now: datetime) -> tuple[Decision, ...]:
+async def plan(shelf: Shelf, history: History, now: datetime, *, for_next: bool = False) -> tuple[Decision, ...]:
     """What would happen to each backup on the shelf, newest first. Changes nothing.
 
     Only backups that say themselves that they are this job's are looked at: others in the folder are not ours to
-    judge. Raises StoreError.
+    judge. ``for_next`` also makes room for the next one, where the policy says what shall stay free. Raises StoreError.
     """
     mine = await _candidates(shelf, history)
-    verdicts = retention.plan(list(mine), shelf.policy, now, shelf.zone)
+    room = await _room(shelf, mine, now) if mine and for_next and shelf.policy.min_free_bytes else None
+    verdicts = retention.plan(list(mine), shelf.policy, now, shelf.zone, room)
     by_name = {candidate.name: backup for candidate, backup in mine.items()}
     return tuple(Decision(by_name[v.name], v) for v in verdicts)
 
@@ -74,6 +75,50 @@ async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]
         ): b
         for b, made in mine
     }
+
+
+async def _room(shelf: Shelf, candidates: Iterable[Candidate], now: datetime) -> Room:
+    try:
+        disk = await asyncio.to_thread(os.statvfs, shelf.store.directory)
+    except OSError as error:
+        raise StoreError(
+            f"Nobody can tell how much of the disk that holds {shelf.store.directory} is free ({error.strerror}). "
+            "Check that disk."
+        ) from error
+    return Room(retention.next_size(candidates, now), shelf.policy.min_free_bytes or 0, disk.f_bavail * disk.f_frsize)
+
+
+async def make_room(shelf: Shelf, history: History, now: datetime, on_removed: OnRemoved) -> None:
+    """See to it that the next backup fits on the disk; the caller holds the directory's lock.
+
+    Only where it is short: what retention lets go anyway goes now, and where the policy says what shall stay free, more
+    go from the oldest, if that is enough. Raises DiskFull when it still does not fit, StoreError.
+    """
+    room = await _room(shelf, await _candidates(shelf, history), now)
+    if not room.short_bytes:
+        return
+    decisions = await plan(shelf, history, now, for_next=True)
+    await apply(decisions, shelf.store, history, now, on_removed)
+    removed = sum(not d.verdict.keep for d in decisions)
+    room = await _room(shelf, await _candidates(shelf, history), now)
+    if room.short_bytes:
+        raise DiskFull(_no_room(shelf.store.directory, room, removed))
+
+
+def _no_room(directory: Path, room: Room, removed: int) -> str:
+    asked = room.min_free_bytes > 0
+    needs = [f"about {words.size(room.next_bytes)} needed, as the last ones took"] if room.next_bytes else []
+    needs += [f"{words.size(room.min_free_bytes)} to stay free (min_free)"] if asked else []
+    rest = (
+        f"{removed} that the rules let go {'was' if removed == 1 else 'were'} removed, the others"
+        if removed
+        else "older backups"
+    )
+    return (
+        f"The disk that holds {directory} is too full for the next backup: {', '.join(needs)}, "
+        f"{words.size(room.free_bytes)} free. Nothing was begun; {rest} are untouched. "
+        f"Free up space or add storage{', or lower min_free' if asked else ''}."
+    )
 
 
 async def apply(

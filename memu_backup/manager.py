@@ -186,13 +186,16 @@ class Manager:
             return run
 
     async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[Decision, ...]:
-        """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError."""
+        """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError.
+
+        Room for the next backup is made as that backup would do it.
+        """
         settings = self.config.job(job)
         store = self.store(settings)
         shelf = clean.Shelf(store, job, self.config.host, settings.retention, self.config.zone)
 
         async def decide() -> tuple[Decision, ...]:
-            return await clean.plan(shelf, self.history, self._clock())
+            return await clean.plan(shelf, self.history, self._clock(), for_next=True)
 
         if dry_run or not store.directory.exists():
             return await decide()
