@@ -280,9 +280,13 @@ async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -
             folder = stage / source.name
             folder.mkdir(mode=0o700)
             captured.append(await captures.enter_async_context(source.capture(folder)))
+        begun = time.monotonic()
         written = await _write(order, row, captured, on_progress)
+        row = replace(row, write_seconds=_since(begun))
     try:
+        begun = time.monotonic()
         verdict, sha256 = await _proved(order, written, on_progress)
+        row = replace(row, prove_seconds=_since(begun))
         on_progress(Progress(Phase.PUBLISHING))
         location = await _published(order.store, written, sha256)
     except BaseException:
@@ -310,6 +314,10 @@ async def _published(store: Store, written: Written, sha256: str) -> Path:
         task.uncancel()
         task.cancel()
     return publishing.result()
+
+
+def _since(begun: float) -> float:
+    return round(time.monotonic() - begun, 3)
 
 
 async def _check(sources: Sequence[Source]) -> None:

@@ -142,8 +142,10 @@ class Run:
     """One row of ``backup_history``.
 
     ``run_id`` is the key by which a row is written and written again. ``filename`` and ``location`` are final from
-    the start, with ``size_bytes`` 0 until the backup lies there; only what others wrote has no location. ``error`` is
-    the sentence, ``error_code`` the stable code of ``errors``. ``deleted_at`` is set when the backup was pruned.
+    the start, with ``size_bytes`` 0 until the backup lies there; only what others wrote has no location.
+    ``write_seconds`` lasts until what was written is on the disk, ``prove_seconds`` is the re-reading after it.
+    ``error`` is the sentence, ``error_code`` the stable code of ``errors``. ``deleted_at`` is set when the backup was
+    pruned.
     """
 
     run_id: str
@@ -161,6 +163,8 @@ class Run:
     error_code: str | None = None
     duration_seconds: int | None = None
     downtime_seconds: float | None = None
+    write_seconds: float | None = None
+    prove_seconds: float | None = None
     finished_at: datetime | None = None
     verified_at: datetime | None = None
     usb_copied_at: datetime | None = None

@@ -176,6 +176,8 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "size_bytes": run.size_bytes,
         "duration_seconds": run.duration_seconds,
         "downtime_seconds": run.downtime_seconds,
+        "write_seconds": run.write_seconds,
+        "prove_seconds": run.prove_seconds,
         "error": run.error,
         "error_code": run.error_code,
         "warnings": list(run.warnings),

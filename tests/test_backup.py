@@ -83,6 +83,7 @@ def test_backup_records_to_database(home: Home) -> None:
         str(archive),
     )
     assert row["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert 0 < row["write_seconds"] < 60 and 0 < row["prove_seconds"] < 60
     (event,) = home.audit()
     assert (event["action"], event["origin"], event["outcome"]) == ("backup", "cli", "success")
     assert event["actor"]

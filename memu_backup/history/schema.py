@@ -12,7 +12,7 @@ from memu_backup.errors import HistoryRefused
 Connection = Any
 """An ``asyncpg.Connection``; asyncpg carries no types."""
 
-NEWEST = 1
+NEWEST = 2
 """The schema version that this code writes and reads."""
 
 _LOCK = 0x6D656D75

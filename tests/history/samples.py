@@ -29,6 +29,8 @@ def a_run(run_id: str = "run-1", **changes: Any) -> Run:
         error_code="source",
         duration_seconds=312,
         downtime_seconds=4.25,
+        write_seconds=700.5,
+        prove_seconds=89.125,
         finished_at=NIGHT + timedelta(minutes=5),
         verified_at=NIGHT + timedelta(minutes=6),
         usb_copied_at=NIGHT + timedelta(days=1),
