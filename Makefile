@@ -1,12 +1,14 @@
 # make demo    does the main job on a sample household under .demo/, without root
 # make test    ruff, mypy and all tests; this is what CI runs
 # make test-all   the same with the long matrices
+# make bench   measures against tar, restic and borg (make bench BENCH='--size-mb 500 --rounds 1')
+# make bench-large   memory with a million files
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint bench bench-large clean
 
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
@@ -16,6 +18,12 @@ test: system-packages lint
 
 test-all: system-packages lint
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench $(BENCH)
+
+bench-large: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench --alone --size-mb 1500 --small 1000000 --small-bytes 1000 --rounds 1 $(BENCH)
 
 lint: $(STAMP)-dev
 	$(BIN)/ruff check .
@@ -35,4 +43,4 @@ $(STAMP)-%: $(BIN)/python pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .bench .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,154 @@
+"""``make bench``: everyone does the same work on the same corpus, in turn, and one table tells how it went."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from tests.bench import corpus, measure, table
+from tests.bench.corpus import MB, Size
+from tests.bench.measure import Sample, run
+from tests.bench.table import Figures
+from tests.bench.tools import PEERS, Memu, Tool, missing, prove_seconds
+
+CACHE = Path(".bench")
+CHANGED = 0.01
+
+
+def main() -> int:
+    options = _options()
+    if lacking := missing():
+        print(f"Missing: {', '.join(lacking)}. To have them:  sudo apt install {' '.join(lacking)}")
+        return 1
+    CACHE.mkdir(exist_ok=True)
+    size = Size(options.size_mb * MB, options.small, options.small_bytes)
+    household = corpus.build((CACHE / f"corpus-{options.size_mb}-{options.small}").absolute(), size)
+    tools: list[type[Tool]] = [Memu] if options.alone else [Memu, *PEERS]
+    work = (CACHE / "work").absolute()
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        found = Figures(size, measure.disk_speed(work))
+        for number in range(options.rounds):
+            print(f"Round {number + 1} of {options.rounds}", flush=True)
+            _round(found, household, tools, work)
+        for kind in () if options.alone else ("btrfs", "xfs"):
+            _nights(found, household, tools, work, kind, options.rounds)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    versions = "; ".join(f"{t.name}: {v}" for t, v in _versions(tools, household))
+    print(table.render(found, versions))
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--size-mb", type=int, default=2000, help="bytes of the corpus, in MB (default: 2000)")
+    parser.add_argument("--small", type=int, default=20_000, help="how many small files are among them")
+    parser.add_argument("--small-bytes", type=int, default=12_000, help="how large these are on average")
+    parser.add_argument("--rounds", type=int, default=3, help="how often everyone takes a turn (default: 3)")
+    parser.add_argument("--alone", action="store_true", help="memu-backup only, without peers and second nights")
+    return parser.parse_args()
+
+
+def _versions(tools: list[type[Tool]], household: Path) -> Iterator[tuple[type[Tool], str]]:
+    place = CACHE.absolute() / "versions"
+    for tool in tools:
+        place.mkdir()
+        try:
+            yield tool, tool(household, place).version()
+        finally:
+            shutil.rmtree(place)
+
+
+def _note(found: Figures, row: str, tool: str, sample: Sample) -> None:
+    found.samples[row, tool].append(sample)
+    print(f"  {row:12} {tool:12} {sample.seconds:7.2f} s  {sample.peak_bytes / 1e6:6.0f} MB", flush=True)
+
+
+def _round(found: Figures, household: Path, tools: list[type[Tool]], work: Path) -> None:
+    made = {}
+    for kind in tools:
+        place = work / kind.name.replace(" ", "")
+        place.mkdir()
+        made[kind.name] = kind(household, place)
+    memu = made[Memu.name]
+    assert isinstance(memu, Memu)
+    with memu.service():
+        _works(found, household, made, work)
+        _commands(found, memu)
+    shutil.rmtree(work)
+    work.mkdir()
+
+
+def _works(found: Figures, household: Path, made: dict[str, Tool], work: Path) -> None:
+    """Every kind of work, each by everyone before the next kind, so that a busy minute hits all alike."""
+    for name, tool in made.items():
+        sample = tool.back_up()
+        _note(found, "proved", name, sample)
+        _note(found, "written", name, _without_proof(tool, sample))
+    photo = sorted((household / "photos").rglob("*.jpg"))[-1]
+    inner = str(photo.relative_to(household))
+    for name, tool in made.items():
+        _give_back(found, "one file", name, tool, work, inner)
+    for name, tool in made.items():
+        _give_back(found, "everything", name, tool, work, None)
+    for name, tool in made.items():
+        if (verified := tool.verify()) is not None:
+            _note(found, "verify", name, verified)
+
+
+def _without_proof(tool: Tool, sample: Sample) -> Sample:
+    """What the command needs for itself (its start, the history) counts as part of the writing."""
+    by = prove_seconds(sample) if isinstance(tool, Memu) else 0.0
+    return replace(sample, seconds=sample.seconds - by, returned=sample.returned - by)
+
+
+def _give_back(found: Figures, row: str, name: str, tool: Tool, work: Path, inner: str | None) -> None:
+    target = work / "target"
+    sample = tool.everything(target) if inner is None else tool.one_file(inner, target)
+    _note(found, row, name, sample)
+    files = sum(len(names) for _, _, names in os.walk(target))
+    if inner is not None and files != 1:
+        raise RuntimeError(f"{name} gave back {files} files instead of one")
+    shutil.rmtree(target)
+
+
+def _commands(found: Figures, memu: Memu) -> None:
+    for _ in range(3):
+        _note(found, "start", memu.name, run([sys.executable, "-c", "import memu_backup.cli"], cwd=memu.place))
+        _note(found, "--help", memu.name, memu.help())
+        _note(found, "status", memu.name, memu.status())
+
+
+def _nights(found: Figures, household: Path, tools: list[type[Tool]], work: Path, kind: str, nights: int) -> None:
+    """A first backup on a fresh filesystem that can share blocks, then nights of which each changed a little."""
+    if not measure.DROPS_CACHES:
+        print(f"Second nights on {kind} are left out: only root can mount a filesystem.")
+        return
+    print(f"Nights on {kind}", flush=True)
+    chosen = [t for t in tools if t.name in (Memu.name, "restic", "borg")]
+    with measure.disk(work / "image", kind, 8 * found.size.total_bytes) as disk:
+        made = {}
+        for tool in chosen:
+            (disk / tool.name).mkdir()
+            made[tool.name] = tool(household, disk / tool.name)
+            made[tool.name].back_up()
+        for night in range(nights):
+            corpus.change(household, CHANGED, night)
+            for name, backup in made.items():
+                sample = backup.back_up()
+                _note(found, kind, name, sample)
+                _note(found, f"{kind} written", name, _without_proof(backup, sample))
+                if isinstance(backup, Memu):
+                    archive = max(backup.archives.glob("*.tar.gz"))
+                    found.shares[kind].append((measure.new_bytes(archive), archive.stat().st_size))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Runs a command as a person would and tells how long it took, how much memory, and which blocks it wrote."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.corpus import MB
+
+DROPS_CACHES = os.geteuid() == 0
+_GENTLY = ("nice", "-n", "10", "ionice", "-c", "3")
+"""memu-backup makes its backups so; so that a busy machine treats everyone alike, all are run like it."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run. ``seconds`` until the filesystem it wrote to had everything on its disk, ``returned`` until it ended.
+
+    ``peak_bytes`` is that of its largest process.
+    """
+
+    seconds: float
+    returned: float
+    peak_bytes: int
+    output: str
+
+
+def run(argv: Sequence[str | Path], *, cwd: Path, writes: Path | None = None, env: Mapping[str, str] = {}) -> Sample:
+    """Run it to its end. Caches are dropped before, where we may, so that everyone reads from the disk.
+
+    Raises RuntimeError with what it said where it fails.
+    """
+    os.sync()
+    if DROPS_CACHES:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        begun = time.monotonic()
+        child = subprocess.Popen(
+            [*_GENTLY, *(str(a) for a in argv)], cwd=cwd, env={**os.environ, **env}, stdout=out, stderr=err
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        returned = time.monotonic() - begun
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if writes:
+            subprocess.run(["sync", "-f", writes], check=True)
+        seconds = time.monotonic() - begun
+        out.seek(0)
+        err.seek(0)
+        if child.returncode:
+            raise RuntimeError(f"{argv} ended with {child.returncode}: {err.read().decode()[-2000:]}")
+        return Sample(seconds, returned, usage.ru_maxrss * 1024, out.read().decode())
+
+
+@contextmanager
+def disk(image: Path, kind: str, size_bytes: int) -> Iterator[Path]:
+    """A fresh btrfs or XFS of its own in a file, mounted while this lasts; needs root."""
+    image.unlink(missing_ok=True)
+    with image.open("wb") as file:
+        file.truncate(size_bytes)
+    subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
+    place = Path(tempfile.mkdtemp())
+    try:
+        subprocess.run(["mount", "-o", "loop", image, place], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", place], check=True)
+    finally:
+        place.rmdir()
+        image.unlink()
+
+
+_FIEMAP = 0xC020660B
+_SYNC = 1
+_SHARED = 0x2000
+_LAST = 1
+_HEAD = struct.Struct("=QQLLLL")
+_EXTENT = struct.Struct("=QQQQQLLLL")
+
+
+def new_bytes(path: Path) -> int:
+    """The bytes of a file that lie in blocks which no other file shares: FIEMAP (Documentation/filesystems/fiemap)."""
+    count, position, alone = 500, 0, 0
+    with path.open("rb") as file:
+        while True:
+            request = array.array("B", _HEAD.pack(position, 2**64 - 1 - position, _SYNC, 0, count, 0))
+            request.frombytes(bytes(_EXTENT.size * count))
+            fcntl.ioctl(file, _FIEMAP, request)
+            found = _HEAD.unpack_from(request)[3]
+            for number in range(found):
+                logical, _, length, _, _, flags, *_ = _EXTENT.unpack_from(request, _HEAD.size + number * _EXTENT.size)
+                alone += 0 if flags & _SHARED else length
+                position = logical + length
+            if not found or flags & _LAST:
+                return alone
+
+
+def machine() -> str:
+    """Processor, cores, memory, kernel, and what the disk of the working directory does."""
+    cpu = next((x.partition(": ")[2] for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{os.cpu_count()} cores ({cpu}), {memory / 1e9:.0f} GB of memory, Linux {os.uname().release}"
+
+
+def disk_speed(folder: Path) -> tuple[float, float]:
+    """MB/s that one plain writer (with fsync) and one plain reader (cold) get: what no program can beat by much."""
+    path = folder / "speed"
+    block = os.urandom(4 * MB)
+    begun = time.monotonic()
+    with path.open("wb", buffering=0) as file:
+        for _ in range(125):
+            file.write(block)
+        os.fsync(file.fileno())
+    written = time.monotonic() - begun
+    if DROPS_CACHES:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    begun = time.monotonic()
+    with path.open("rb", buffering=0) as file:
+        while file.read(4 * MB):
+            pass
+    read = time.monotonic() - begun
+    path.unlink()
+    return 500 / written, 500 / read
