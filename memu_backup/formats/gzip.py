@@ -29,6 +29,7 @@ _START = struct.Struct("<4sLBBH")  # magic, method and flags; mtime; xfl; os; le
 _OWN_LENGTH = struct.Struct("<2sHL")
 _SUBFIELD = struct.Struct("<2sH")
 _TRAILER = struct.Struct("<LL")
+_BLOCK_START = struct.Struct("<BHH")  # of a stored block: whether it is the last, its length, and that inverted
 _MAGIC = b"\x1f\x8b\x08\x04"  # deflate, FEXTRA set
 _EMPTY_DEFLATE = b"\x03\x00"
 _STORED_BLOCK = 0xFFFF
@@ -74,7 +75,7 @@ def _stored(data: Buffer) -> list[Buffer]:
     for start in range(0, max(len(view), 1), _STORED_BLOCK):
         block = view[start : start + _STORED_BLOCK]
         last = start + _STORED_BLOCK >= len(view)
-        blocks += [struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF), block]
+        blocks += [_BLOCK_START.pack(last, len(block), len(block) ^ 0xFFFF), block]
     trailer = _TRAILER.pack(isal_zlib.crc32(view), len(view))
     total = HEADER_BYTES + sum(len(b) for b in blocks) + len(trailer)
     return [_header(total), *blocks, trailer]
@@ -139,7 +140,12 @@ def member_bytes(start: Buffer) -> int | None:
 def unpack(member: Buffer) -> bytes:
     """The content of one whole member, its checksum and length compared. Raises DamagedArchive."""
     try:
-        (_, size) = _TRAILER.unpack_from(member, len(member) - _TRAILER.size)
+        (checksum, size) = _TRAILER.unpack_from(member, len(member) - _TRAILER.size)
+        # zlib can do these too, at a third of the speed: it copies byte by byte what it need not look at.
+        if (data := _unstored(member)) is not None:
+            if (isal_zlib.crc32(data), len(data)) != (checksum, size):
+                raise DamagedArchive("a compressed block is damaged")
+            return data
         inflater = zlib.decompressobj(31)
         # The size is a stranger's word: it bounds what is inflated and never reserves more than a member may hold.
         data = inflater.decompress(member, min(size, MEMBER_LIMIT) + 1)
@@ -148,3 +154,19 @@ def unpack(member: Buffer) -> bytes:
     if not inflater.eof or inflater.unused_data:
         raise DamagedArchive("a compressed block is damaged (its length is wrong)")
     return data
+
+
+def _unstored(member: Buffer) -> bytes | None:
+    """The content of a member that is stored blocks and nothing else, unchecked; None for every other."""
+    view = memoryview(member)
+    position = _START.size + _START.unpack_from(view)[4]
+    blocks: list[memoryview] = []
+    last = 0
+    while not last:
+        last, length, inverse = _BLOCK_START.unpack_from(view, position)
+        if last > 1 or length != inverse ^ 0xFFFF:
+            return None
+        position += _BLOCK_START.size
+        blocks.append(view[position : position + length])
+        position += length
+    return b"".join(blocks) if position == len(view) - _TRAILER.size else None

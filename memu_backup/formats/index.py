@@ -73,7 +73,7 @@ def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
             raise DamagedArchive("its index is of a kind that this version does not know")
         known = len(COLUMNS) + (columns[len(COLUMNS) : len(COLUMNS) + 1] == (STORED,))
         for text in lines:
-            values = json.loads(text)
+            values = json.loads(text.decode())
             if len(values) != len(columns):
                 raise ValueError
             yield _entry(values[:known])

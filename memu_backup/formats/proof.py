@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -23,6 +25,11 @@ from memu_backup.model import Manifest, SourceSummary
 log = logging.getLogger(__name__)
 
 _NAMED = 20
+
+_HASHED_HERE = 64 * 1024
+"""Handing a smaller file to another thread takes longer than hashing it."""
+
+_UNSETTLED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +128,27 @@ class _Pass:
         self._hashes: dict[str, str] = {}
         self._index: Iterator[Entry] | None = None
         self._sums_differ = self._index_differs = False
+        self._unsettled: deque[tuple[Header, Future[str] | None]] = deque()
         self._finished = False
 
     def run(self) -> None:
         self._manifest = self._reader.manifest() if self._reader.indexed else None
         self._seen = [_Seen(s) for s in self._manifest.sources] if self._manifest else []
         self._index = self._reader.index() if self._reader.indexed else None
-        linked = self._link_targets()
+        linked = set(self._reader.link_targets())
         with (
-            HashThread() as hasher,
-            closing(self._reader.entries_with_content(on_bytes=lambda b: hasher.update(self._whole, b))) as entries,
+            HashThread() as whole,
+            HashThread() as contents,
+            closing(self._reader.entries_with_content(on_bytes=lambda b: whole.update(self._whole, b))) as entries,
         ):
             for header, content in entries:
                 if header.path in OWN_NAMES:
+                    self._settle(linked)
                     self._own(header, content)
                 else:
-                    self._entry(header, content, linked)
+                    self._entry(header, content, contents)
+                    self._settle(linked, but=_UNSETTLED)
+            self._settle(linked)
         self._index_differs |= self._index is not None and next(self._index, None) is not None
         if self._manifest is None:  # another program's: what is called as our own files are is the household's
             self._files, self._bytes = self._files + self._own_files, self._bytes + self._own_bytes
@@ -147,12 +159,6 @@ class _Pass:
             return
         entry = next(self._index, None)
         self._index_differs = entry is None or not agree(entry, header) or entry.sha256 != digest
-
-    def _link_targets(self) -> set[str]:
-        """Files that a hard link later asks the hash of; the others' hashes need not be kept."""
-        if not self._reader.indexed:
-            return set()
-        return {e.link for e in self._reader.index() if e.type is Type.HARDLINK}
 
     def _own(self, header: Header, content: Iterator[memoryview]) -> None:
         self._own_files += header.type is Type.FILE
@@ -168,22 +174,35 @@ class _Pass:
             hash_.update(block)
         return hash_.hexdigest() != self._lines_hash.hexdigest()
 
-    def _entry(self, header: Header, content: Iterator[memoryview], linked: set[str]) -> None:
-        digest = ""
+    def _entry(self, header: Header, content: Iterator[memoryview], hasher: HashThread) -> None:
+        digest: Future[str] | None = None
         if header.type is Type.FILE:
             hash_ = hashing.new()
+            large = header.size_bytes > _HASHED_HERE
             for block in unfold(header, content):
                 self._reader.stop.check()  # a hole may be larger than any disk, and takes no reading
-                hash_.update(block)
+                if large:
+                    hasher.update(hash_, block)
+                else:
+                    hash_.update(block)
                 self._tick(len(block), 0, header.path)
-            digest = hash_.hexdigest()
-            if header.path in linked or not self._reader.indexed:
-                self._hashes[header.path] = digest
+            digest = hasher.digest(hash_) if large else hashing.known(hash_.hexdigest())
             self._files += 1
             self._bytes += header.size_bytes
             self._tick(0, 1, header.path)
-        elif header.type is Type.HARDLINK:
+        self._unsettled.append((header, digest))
+
+    def _settle(self, linked: set[str], *, but: int = 0) -> None:
+        """Compare what was read, in its order, once its hashes are there; the last few may still be under way."""
+        while len(self._unsettled) > but:
+            header, digest = self._unsettled.popleft()
+            self._compare_entry(header, digest.result() if digest else "", linked)
+
+    def _compare_entry(self, header: Header, digest: str, linked: set[str]) -> None:
+        if header.type is Type.HARDLINK:
             digest = self._hashes.get(header.link, "")
+        elif digest and (header.path in linked or not self._reader.indexed):
+            self._hashes[header.path] = digest
         self._compare(header, digest)
         line = sums.line(digest, header.path) if digest else b""
         with _scratch():
