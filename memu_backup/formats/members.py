@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,33 +19,36 @@ from memu_backup.work import Stop, be_gentle
 
 _IOV_MAX = 1000
 THREADS = min(os.cpu_count() or 1, 8)
+_WRITE_BACK = 32 * 1024 * 1024
 
 
 class Slot:
     """A member on its way. ``offset`` and ``end`` are known once it was written, and -1 before."""
 
-    __slots__ = ("aligned", "end", "offset", "packed")
+    __slots__ = ("aligned", "end", "offset")
 
-    def __init__(self, packed: Future[list[Buffer]], aligned: bool) -> None:
-        self.packed: Future[list[Buffer]] | None = packed
+    def __init__(self, aligned: bool) -> None:
         self.aligned = aligned
         self.offset = self.end = -1
 
 
 class MemberWriter:
-    """Packs pieces in several threads and writes them to a descriptor in the order in which they came.
+    """Packs pieces in several threads and writes them in one more, in the order in which they came.
 
     ``folder`` is named in errors. Memory is bounded by the number of pieces under way. Use as a context manager, so
     that no thread outlives it.
     """
 
     def __init__(self, descriptor: int, folder: Path, stop: Stop, *, gentle: bool) -> None:
-        self.offset = 0
+        self._offset = 0
+        self._started = 0
         self._folder = folder
         self._descriptor = descriptor
         self._stop = stop
-        self._under_way: deque[Slot] = deque()
-        self._pool = ThreadPoolExecutor(THREADS, "memu-pack", initializer=be_gentle if gentle else None)
+        self._under_way: deque[Future[None]] = deque()
+        gently = be_gentle if gentle else None
+        self._packers = ThreadPoolExecutor(THREADS, "memu-pack", initializer=gently)
+        self._writer = ThreadPoolExecutor(1, "memu-write", initializer=gently)
 
     def __enter__(self) -> Self:
         return self
@@ -52,38 +56,51 @@ class MemberWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._packers, self._writer):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def put(self, data: Buffer, *, aligned: bool = False) -> Slot:
         """Take one piece. ``aligned`` makes its member start at a multiple of ``gzip.ALIGNMENT``. Raises StoreError."""
-        self._stop.check()
-        slot = Slot(self._pool.submit(gzip.pack, data), aligned)
-        self._under_way.append(slot)
-        while len(self._under_way) > 2 * THREADS + 1:
-            self._write_next()
+        slot = Slot(aligned)
+        packed = self._packers.submit(gzip.pack, data)
+        self._submit(lambda: self._write_slot(slot, packed.result()))
         return slot
 
-    def flush(self) -> None:
-        """Write everything taken so far. Raises StoreError."""
+    def _submit(self, work: Callable[[], None]) -> None:
+        self._stop.check()
+        self._under_way.append(self._writer.submit(work))
+        while len(self._under_way) > 2 * THREADS + 1:
+            self._under_way.popleft().result()
+
+    def flush(self) -> int:
+        """Write everything taken so far; the length of the archive up to here. Raises StoreError."""
         while self._under_way:
-            self._write_next()
+            self._under_way.popleft().result()
+        return self._offset
 
     def raw(self, member: bytes) -> None:
         """Write a member that is made already; what came before goes first. Raises StoreError."""
+        self._submit(lambda: self._write([member]))
         self.flush()
-        self._write([member])
 
-    def _write_next(self) -> None:
+    def _write_slot(self, slot: Slot, buffers: list[Buffer]) -> None:
         self._stop.check()
-        slot = self._under_way.popleft()
-        assert slot.packed
-        buffers = slot.packed.result()
-        slot.packed = None  # slots outlive their writing; their bytes must not
-        if slot.aligned and (gap := gzip.padding(self.offset)):
+        if slot.aligned and (gap := gzip.padding(self._offset)):
             self._write([gap])
-        slot.offset = self.offset
+        slot.offset = self._offset
         self._write(buffers)
-        slot.end = self.offset
+        slot.end = self._offset
+        self._start_disk()
+
+    def _start_disk(self) -> None:
+        """Let the disk begin now: the kernel would wait for gigabytes, and the flush at the end for all of them.
+
+        DONTNEED begins to write what is not on the disk yet, and forgets what is; proving reads from the disk anyhow.
+        """
+        if self._offset - self._started >= _WRITE_BACK:
+            with suppress(OSError):  # the flush at the end tells of any trouble
+                os.posix_fadvise(self._descriptor, 0, self._offset, os.POSIX_FADV_DONTNEED)
+            self._started = self._offset
 
     def _write(self, buffers: list[Buffer]) -> None:
         for start in range(0, len(buffers), _IOV_MAX):
@@ -93,7 +110,7 @@ class MemberWriter:
                     written = os.writev(self._descriptor, waiting)
                 except OSError as error:
                     raise files.storing(error, self._folder) from error
-                self.offset += written
+                self._offset += written
                 while waiting and written >= len(waiting[0]):
                     written -= len(waiting.pop(0))
                 if written:

@@ -187,8 +187,8 @@ class ArchiveWriter:
         document.write(manifest.encode(made))
         manifest_slot = self._own_file(manifest.NAME, document, mtime_ns)
         index_slot = self._own_file(index.NAME, self._index, mtime_ns, tar.END)
-        self._out.flush()
-        self._out.raw(gzip.footer(manifest_slot.offset, index_slot.offset, self._out.offset))
+        length = self._out.flush()
+        self._out.raw(gzip.footer(manifest_slot.offset, index_slot.offset, length))
         return made
 
     # --- one entry ---------------------------------------------------------------------------------------------------
@@ -263,8 +263,7 @@ class ArchiveWriter:
     def _content(self, header: Header, reading: Reading) -> Future[str]:
         if header.size_bytes <= SMALL and header.extents is None:
             data = b"".join(reading.pieces())
-            digest: Future[str] = Future()
-            digest.set_result(sums.of(data))
+            digest = hashing.known(sums.of(data))
             self._share(header, data, digest)
             self._tick(len(data), 1, header.path)
         else:
