@@ -24,11 +24,12 @@ from memu_backup.errors import (
     Interrupted,
     LockHeld,
     MemuError,
+    SharedDamage,
     SourceError,
     StoreError,
 )
 from memu_backup.history import History
-from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
+from memu_backup.model import Backup, Captured, Level, Phase, Progress, Run, Status, Trigger
 from memu_backup.retention import Policy
 from memu_backup.sources import Source
 from memu_backup.status import adopted
@@ -41,6 +42,10 @@ _LAST_WORDS_S = 3.0
 """How long a cancelled run may take to write its row down; the spool needs a moment, Postgres may not answer."""
 
 _LOCK_POLL_S = 2.0
+
+_WHOLE_EVERY = 7
+"""Every so many backups one is read anew from its sources and shares no block with another: a block that goes bad
+takes at most the backups of a week, and a file whose content changed without its times and inode is noticed."""
 
 _KILLED = "The backup was interrupted: the program was killed or the machine went off. Older backups are untouched."
 
@@ -118,7 +123,7 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
         log.info("Backup job %s begins, to be %s.", order.job, row.filename)
         await _tidied(order, history, clock)
         await _with_room(order, history, clock)
-        row = await _made(order, row, on_progress, clock)
+        row = await _made(order, row, history, on_progress, clock)
     except asyncio.CancelledError:
         log.warning("Backup job %s was interrupted.", order.job)
         row = ended(_failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
@@ -270,7 +275,38 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
             raise
 
 
-async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -> Run:
+async def _made(order: Order, row: Run, history: History, on_progress: OnProgress, clock: Clock) -> Run:
+    earlier = await _earlier(order, history)
+    try:
+        return await _made_with(order, row, earlier, on_progress, clock)
+    except SharedDamage as error:
+        assert earlier
+        log.warning("%s Everything is written anew, sharing nothing with %s.", error, earlier.name)
+    try:
+        # A damaged one is known from now on, and no later backup builds on it.
+        await verify.verify(order.store, earlier, Level.FULL, order.host, history, on_progress, clock)
+    except MemuError as error:
+        log.warning("%s could not be looked at: %s", earlier.name, error)
+    return await _made_with(order, row, None, on_progress, clock)
+
+
+async def _earlier(order: Order, history: History) -> Backup | None:
+    """The backup that this one may share blocks with; None for one that is to be written whole."""
+    try:
+        stored = await asyncio.to_thread(order.store.backups)
+        rows, _ = await history.known_runs(called=[b.manifest.run_id for b in stored if b.manifest])
+    except Exception as error:
+        log.warning("What to share with is not known (%s), so everything is written anew.", type(error).__name__)
+        return None
+    damaged = {row.run_id for row in rows if row.error_code == "damaged"}
+    for there in stored:
+        made = there.manifest
+        if made and (made.job, made.host) == (order.job, order.host) and made.run_id not in damaged:
+            return there if made.nights_shared + 1 < _WHOLE_EVERY else None
+    return None
+
+
+async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress: OnProgress, clock: Clock) -> Run:
     on_progress(Progress(Phase.CAPTURING))
     await _check(order.sources)
     async with _stage(order) as stage, AsyncExitStack() as captures:
@@ -281,7 +317,7 @@ async def _made(order: Order, row: Run, on_progress: OnProgress, clock: Clock) -
             folder.mkdir(mode=0o700)
             captured.append(await captures.enter_async_context(source.capture(folder)))
         begun = time.monotonic()
-        written = await _write(order, row, captured, on_progress)
+        written = await _write(order, row, captured, earlier, on_progress)
         row = replace(row, write_seconds=_since(begun))
     try:
         begun = time.monotonic()
@@ -346,7 +382,9 @@ async def _stage(order: Order) -> AsyncIterator[Path]:
         await in_thread(lambda: shutil.rmtree(stage, ignore_errors=True), Stop())
 
 
-async def _write(order: Order, row: Run, captured: Sequence[Captured], on_progress: OnProgress) -> Written:
+async def _write(
+    order: Order, row: Run, captured: Sequence[Captured], earlier: Backup | None, on_progress: OnProgress
+) -> Written:
     label = Label(
         name=row.filename,
         run_id=row.run_id,
@@ -361,7 +399,7 @@ async def _write(order: Order, row: Run, captured: Sequence[Captured], on_progre
     roots = [root for c in captured for root in c.roots]
     total = await in_thread(lambda: files.measure(roots, never, stop.check), stop, gentle=True)
     report = verify.with_total(total, on_progress)
-    return await in_thread(lambda: order.store.write(label, captured, never, report, stop), stop, gentle=True)
+    return await in_thread(lambda: order.store.write(label, captured, never, report, stop, earlier), stop, gentle=True)
 
 
 def _offset(at: datetime, zone: tzinfo) -> str:
@@ -377,7 +415,8 @@ async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tu
     verdict = await verify.prove(order.store, written.partial_path, written.manifest, on_progress)
     if verdict.problems or verdict.sha256 is None:
         why = verdict.problems[0].removesuffix(".")
-        raise DamagedArchive(
+        kind = SharedDamage if written.manifest.shares_with else DamagedArchive
+        raise kind(
             f"What was written could not be read back ({why}), so it was thrown away; older backups are untouched. "
             "Check the disk that holds them."
         )

@@ -14,6 +14,7 @@
     ├── ArchiveError           1
     │   ├── NotAnArchive       2   the file is something else
     │   ├── DamagedArchive     1   bytes differ from what was written
+    │   │   └── SharedDamage   1   …in a backup that shares blocks with an older one: those may be the damaged ones
     │   └── HostileArchive     1   an entry that would write outside its folder
     ├── CannotCheck            1   a part of a backup could not be looked at, which says nothing about the part
     ├── RestoreError           1   target not empty, not enough space
@@ -105,6 +106,10 @@ class NotAnArchive(ArchiveError):
 
 class DamagedArchive(ArchiveError):
     code = "damaged"
+
+
+class SharedDamage(DamagedArchive):
+    pass
 
 
 class HostileArchive(ArchiveError):

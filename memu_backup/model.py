@@ -95,7 +95,11 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup says of itself (metadata.json). ``utc_offset`` is that of the machine, as ``+02:00``."""
+    """What a backup says of itself (metadata.json). ``utc_offset`` is that of the machine, as ``+02:00``.
+
+    ``shares_with`` is the older backup that it shares blocks with on the disk, empty where it was written whole;
+    ``nights_shared`` counts the backups in a row, this one too, that were not.
+    """
 
     format: str
     name: str
@@ -107,6 +111,8 @@ class Manifest:
     version: str
     sources: tuple[SourceSummary, ...]
     sha256sums: str
+    shares_with: str = ""
+    nights_shared: int = 0
 
     @property
     def size_bytes(self) -> int:

@@ -17,6 +17,8 @@ NEEDED = {
     "systemd-analyze": ("systemd", "the service's unit file"),
     "fusermount3": ("fuse3", "a disk that gives errors on demand"),
     "mkfs.ext4": ("e2fsprogs", "a really full disk"),
+    "mkfs.btrfs": ("btrfs-progs", "sharing blocks between archives"),
+    "mkfs.xfs": ("xfsprogs", "sharing blocks between archives, on XFS"),
 }
 """What is looked for: the package that has it, and what its tests are about."""
 

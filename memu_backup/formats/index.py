@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from memu_backup.errors import DamagedArchive
 from memu_backup.formats.tar import Type
@@ -17,8 +16,12 @@ NAME = "index.jsonl"
 FORMAT = "memu-backup-index/1"
 _LINE_LIMIT = 64 * 1024 * 1024
 COLUMNS = ("path", "type", "size_bytes", "mode", "mtime_ns", "link", "sha256", "member", "inside", "content", "end")
-STORED = "stored_bytes"
-"""The next column, which the first archives do not have."""
+_MORE = ("stored_bytes", "inode", "ctime_ns")
+"""The next columns, which the first archives do not have."""
+
+_TYPES: dict[str, Type] = {kind.value: kind for kind in Type}
+_INTEGERS = {int}
+_decode = json.JSONDecoder().decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,9 @@ class Entry:
     the file's content, and nothing else, fills the members from that offset of the archive to ``end``; else the
     content follows its headers. ``end`` is the offset of the first member that no longer belongs to the entry. All
     four are 0 in an archive without an index. ``stored_bytes`` is the size without holes, None where nobody tells.
+
+    ``inode`` and ``ctime_ns`` are those of the file on the machine it came from, by which an unchanged one is known
+    again; both 0 where it shares its member with others, may have changed while it was read, or has holes.
     """
 
     path: str
@@ -43,6 +49,8 @@ class Entry:
     content: int
     end: int
     stored_bytes: int | None
+    inode: int = 0
+    ctime_ns: int = 0
 
     @property
     def room_bytes(self) -> int:
@@ -51,13 +59,13 @@ class Entry:
 
 
 def first_line() -> bytes:
-    return json.dumps({"format": FORMAT, "columns": (*COLUMNS, STORED)}).encode() + b"\n"
+    return json.dumps({"format": FORMAT, "columns": COLUMNS + _MORE}).encode() + b"\n"
 
 
 def line(entry: Entry) -> bytes:
     values = [
         entry.path, entry.type.value, entry.size_bytes, entry.mode, entry.mtime_ns, entry.link, entry.sha256,
-        entry.member, entry.inside, entry.content, entry.end, entry.stored_bytes,
+        entry.member, entry.inside, entry.content, entry.end, entry.stored_bytes, entry.inode, entry.ctime_ns,
     ]  # fmt: skip
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
@@ -71,26 +79,49 @@ def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
         # A later version may say more of each entry, behind what this one knows.
         if head.get("format") != FORMAT or columns[: len(COLUMNS)] != COLUMNS:
             raise DamagedArchive("its index is of a kind that this version does not know")
-        known = len(COLUMNS) + (columns[len(COLUMNS) : len(COLUMNS) + 1] == (STORED,))
+        known = len(COLUMNS)
+        if columns[known : known + len(_MORE)] == _MORE:
+            known += len(_MORE)
+        elif columns[known : known + 1] == _MORE[:1]:
+            known += 1
         for text in lines:
-            values = json.loads(text.decode())
+            values = _decode(text.decode())
             if len(values) != len(columns):
                 raise ValueError
-            yield _entry(values[:known])
-    except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            yield _entry(*values[:known])
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise DamagedArchive("its index is damaged") from error
 
 
-def _entry(values: list[Any]) -> Entry:
-    """Every value is of its type, and every number one that can be read at: the index may be a stranger's."""
-    path, kind, size_bytes, mode, mtime_ns, link, sha256, *places = values
-    if not all(isinstance(text, str) for text in (path, link, sha256)):
+def _entry(
+    path: str,
+    kind: str,
+    size_bytes: int,
+    mode: int,
+    mtime_ns: int,
+    link: str,
+    sha256: str,
+    member: int,
+    inside: int,
+    content: int,
+    end: int,
+    stored_bytes: int | None = None,
+    inode: int = 0,
+    ctime_ns: int = 0,
+) -> Entry:
+    """Every value is of its type, and every number one that can be read at: the index may be a stranger's.
+
+    Written out, as it is done for a million files before one of them is found.
+    """
+    numbers = (size_bytes, mode, member, inside, content, end, inode, stored_bytes or 0)
+    if not type(path) is type(link) is type(sha256) is str:
         raise TypeError
-    if not all(type(n) is int and 0 <= n < 2**63 for n in (size_bytes, mode, *places)) or type(mtime_ns) is not int:
+    if {*map(type, numbers), type(mtime_ns), type(ctime_ns)} != _INTEGERS or min(numbers) < 0 or max(numbers) >= 2**63:
         raise ValueError
-    if len(places) == len(COLUMNS) - 7:
-        places.append(None)
-    return Entry(path, Type(kind), size_bytes, mode, mtime_ns, link, sha256, *places)
+    return Entry(
+        path, _TYPES[kind], size_bytes, mode, mtime_ns, link, sha256, member, inside, content, end,
+        stored_bytes, inode, ctime_ns,
+    )  # fmt: skip
 
 
 def split(blocks: Iterable[bytes | memoryview]) -> Iterator[bytes]:

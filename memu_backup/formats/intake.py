@@ -18,14 +18,19 @@ from memu_backup.work import Stop
 
 _READ_TRIES = 3
 _XATTRS_LIMIT = 1024 * 1024
+_REST_NS = 2 * 10**9
+"""A file that was changed this shortly before it was read may be changed again without another ctime: clocks of
+filesystems tick up to two seconds apart."""
+
 ZEROS = bytes(gzip.LARGE_CHUNK)
 
 
 class Reading:
     """Reads exactly as many bytes as the header says, whatever the file does meanwhile, and tells what it did."""
 
-    def __init__(self, descriptor: int, header: Header, lost: list[str], stop: Stop) -> None:
+    def __init__(self, descriptor: int, header: Header, before: os.stat_result, lost: list[str], stop: Stop) -> None:
         self._descriptor, self._header, self._lost, self._stop = descriptor, header, lost, stop
+        self._before, self._begun_ns = before, time.time_ns()
         self.told = self._given = False
 
     def pieces(self) -> Iterator[bytes]:
@@ -39,6 +44,24 @@ class Reading:
                 data = self._exactly(offset, min(gzip.LARGE_CHUNK, start + length - offset))
                 self._given = True
                 yield offset, data
+
+    def identity(self) -> tuple[int, int]:
+        """Inode and ctime, by which the same file is known again another night; zeros where it may have moved."""
+        after = os.fstat(self._descriptor)
+        rested = self._begun_ns - after.st_ctime_ns > _REST_NS
+        same = _version(after) == _version(self._before) and not self.told
+        if not rested or not same or self._header.extents is not None or after.st_ino >= 2**63:
+            return 0, 0
+        return after.st_ino, after.st_ctime_ns
+
+    def note(self) -> str:
+        """What its owner did meanwhile, as half a sentence; nothing where it was left alone, or a loss was told."""
+        after = os.fstat(self._descriptor)
+        if after.st_size > self._before.st_size:
+            # Not a loss: all that was there when it was opened is in the backup (docs/decisions/0004).
+            return "grew while it was read; the backup has its first part"
+        moved = after.st_mtime_ns != self._before.st_mtime_ns and not self.told
+        return "changed while it was read" if moved else ""
 
     def _exactly(self, offset: int, size: int) -> bytes:
         data = self._read(offset, size)
@@ -71,6 +94,10 @@ class Reading:
         if not self.told:
             self._lost.append(f"{shown(self._header.path)} {what}")
         self.told = True
+
+
+def _version(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def describe(found: Found, status: os.stat_result, kind: Type) -> Header:

@@ -33,6 +33,8 @@ def document(manifest: Manifest) -> dict[str, Any]:
         "job": manifest.job,
         "files": manifest.files,
         "size_bytes": manifest.size_bytes,
+        "shares_with": manifest.shares_with,
+        "nights_shared": manifest.nights_shared,
         "checksums": {SUMS_NAME: manifest.sha256sums, **{s.place: s.checksum for s in manifest.sources}},
         "sources": [_source(s) for s in manifest.sources],
     }
@@ -75,6 +77,8 @@ def decode(content: bytes) -> Manifest:
             version=str(said["version"]),
             sources=tuple(_summary(s) for s in said["sources"]),
             sha256sums=str(said["checksums"][SUMS_NAME]),
+            shares_with=str(said.get("shares_with", "")),
+            nights_shared=int(said.get("nights_shared", 0)),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedArchive(f"its {NAME} is damaged") from error

@@ -66,6 +66,15 @@ class MemberWriter:
         self._submit(lambda: self._write_slot(slot, packed.result()))
         return slot
 
+    def take(self, size_bytes: int, copy: Callable[[int, int], None]) -> Slot:
+        """Members that are made already, aligned: ``copy`` brings all of them to a descriptor, at an offset.
+
+        Raises StoreError, and what else ``copy`` raises, which may come out with a later call.
+        """
+        slot = Slot(aligned=True)
+        self._submit(lambda: self._take(slot, size_bytes, copy))
+        return slot
+
     def _submit(self, work: Callable[[], None]) -> None:
         self._stop.check()
         self._under_way.append(self._writer.submit(work))
@@ -84,13 +93,26 @@ class MemberWriter:
         self.flush()
 
     def _write_slot(self, slot: Slot, buffers: list[Buffer]) -> None:
+        self._begin(slot)
+        self._write(buffers)
+        slot.end = self._offset
+        self._start_disk()
+
+    def _begin(self, slot: Slot) -> None:
         self._stop.check()
         if slot.aligned and (gap := gzip.padding(self._offset)):
             self._write([gap])
         slot.offset = self._offset
-        self._write(buffers)
-        slot.end = self._offset
-        self._start_disk()
+
+    def _take(self, slot: Slot, size_bytes: int, copy: Callable[[int, int], None]) -> None:
+        self._begin(slot)
+        end = slot.offset + size_bytes
+        try:
+            copy(self._descriptor, slot.offset)
+            os.lseek(self._descriptor, end, os.SEEK_SET)
+        except OSError as error:
+            raise files.storing(error, self._folder) from error
+        slot.end = self._offset = end
 
     def _start_disk(self) -> None:
         """Let the disk begin now: the kernel would wait for gigabytes, and the flush at the end for all of them.

@@ -18,8 +18,8 @@ from memu_backup.formats import hashing, manifest, sums
 from memu_backup.formats.hashing import Hash, HashThread
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, agree, unfold
+from memu_backup.formats.tally import mode_line
 from memu_backup.formats.tar import Header, Type
-from memu_backup.formats.writer import mode_line
 from memu_backup.model import Manifest, SourceSummary
 
 log = logging.getLogger(__name__)

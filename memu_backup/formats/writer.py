@@ -7,12 +7,13 @@ import io
 import os
 import stat
 import tempfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +22,11 @@ from typing import IO, Self
 from memu_backup import files
 from memu_backup.files import Found, Identity, Skipped, shown
 from memu_backup.formats import gzip, hashing, index, manifest, sums, tar
-from memu_backup.formats.hashing import Hash, HashThread
+from memu_backup.formats.earlier import Earlier, Place
+from memu_backup.formats.hashing import HashThread
 from memu_backup.formats.intake import ZEROS, Reading, describe, xattrs
 from memu_backup.formats.members import MemberWriter, Slot
+from memu_backup.formats.tally import Linked, Tally, mode_line
 from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Captured, Manifest, SourceSummary
 from memu_backup.work import Stop
@@ -32,12 +35,16 @@ SMALL = 256 * 1024
 """Files up to this size share a member; above it each has members of its own, aligned."""
 
 SHARED = 1024 * 1024
-"""Content at which a shared member is closed."""
+"""Content at which a shared member is closed, whatever comes next."""
+
+SHARED_LEAST = 32 * 1024
+"""Content at which it is closed by an entry in ``_CUT``, judged by its name: so that after a file that is new or has
+grown the members soon hold again what they held in an earlier archive."""
+
+_CUT = 8
 
 _WORTHWHILE_HOLE = 1024 * 1024
 """Holes below this in sum are written as zeros: every tar can read that, and it costs nothing."""
-
-_LISTED = 100
 
 Tick = Callable[[int, int, str], None]
 """Content bytes and files done since the last call, and what is being read now."""
@@ -51,71 +58,9 @@ class _Pending:
     head: Slot | None
     inside: int
     digest: Future[str] | None
+    identity: tuple[int, int] = (0, 0)
     first: Slot | None = None
     last: Slot | None = None
-
-
-@dataclass(slots=True)
-class _Linked:
-    """A file with several names, until all of them were met."""
-
-    header: Header
-    digest: Future[str]
-    names_left: int
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What a source comes to while it is written."""
-
-    captured: Captured
-    files: int = 0
-    directories: int = 0
-    links: int = 0
-    size_bytes: int = 0
-    skipped: int = 0
-    newest_ns: int | None = None
-    sums: Hash = field(default_factory=hashing.new)
-    modes: Hash = field(default_factory=hashing.new)
-    lost: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    linked: dict[Identity, _Linked] = field(default_factory=dict)
-
-    def summary(self) -> SourceSummary:
-        return SourceSummary(
-            name=self.captured.source,
-            kind=self.captured.kind,
-            place=self.captured.place,
-            files=self.files,
-            directories=self.directories,
-            links=self.links,
-            size_bytes=self.size_bytes,
-            checksum=self.sums.hexdigest(),
-            modes_checksum=self.modes.hexdigest(),
-            consistency=self.captured.consistency,
-            newest_mtime=_moment(self.newest_ns),
-            skipped=self.skipped,
-            details=self.captured.details,
-            warnings=_shorten((*self.captured.warnings, *self.notes)),
-            missing=_shorten(tuple(dict.fromkeys((*self.captured.missing, *self.lost)))),
-        )
-
-
-def _moment(time_ns: int | None) -> datetime | None:
-    """None also for what btrfs and XFS can hold and a calendar cannot."""
-    if time_ns is None or not 0 <= time_ns < 253_402_300_800 * 10**9:
-        return None
-    return datetime.fromtimestamp(time_ns // 10**9, UTC)
-
-
-def _shorten(sentences: tuple[str, ...]) -> tuple[str, ...]:
-    more = len(sentences) - _LISTED
-    return sentences if more <= 0 else (*sentences[:_LISTED], f"… and {more} more")
-
-
-def mode_line(header: Header) -> bytes:
-    """What ``modes_checksum`` is made of: type, mode, owner and path of every entry, a line each."""
-    return f"{header.type.value} {header.mode:o} {header.uid}:{header.gid} ".encode() + os.fsencode(header.path) + b"\n"
 
 
 def _version(header: Header) -> tuple[int, int]:
@@ -126,10 +71,22 @@ class ArchiveWriter:
     """Writes one archive to ``descriptor``. Use as a context manager; call ``add`` a source, then ``finish`` once.
 
     ``folder`` is where the archive lies; what grows with the number of files goes there too, without a name. What is
-    wrong with a source goes into its summary. Raises StoreError (DiskFull, WriteFailed) and Interrupted.
+    wrong with a source goes into its summary. What has not changed since ``earlier`` is taken over from it;
+    ``shares_blocks`` tells whether anything was. Raises StoreError (DiskFull, WriteFailed), SharedDamage, Interrupted.
     """
 
-    def __init__(self, descriptor: int, folder: Path, stop: Stop, tick: Tick, *, gentle: bool = False) -> None:
+    def __init__(
+        self,
+        descriptor: int,
+        folder: Path,
+        stop: Stop,
+        tick: Tick,
+        earlier: Earlier | None = None,
+        *,
+        gentle: bool = False,
+    ) -> None:
+        self.shares_blocks = False
+        self._earlier = earlier
         self._folder = folder
         self._out = MemberWriter(descriptor, folder, stop, gentle=gentle)
         self._hasher = HashThread(gentle=gentle)
@@ -142,7 +99,7 @@ class ArchiveWriter:
         self._index: IO[bytes] = tempfile.SpooledTemporaryFile(8 << 20, dir=str(folder))  # noqa: SIM115
         self._index.write(index.first_line())
         self._sums_hash = hashing.new()
-        self._tally = _Tally(Captured("", "", "", (), ""))
+        self._tally = Tally(Captured("", "", "", (), ""))
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +115,7 @@ class ArchiveWriter:
 
     def add(self, captured: Captured, skip: frozenset[Identity]) -> SourceSummary:
         """Write everything of one source. ``skip`` are folders never entered."""
-        tally = self._tally = _Tally(captured)
+        tally = self._tally = Tally(captured)
 
         def report(found: Skipped) -> None:
             tally.skipped += not found.lost
@@ -230,13 +187,11 @@ class ArchiveWriter:
                 if status.st_size - sum(length for _, length in extents) >= _WORTHWHILE_HOLE:
                     # GNU tar makes a hole at the end only where an empty stretch marks it.
                     header = replace(header, extents=(*extents, (status.st_size, 0)))
-            reading = Reading(descriptor, header, self._tally.lost, self._stop)
-            digest = self._content(header, reading)
-            self._look_again(header, status, os.fstat(descriptor), reading.told)
+            digest = self._content(header, Reading(descriptor, header, status, self._tally.lost, self._stop))
         finally:
             os.close(descriptor)
         if status.st_nlink > 1:
-            self._tally.linked[status.st_dev, status.st_ino] = _Linked(header, digest, status.st_nlink - 1)
+            self._tally.linked[status.st_dev, status.st_ino] = Linked(header, digest, status.st_nlink - 1)
 
     def _another_name(self, found: Found) -> bool:
         """Stores a further name of a file that is in the archive already; False where it is not that file."""
@@ -266,20 +221,17 @@ class ArchiveWriter:
             digest = hashing.known(sums.of(data))
             self._share(header, data, digest)
             self._tick(len(data), 1, header.path)
+        elif kept := self._earlier and self._earlier.file(header, reading.identity()):
+            digest = self._take_over(header, kept)
         else:
             digest = self._large(header, reading)
             self._tick(0, 1, header.path)
+        if note := reading.note():
+            self._tally.notes.append(f"{shown(header.path)} {note}")
         self._tally.files += 1
         self._tally.size_bytes += header.size_bytes
         self._tally.newest_ns = max(self._tally.newest_ns or 0, header.mtime_ns)
         return digest
-
-    def _look_again(self, header: Header, before: os.stat_result, after: os.stat_result, told: bool) -> None:
-        if after.st_size > before.st_size:
-            # Not a loss: all that was there when it was opened is in the backup (docs/decisions/0004).
-            self._tally.notes.append(f"{shown(header.path)} grew while it was read; the backup has its first part")
-        elif after.st_mtime_ns != before.st_mtime_ns and not told:
-            self._tally.notes.append(f"{shown(header.path)} changed while it was read")
 
     # --- into members ------------------------------------------------------------------------------------------------
 
@@ -288,16 +240,13 @@ class ArchiveWriter:
         self._shared += tar.encode(header) + data + tar.padding(len(data))
         self._in_shared.append(pending)
         self._pending.append(pending)
-        if len(self._shared) >= SHARED:
+        if len(self._shared) >= (SHARED if zlib.crc32(os.fsencode(header.path)) % _CUT else SHARED_LEAST):
             self._close_shared()
 
     def _large(self, header: Header, reading: Reading) -> Future[str]:
         pieces = reading.placed_pieces()
         first = next(pieces, None)  # before the header goes out: it may turn out that the file cannot be read
-        pending = _Pending(header, None, len(self._shared), None)
-        self._shared += tar.encode(header)
-        self._in_shared.append(pending)
-        self._close_shared()
+        pending = self._header_alone(header)
         hash_ = hashing.new()
         position, stored = 0, 0
         for offset, data in chain([first] if first else [], pieces):
@@ -309,12 +258,38 @@ class ArchiveWriter:
             self._tick(len(data), 0, header.path)
         self._hash_hole(hash_, header.size_bytes - position)
         pending.digest = self._hasher.digest(hash_)
+        pending.identity = reading.identity()
         self._shared += tar.padding(stored)
         self._pending.append(pending)
         self._note_written()
         return pending.digest
 
-    def _hash_hole(self, hash_: Hash, size_bytes: int) -> None:
+    def _take_over(self, header: Header, kept: index.Entry) -> Future[str]:
+        """A file that has not changed: its content is shared with the earlier archive, its headers are today's."""
+        pending = self._header_alone(header)
+        pending.digest = hashing.known(kept.sha256)
+        pending.identity = (kept.inode, kept.ctime_ns)
+        pending.first = pending.last = self._take((kept.content, kept.end))
+        self._shared += tar.padding(header.size_bytes)
+        self._pending.append(pending)
+        self._note_written()
+        self._tick(header.size_bytes, 1, header.path)
+        return pending.digest
+
+    def _take(self, place: Place) -> Slot:
+        assert self._earlier
+        self.shares_blocks = True
+        return self._out.take(place[1] - place[0], partial(self._earlier.copy, place))
+
+    def _header_alone(self, header: Header) -> _Pending:
+        """Write the headers of a file whose content goes into members of its own."""
+        pending = _Pending(header, None, len(self._shared), None)
+        self._shared += tar.encode(header)
+        self._in_shared.append(pending)
+        self._close_shared()
+        return pending
+
+    def _hash_hole(self, hash_: hashing.Hash, size_bytes: int) -> None:
         """SHA256SUMS is checked on the unpacked file, where a hole reads as zeros."""
         while size_bytes > 0:
             self._stop.check()
@@ -326,7 +301,12 @@ class ArchiveWriter:
     def _close_shared(self) -> None:
         if not self._shared:
             return
-        slot = self._out.put(bytes(self._shared))
+        content = bytes(self._shared)
+        worthwhile = len(content) >= SHARED_LEAST
+        place = None
+        if self._earlier and worthwhile:
+            place = self._earlier.member(self._in_shared[0].header.path, content)
+        slot = self._take(place) if place else self._out.put(content, aligned=worthwhile)
         for pending in self._in_shared:
             pending.head = slot
         self._shared.clear()
@@ -365,6 +345,8 @@ class ArchiveWriter:
                 content=pending.first.offset if pending.first else 0,
                 end=last.end,
                 stored_bytes=header.stored_bytes,
+                inode=pending.identity[0],
+                ctime_ns=pending.identity[1],
             )
             with self._our_disk():
                 self._sums.write(line)

@@ -105,11 +105,13 @@ class Store(Protocol):
         never: frozenset[Identity],
         on_progress: OnProgress,
         stop: Stop,
+        earlier: Backup | None = None,
     ) -> Written:
         """Write everything captured, flushed to the disk, under a partial name. On any error nothing of it stays.
 
-        ``never`` are folders of ours that no source may pull in.
-        Raises DiskFull, WriteFailed, StoreError, Interrupted.
+        ``never`` are folders of ours that no source may pull in. What has not changed since ``earlier``, a backup in
+        this store, may be taken over from it instead of being read and written again; the manifest says so.
+        Raises DiskFull, WriteFailed, StoreError, Interrupted, and SharedDamage where ``earlier`` cannot be read.
         """
         ...
 

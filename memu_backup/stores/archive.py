@@ -9,7 +9,8 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -19,6 +20,7 @@ from pydantic import Field, field_validator
 from memu_backup import files
 from memu_backup.errors import ArchiveError, MemuError, StoreError, UnknownBackup
 from memu_backup.formats import manifest, proof, sums
+from memu_backup.formats.earlier import opened
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.writer import ArchiveWriter
 from memu_backup.model import Backup, Captured, Level, Manifest, Phase, Progress
@@ -98,6 +100,7 @@ class ArchiveStore:
         never: frozenset[files.Identity],
         on_progress: OnProgress,
         stop: Stop,
+        earlier: Backup | None = None,
     ) -> Written:
         partial = self.directory / (label.name + _PARTIAL)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -107,7 +110,7 @@ class ArchiveStore:
             raise files.storing(error, self.directory) from error
         try:
             try:
-                made = self._fill(descriptor, label, captured, never, on_progress, stop)
+                made = self._fill(descriptor, label, captured, never, on_progress, stop, earlier)
                 size_bytes = self._settle(descriptor)
             finally:
                 self._close(descriptor)
@@ -125,25 +128,32 @@ class ArchiveStore:
         never: frozenset[files.Identity],
         on_progress: OnProgress,
         stop: Stop,
+        earlier: Backup | None,
     ) -> Manifest:
         meter = _Meter(Phase.WRITING, on_progress)
-        with ArchiveWriter(descriptor, self.directory, stop, meter.tick, gentle=True) as writer:
+        with ExitStack() as stack:
+            older = stack.enter_context(opened(earlier.path, descriptor, stop)) if earlier else None
+            writer = stack.enter_context(
+                ArchiveWriter(descriptor, self.directory, stop, meter.tick, older, gentle=True)
+            )
             summaries = tuple(writer.add(c, never) for c in captured)
             meter.flush()
-            return writer.finish(
-                Manifest(
-                    format=manifest.FORMAT,
-                    name=label.name,
-                    run_id=label.run_id,
-                    created_at=label.created_at,
-                    utc_offset=label.utc_offset,
-                    host=label.host,
-                    job=label.job,
-                    version=label.version,
-                    sources=summaries,
-                    sha256sums="",
-                )
+            made = Manifest(
+                format=manifest.FORMAT,
+                name=label.name,
+                run_id=label.run_id,
+                created_at=label.created_at,
+                utc_offset=label.utc_offset,
+                host=label.host,
+                job=label.job,
+                version=label.version,
+                sources=summaries,
+                sha256sums="",
             )
+            if earlier and earlier.manifest and writer.shares_blocks:
+                nights = earlier.manifest.nights_shared + 1
+                made = replace(made, shares_with=earlier.name, nights_shared=nights)
+            return writer.finish(made)
 
     def _settle(self, descriptor: int) -> int:
         try:

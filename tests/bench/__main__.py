@@ -15,6 +15,7 @@ from tests.bench.corpus import MB, Size
 from tests.bench.measure import Sample, run
 from tests.bench.table import Figures
 from tests.bench.tools import PEERS, Memu, Tool, missing, prove_seconds
+from tests.disks import loop_disk, own_bytes
 
 CACHE = Path(".bench")
 CHANGED = 0.01
@@ -133,7 +134,7 @@ def _nights(found: Figures, household: Path, tools: list[type[Tool]], work: Path
         return
     print(f"Nights on {kind}", flush=True)
     chosen = [t for t in tools if t.name in (Memu.name, "restic", "borg")]
-    with measure.disk(work / "image", kind, 8 * found.size.total_bytes) as disk:
+    with loop_disk(kind, work, 8 * found.size.total_bytes) as disk:
         made = {}
         for tool in chosen:
             (disk / tool.name).mkdir()
@@ -147,7 +148,7 @@ def _nights(found: Figures, household: Path, tools: list[type[Tool]], work: Path
                 _note(found, f"{kind} written", name, _without_proof(backup, sample))
                 if isinstance(backup, Memu):
                     archive = max(backup.archives.glob("*.tar.gz"))
-                    found.shares[kind].append((measure.new_bytes(archive), archive.stat().st_size))
+                    found.shares[kind].append((own_bytes(archive), archive.stat().st_size))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import array
-import fcntl
 import os
-import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,50 +54,6 @@ def run(argv: Sequence[str | Path], *, cwd: Path, writes: Path | None = None, en
         if child.returncode:
             raise RuntimeError(f"{argv} ended with {child.returncode}: {err.read().decode()[-2000:]}")
         return Sample(seconds, returned, usage.ru_maxrss * 1024, out.read().decode())
-
-
-@contextmanager
-def disk(image: Path, kind: str, size_bytes: int) -> Iterator[Path]:
-    """A fresh btrfs or XFS of its own in a file, mounted while this lasts; needs root."""
-    image.unlink(missing_ok=True)
-    with image.open("wb") as file:
-        file.truncate(size_bytes)
-    subprocess.run([f"mkfs.{kind}", "-q", image], check=True, capture_output=True)
-    place = Path(tempfile.mkdtemp())
-    try:
-        subprocess.run(["mount", "-o", "loop", image, place], check=True)
-        try:
-            yield place
-        finally:
-            subprocess.run(["umount", place], check=True)
-    finally:
-        place.rmdir()
-        image.unlink()
-
-
-_FIEMAP = 0xC020660B
-_SYNC = 1
-_SHARED = 0x2000
-_LAST = 1
-_HEAD = struct.Struct("=QQLLLL")
-_EXTENT = struct.Struct("=QQQQQLLLL")
-
-
-def new_bytes(path: Path) -> int:
-    """The bytes of a file that lie in blocks which no other file shares: FIEMAP (Documentation/filesystems/fiemap)."""
-    count, position, alone = 500, 0, 0
-    with path.open("rb") as file:
-        while True:
-            request = array.array("B", _HEAD.pack(position, 2**64 - 1 - position, _SYNC, 0, count, 0))
-            request.frombytes(bytes(_EXTENT.size * count))
-            fcntl.ioctl(file, _FIEMAP, request)
-            found = _HEAD.unpack_from(request)[3]
-            for number in range(found):
-                logical, _, length, _, _, flags, *_ = _EXTENT.unpack_from(request, _HEAD.size + number * _EXTENT.size)
-                alone += 0 if flags & _SHARED else length
-                position = logical + length
-            if not found or flags & _LAST:
-                return alone
 
 
 def machine() -> str:

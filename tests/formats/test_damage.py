@@ -27,7 +27,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (source / "film.mp4").write_bytes(os.urandom(9_000_000))
     (source / "log.txt").write_text("all is well\n" * 100_000)
     for number in range(200):
-        (source / f"note{number:03}.txt").write_bytes(os.urandom(8000))
+        (source / f"note{number:03}.txt").write_bytes(os.urandom(1000))
     return back_up(archive_store(tmp_path_factory.mktemp("store")), tree(source))
 
 
@@ -80,8 +80,9 @@ def test_a_flipped_bit_in_a_file_names_the_file(original: Path, store: ArchiveSt
         assert problems == [f"{path} cannot be read back."]
         return
     beside = [e.path for e in entries(original).values() if (e.member, e.content) == (entry.member, 0)]
+    more = len(beside) - 20
     assert problems[:20] == [f"{p} cannot be read back." for p in beside[:20]]
-    assert problems[20:] == [f"… and {len(beside) - 20} more, which lie beside them."]
+    assert problems[20:] == ([f"… and {more} more, which lie beside them."] if more > 0 else [])
 
 
 @pytest.mark.parametrize("offset", range(gzip.HEADER_BYTES))

@@ -18,7 +18,7 @@ numbers = st.integers(0, 2**63 - 1)
 text = st.binary(max_size=60).map(lambda b: b.decode(errors="surrogateescape"))
 entries = st.builds(
     Entry, text, st.sampled_from(list(Type)), numbers, numbers, st.integers(), text, text, numbers, numbers, numbers,
-    numbers, numbers,
+    numbers, numbers, numbers, st.integers(),
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def test_entries_come_back_however_the_bytes_are_split(made: list[Entry], cuts: 
     assert list(index.parse(index.split(blocks))) == made
 
 
-GOOD = ["photos/a.jpg", "file", 3, 0o644, 0, "", "0" * 64, 0, 512, 0, 900, 3]
+GOOD = ["photos/a.jpg", "file", 3, 0o644, 0, "", "0" * 64, 0, 512, 0, 900, 3, 4711, 0]
 
 WRONG = {
     "text": b"Dear Oma",
@@ -39,6 +39,8 @@ WRONG = {
     "too long": json.dumps([*GOOD, 1]).encode(),
     "a negative offset": json.dumps([*GOOD[:7], -5, *GOOD[8:]]).encode(),
     "an offset beyond all bounds": json.dumps([*GOOD[:7], 2**64, *GOOD[8:]]).encode(),
+    "a negative inode": json.dumps([*GOOD[:12], -1, 0]).encode(),
+    "text for a time": json.dumps([*GOOD[:13], "yesterday"]).encode(),
     "a fraction": json.dumps([*GOOD[:2], 3.5, *GOOD[3:]]).encode(),
     "truth": json.dumps([*GOOD[:2], True, *GOOD[3:]]).encode(),
     "a number for a path": json.dumps([7, *GOOD[1:]]).encode(),
@@ -55,18 +57,20 @@ def test_a_wrong_line_is_damage(line: bytes) -> None:
 
 
 def test_columns_that_a_later_version_adds_are_passed_over() -> None:
-    head = json.dumps({"format": index.FORMAT, "columns": [*index.COLUMNS, "stored_bytes", "inode"]}).encode()
-    (entry,) = index.parse([head, json.dumps([*GOOD, 4711]).encode()])
-    assert (entry.path, entry.end) == ("photos/a.jpg", 900)
+    told = json.loads(index.first_line())
+    head = json.dumps({**told, "columns": [*told["columns"], "mood"]}).encode()
+    (entry,) = index.parse([head, json.dumps([*GOOD, "cheerful"]).encode()])
+    assert (entry.path, entry.end, entry.inode) == ("photos/a.jpg", 900, 4711)
     with pytest.raises(DamagedArchive):
         list(index.parse([head, json.dumps(GOOD).encode()]))
 
 
-def test_the_first_archives_do_not_tell_what_is_stored() -> None:
-    for more in ([], ["inode"]):
+def test_the_first_archives_do_not_tell_what_is_stored_nor_inodes() -> None:
+    for more in ([], ["mood"], ["inode"]):
         head = json.dumps({"format": index.FORMAT, "columns": [*index.COLUMNS, *more]}).encode()
-        (entry,) = index.parse([head, json.dumps([*GOOD[:-1], *more]).encode()])
+        (entry,) = index.parse([head, json.dumps([*GOOD[:11], *more]).encode()])
         assert (entry.end, entry.stored_bytes, entry.room_bytes) == (900, None, 3)
+        assert (entry.inode, entry.ctime_ns) == (0, 0)
 
 
 @pytest.mark.parametrize("head", [b"", b"[]", b"7", b'{"format": "memu-backup-index/9"}', b"\x00"])

@@ -1,0 +1,79 @@
+"""What one source comes to while an archive is written: counts, checksums, and what is to be told of it."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from memu_backup.files import Identity
+from memu_backup.formats import hashing
+from memu_backup.formats.hashing import Hash
+from memu_backup.formats.tar import Header
+from memu_backup.model import Captured, SourceSummary
+
+_LISTED = 100
+
+
+@dataclass(slots=True)
+class Linked:
+    """A file with several names, until all of them were met."""
+
+    header: Header
+    digest: Future[str]
+    names_left: int
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a source comes to while it is written."""
+
+    captured: Captured
+    files: int = 0
+    directories: int = 0
+    links: int = 0
+    size_bytes: int = 0
+    skipped: int = 0
+    newest_ns: int | None = None
+    sums: Hash = field(default_factory=hashing.new)
+    modes: Hash = field(default_factory=hashing.new)
+    lost: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    linked: dict[Identity, Linked] = field(default_factory=dict)
+
+    def summary(self) -> SourceSummary:
+        return SourceSummary(
+            name=self.captured.source,
+            kind=self.captured.kind,
+            place=self.captured.place,
+            files=self.files,
+            directories=self.directories,
+            links=self.links,
+            size_bytes=self.size_bytes,
+            checksum=self.sums.hexdigest(),
+            modes_checksum=self.modes.hexdigest(),
+            consistency=self.captured.consistency,
+            newest_mtime=_moment(self.newest_ns),
+            skipped=self.skipped,
+            details=self.captured.details,
+            warnings=_shorten((*self.captured.warnings, *self.notes)),
+            missing=_shorten(tuple(dict.fromkeys((*self.captured.missing, *self.lost)))),
+        )
+
+
+def _moment(time_ns: int | None) -> datetime | None:
+    """None also for what btrfs and XFS can hold and a calendar cannot."""
+    if time_ns is None or not 0 <= time_ns < 253_402_300_800 * 10**9:
+        return None
+    return datetime.fromtimestamp(time_ns // 10**9, UTC)
+
+
+def _shorten(sentences: tuple[str, ...]) -> tuple[str, ...]:
+    more = len(sentences) - _LISTED
+    return sentences if more <= 0 else (*sentences[:_LISTED], f"… and {more} more")
+
+
+def mode_line(header: Header) -> bytes:
+    """What ``modes_checksum`` is made of: type, mode, owner and path of every entry, a line each."""
+    return f"{header.type.value} {header.mode:o} {header.uid}:{header.gid} ".encode() + os.fsencode(header.path) + b"\n"

@@ -1,0 +1,89 @@
+"""Which night shares blocks with the one before, and what becomes of a night that took over damage."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from memu_backup.config import load
+from memu_backup.history import History
+from memu_backup.manager import SCHEDULER, Manager
+from memu_backup.model import Backup, Level, Run, Status, Trigger
+from tests.archives import needs_root
+from tests.disks import loop_disk, own_bytes
+from tests.home import Home
+
+pytestmark = needs_root
+
+NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+FILM = os.urandom(2_000_000)
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with loop_disk("xfs", tmp_path_factory.mktemp("disk")) as place:
+        yield place
+
+
+@pytest.fixture
+def home(disk: Path, database: str, request: pytest.FixtureRequest) -> Home:
+    home = Home(disk / request.node.name, database)
+    (home.photos / "film.mp4").write_bytes(FILM)
+    time.sleep(2.1)  # what was changed within two seconds is not trusted
+    return home
+
+
+@pytest.fixture
+async def manager(home: Home) -> AsyncIterator[Manager]:
+    config = load(home.folder / "config.toml", {})
+    nights = (NOON + timedelta(hours=n) for n in count())
+    async with History(config.history_url(), config.state_dir, config.host) as history:
+        yield Manager(config, history, lambda: next(nights))
+
+
+async def back_up(manager: Manager) -> tuple[Run, Backup]:
+    run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+    return run, next(b for _, b in manager.backups() if b.name == run.filename)
+
+
+async def test_every_seventh_backup_shares_nothing_with_another(manager: Manager) -> None:
+    nights = []
+    for _ in range(9):
+        _, backup = await back_up(manager)
+        assert backup.manifest
+        nights.append(backup.manifest.nights_shared)
+        assert (own_bytes(backup.path) > len(FILM)) is (backup.manifest.nights_shared == 0)
+    assert nights == [0, 1, 2, 3, 4, 5, 6, 0, 1]
+
+
+async def test_damage_in_the_older_one_costs_neither_this_night_nor_the_next(manager: Manager) -> None:
+    _, first = await back_up(manager)
+    with first.path.open("r+b") as file:
+        file.seek(first.path.read_bytes().index(FILM[:1000]))
+        file.write(b"rot")
+    run, second = await back_up(manager)
+    assert run.status is Status.SUCCESS
+    assert second.manifest and second.manifest.shares_with == ""
+    rows = {r.filename: r for r in await manager.history.runs()}
+    assert (rows[first.name].status, rows[first.name].error_code) == (Status.FAILED, "damaged")
+    assert [p.name for p in manager.stores()[0].directory.glob("*.partial")] == []
+    _, third = await back_up(manager)
+    assert third.manifest and third.manifest.shares_with == second.name
+
+
+async def test_a_backup_known_to_be_damaged_is_passed_over(manager: Manager) -> None:
+    _, first = await back_up(manager)
+    _, second = await back_up(manager)
+    with second.path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"rot")
+    store, _ = await manager.find("latest")
+    assert not (await manager.verify(store, second, Level.FULL, SCHEDULER)).good
+    _, third = await back_up(manager)
+    assert third.manifest and third.manifest.shares_with == first.name
