@@ -9,10 +9,12 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from memu_backup import unpack, words
@@ -20,6 +22,7 @@ from memu_backup.errors import ArchiveError, DamagedArchive, HostileArchive, Mem
 from memu_backup.files import shown
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
+from memu_backup.formats.members import THREADS
 from memu_backup.formats.reader import ArchiveReader, is_own
 from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Manifest, Phase, Progress
@@ -27,11 +30,11 @@ from memu_backup.stores import OnProgress
 from memu_backup.unpack import Planned
 from memu_backup.work import Stop
 
-_FEW = 200
-"""Up to so many entries are looked up one by one; beyond that the archive is read in one go."""
+_PART = 16 * 1024 * 1024
+"""As many bytes of the archive one thread takes at a time."""
 
-_MOST_RESUMED = 100
-"""So often reading in one go is taken up again behind damage; after that it goes on one by one."""
+_GAP = 1024 * 1024
+"""As many bytes that nobody wants are read to come to the next that somebody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +239,15 @@ def _unpack(
     after an error."""
     done_bytes = done_entries = 0
 
+    one_at_a_time = Lock()
+
     def on_done(more_bytes: int, more_entries: int) -> None:
         nonlocal done_bytes, done_entries
-        done_bytes, done_entries = done_bytes + more_bytes, done_entries + more_entries
-        # What is read again behind damage counts once more.
-        at_most = min(done_bytes, planned.size_bytes)
-        on_progress(Progress(Phase.RESTORING, at_most, planned.size_bytes, done_entries))
+        with one_at_a_time:
+            done_bytes, done_entries = done_bytes + more_bytes, done_entries + more_entries
+            # What is read again behind damage counts once more.
+            at_most = min(done_bytes, planned.size_bytes)
+            on_progress(Progress(Phase.RESTORING, at_most, planned.size_bytes, done_entries))
 
     allowed = {e.path: Planned(e.type, e.size_bytes, e.link) for e in planned.entries}
     on_progress(Progress(Phase.RESTORING, 0, planned.size_bytes))
@@ -282,39 +288,84 @@ def as_json(planned: Plan) -> dict[str, Any]:
 
 
 def _feed(reader: ArchiveReader, planned: Plan, unpacker: unpack.Unpacker) -> list[Entry]:
-    """Unpack everything that can be read, also what stands behind damage. Returns what could not be read."""
-    left = {e.path: e for e in planned.entries}
-    lost: dict[str, Entry] = {}
+    """Unpack everything that can be read, also what stands behind damage. Returns what could not be read.
+
+    By an index on all cores: it tells where everything lies, and nothing but links depends on what came before.
+    """
     if not planned.indexed:
+        left = {e.path: e for e in planned.entries}
         with suppress(DamagedArchive):
-            _put(reader.entries_with_content(), left, lost, unpacker)
+            _put(reader.entries_with_content(), left, unpacker.put)
         return list(left.values())
-    resumed = 0
-    while left:
-        if len(left) > _FEW and resumed < _MOST_RESUMED:
-            resumed += 1
+    with ThreadPoolExecutor(THREADS, "memu-restore") as pool:
+        parts = [pool.submit(_feed_part, reader, part, unpacker) for part in _parts(planned.entries)]
+        _, rest = wait(parts, return_when=FIRST_EXCEPTION)
+        for part in rest:
+            part.cancel()
+    # The part that failed tells why; those that were cancelled for it come last.
+    fed = [part.result() for part in sorted(parts, key=lambda part: part.cancelled())]
+    lost = {e.path for part in fed for e in part.lost}
+    for header in (header for part in fed for header in part.links):
+        lost.add(header.path)
+        with suppress(DamagedArchive):
+            if header.link not in lost:
+                unpacker.put(header, iter(()))
+                lost.remove(header.path)
+    return [e for e in planned.entries if e.path in lost]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """What became of a part: entries that could not be read, and hard links, of which the files may be elsewhere."""
+
+    lost: list[Entry]
+    links: list[Header]
+
+
+def _feed_part(reader: ArchiveReader, part: Sequence[Entry], unpacker: unpack.Unpacker) -> _Fed:
+    left = {e.path: e for e in part}
+    fed = _Fed([], [])
+    with unpacker.another() as mine:
+
+        def put(header: Header, content: Iterator[memoryview]) -> None:
+            if header.type is Type.HARDLINK:
+                fed.links.append(header)
+            else:
+                mine.put(header, content)
+
+        while left:
+            first = next(iter(left.values()))
             with suppress(DamagedArchive):
-                _put(reader.entries_from(next(iter(left.values()))), left, lost, unpacker)
-        if first := next(iter(left.values()), None):
-            # Alone: the damage that ended reading in one go may have stood in front of it.
-            with suppress(DamagedArchive):
-                _put(reader.entries_with_content(first), left, lost, unpacker)
-            if left.pop(first.path, None):
-                lost[first.path] = first
-    return list(lost.values())
+                _put(reader.stretch(first, part[-1]), left, put)
+            if left.pop(first.path, None):  # else it ended further on, and is taken up there
+                fed.lost.append(first)
+    return fed
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """Stretches of entries that are worth a thread's while, without long ones of others between them."""
+    begin = 0
+    for number in range(1, len(entries)):
+        here, before = entries[number].member, entries[number - 1]
+        if here - before.end > _GAP or here - entries[begin].member > _PART or here < before.member:
+            yield entries[begin:number]
+            begin = number
+    if entries:
+        yield entries[begin:]
 
 
 def _put(
     found: Generator[tuple[Header, Iterator[memoryview]]],
     left: dict[str, Entry],
-    lost: dict[str, Entry],
-    unpacker: unpack.Unpacker,
+    put: Callable[[Header, Iterator[memoryview]], None],
 ) -> None:
     with closing(found):
         for header, content in found:
-            if header.path in left and not (header.type is Type.HARDLINK and header.link in lost):
-                unpacker.put(header, content)
+            if header.path in left:
+                put(header, content)
                 del left[header.path]
+            if not left:
+                break
 
 
 def refuse(planned: Plan, *, overwrite: bool) -> None:

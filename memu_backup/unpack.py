@@ -7,11 +7,12 @@ and links come last, so that nothing is ever written through one.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,7 @@ _UNTRUSTED = "it comes without its special rights (setuid, capabilities), as any
 _TEMPORARY = re.compile(r"\.[0-9a-f]{2,100}\.([0-9]{1,10})\.restoring")
 
 OnDone = Callable[[int, int], None]
-"""Bytes and entries put in place since the last call."""
+"""Bytes and entries put in place since the last call; comes from whatever thread puts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,16 @@ class Unpacker:
     def __exit__(self, *_: object) -> None:
         self._close_to(0)
         os.close(self._root)
+
+    @contextmanager
+    def another(self) -> Iterator[Unpacker]:
+        """One more for another thread, that puts entries into the same target; ``finish`` is for the first alone."""
+        other = copy.copy(self)
+        other._open = []
+        try:
+            yield other
+        finally:
+            other._close_to(0)
 
     def put(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
         """Make one entry; ``content`` is its stored bytes. Raises RestoreError, DamagedArchive, Interrupted."""
@@ -259,6 +270,9 @@ class Unpacker:
                 position, left, view = position + written, left - written, view[written:]
                 self._on_done(written, 0)
         os.ftruncate(descriptor, header.size_bytes)  # a hole at the end
+        if header.size_bytes >= _BLOCK:
+            with suppress(OSError):  # lets the disk begin now; whatever is wrong with it is told at the end
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _link(self, header: Header) -> None:
         name = header.path.rpartition("/")[2]

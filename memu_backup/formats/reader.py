@@ -195,11 +195,6 @@ class ArchiveReader:
                 raise DamagedArchive("its index points to the wrong place")
             yield first
 
-    def entries_from(self, first: Entry) -> Generator[tuple[Header, Iterator[memoryview]]]:
-        """As ``entries_with_content``, from ``first`` of the index on. Raises DamagedArchive, Interrupted."""
-        with closing(self._tar(_Place(first.member, self.size_bytes), first.inside)) as found:
-            yield from found
-
     def readable(self) -> Generator[Entry | Manifest]:
         """What can be read front to back without the index: entries, each once all of its content was read, and the
         manifest, which stands behind the last of them. Raises DamagedArchive where that ends.
@@ -215,6 +210,14 @@ class ArchiveReader:
                     pass
                 if not (ours and header.path in OWN_NAMES):
                     yield _entry(header)
+
+    def stretch(self, first: Entry, last: Entry) -> Generator[tuple[Header, Iterator[memoryview]]]:
+        """The headers with their stored content from one entry of the index on, to where another ends.
+
+        Without threads of its own: several stretches may be read at once. What stands behind ``last`` in the same
+        member may come too, cut off. Raises DamagedArchive, Interrupted.
+        """
+        yield from self._tar(_Place(first.member, last.end), first.inside, alone=True)
 
     def own_lines(self, name: str) -> Iterator[bytes]:
         """The lines of one of our own files at the end, found by a full pass; none where there is no such file."""
@@ -251,11 +254,11 @@ class ArchiveReader:
     # --- bytes -------------------------------------------------------------------------------------------------------
 
     def _tar(
-        self, place: _Place, inside: int = 0, on_bytes: OnBytes | None = None
+        self, place: _Place, inside: int = 0, on_bytes: OnBytes | None = None, *, alone: bool = False
     ) -> Generator[tuple[Header, Iterator[memoryview]]]:
         # One with our footer is read by members from the start: a broken first header is damage, not another program.
         ours = self.indexed or gzip.member_bytes(self._read(place.start, gzip.HEADER_BYTES)) is not None
-        blocks = self._by_members(place, on_bytes) if ours else self._by_zlib(place, on_bytes)
+        blocks = self._by_members(place, on_bytes, alone) if ours else self._by_zlib(place, on_bytes)
         try:
             for header, content in untar.Reader(_without_first(blocks, inside)):
                 if header.path != ".":  # the packed folder itself, as `tar -C photos .` names it
@@ -267,7 +270,7 @@ class ArchiveReader:
         finally:
             blocks.close()
 
-    def _by_members(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
+    def _by_members(self, place: _Place, on_bytes: OnBytes | None, alone: bool) -> Generator[bytes]:
         def members() -> Iterator[tuple[int, memoryview]]:
             offset = place.start
             while offset < place.end:
@@ -281,6 +284,9 @@ class ArchiveReader:
                 yield offset, member
                 offset += size
 
+        if alone:
+            yield from (gzip.unpack(member) for _, member in members())
+            return
         with closing(read_members(members())) as pieces:
             yield from (piece.content for piece in pieces)
 

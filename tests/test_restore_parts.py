@@ -1,0 +1,81 @@
+"""An archive that several threads unpack comes back as if one had done it, whole or damaged."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from memu_backup import restore
+from memu_backup.errors import RestoreError
+from memu_backup.work import Stop
+from tests.archives import archive_store, back_up, ignore, snapshot, tree
+
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough for several parts; a second name of the very first file stands in the last of them."""
+    folder = tmp_path_factory.mktemp("source")
+    for number in range(5):
+        inside = folder / f"{number}"
+        inside.mkdir(mode=0o750)
+        (inside / "film.mp4").write_bytes(os.urandom(9 * MB))
+        for note in range(60):
+            (inside / f"note{note}").write_bytes(os.urandom(3_000))
+        inside.chmod(0o550)
+    os.link(folder / "0" / "film.mp4", folder / "zz.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return back_up(archive_store(tmp_path_factory.mktemp("store")), tree(source))
+
+
+def give_back(archive: Path, target: Path, *paths: str) -> restore.Restored:
+    planned = restore.plan(archive, restore.Wanted(paths=paths), target, Stop())
+    return restore.carry_out(planned, overwrite=False, on_progress=ignore, stop=Stop())
+
+
+def test_everything_comes_back(archive: Path, source: Path, tmp_path: Path) -> None:
+    done = give_back(archive, tmp_path / "out")
+    assert (done.lost, done.warnings) == ((), ())
+    assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
+
+
+def test_a_choice_from_all_over_it_comes_back_and_nothing_else(archive: Path, source: Path, tmp_path: Path) -> None:
+    done = give_back(archive, tmp_path / "out", "photos/*/note7", "photos/zz.mp4")
+    found = {str(p.relative_to(tmp_path / "out" / "photos")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert found == {*(f"{n}/note7" for n in range(5)), "zz.mp4", "0/film.mp4"}
+    assert done.files == len(found)
+    assert all((tmp_path / "out" / "photos" / name).read_bytes() == (source / name).read_bytes() for name in found)
+
+
+def test_what_lies_behind_damage_comes_back_and_a_second_name_of_what_was_lost_is_told(
+    archive: Path, source: Path, tmp_path: Path
+) -> None:
+    content = bytearray(archive.read_bytes())
+    for film in ("0/film.mp4", "3/film.mp4"):
+        content[content.index((source / film).read_bytes()[5 * MB : 5 * MB + 1000])] ^= 1
+    (tmp_path / archive.name).write_bytes(content)
+    done = give_back(tmp_path / archive.name, tmp_path / "out")
+    assert done.lost == ("photos/0/film.mp4", "photos/3/film.mp4", "photos/zz.mp4")
+    out = tmp_path / "out" / "photos"
+    for path in (p for p in source.rglob("*") if p.is_file()):
+        name = str(path.relative_to(source))
+        if f"photos/{name}" in done.lost:
+            assert not (out / name).exists()
+        else:
+            assert (out / name).read_bytes() == path.read_bytes()
+
+
+def test_one_part_that_fails_ends_it_with_its_own_words(archive: Path, tmp_path: Path) -> None:
+    planned = restore.plan(archive, restore.Wanted(), tmp_path / "out", Stop())
+    (tmp_path / "out" / "photos" / "2").mkdir(parents=True)
+    (tmp_path / "out" / "photos" / "2" / "film.mp4").write_bytes(b"came meanwhile")
+    with pytest.raises(RestoreError, match=r"photos/2/film\.mp4 is there already"):
+        restore.carry_out(planned, overwrite=False, on_progress=ignore, stop=Stop())
+    assert (tmp_path / "out" / "photos" / "2" / "film.mp4").read_bytes() == b"came meanwhile"
