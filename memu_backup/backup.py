@@ -396,8 +396,11 @@ async def _write(
     )
     stop = Stop()
     never = frozenset(files.identities((order.store.directory, *order.never)))
-    roots = [root for c in captured for root in c.roots]
-    total = await in_thread(lambda: files.measure(roots, never, stop.check), stop, gentle=True)
+    if earlier and earlier.manifest:
+        total = earlier.manifest.size_bytes  # near enough for a progress bar, and known without another walk
+    else:
+        roots = [root for c in captured for root in c.roots]
+        total = await in_thread(lambda: files.measure(roots, never, stop.check), stop, gentle=True)
     report = verify.with_total(total, on_progress)
     return await in_thread(lambda: order.store.write(label, captured, never, report, stop, earlier), stop, gentle=True)
 
