@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
-from functools import partial
 from pathlib import Path
 
 from memu_backup import __version__, clean, files, lock, logs, verify, words
@@ -20,7 +18,6 @@ from memu_backup.clock import Clock, now
 from memu_backup.errors import (
     DamagedArchive,
     DiskFull,
-    HistoryAway,
     Interrupted,
     LockHeld,
     MemuError,
@@ -30,9 +27,10 @@ from memu_backup.errors import (
 )
 from memu_backup.history import History
 from memu_backup.model import Backup, Captured, Level, Phase, Progress, Run, Status, Trigger
+from memu_backup.recover import recover
 from memu_backup.retention import Policy
 from memu_backup.sources import Source
-from memu_backup.status import adopted
+from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
 from memu_backup.work import Stop, in_thread
 
@@ -46,8 +44,6 @@ _LOCK_POLL_S = 2.0
 _WHOLE_EVERY = 7
 """Every so many backups one is read anew from its sources and shares no block with another: a block that goes bad
 takes at most the backups of a week, and a file whose content changed without its times and inode is noticed."""
-
-_KILLED = "The backup was interrupted: the program was killed or the machine went off. Older backups are untouched."
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +80,8 @@ async def run(order: Order, history: History, on_progress: OnProgress, clock: Cl
             return await _run_alone(order, history, on_progress, clock)
     except StoreError as error:  # of the folder itself: nothing had begun
         log.error("Backup job %s failed: %s", order.job, error)
-        row = replace(_failed(_new_row(order, clock), error), finished_at=clock(), duration_seconds=0)
-        await _note(history, row)
+        row = replace(failed(_new_row(order, clock), error), finished_at=clock(), duration_seconds=0)
+        await history.note(row)
         return row
 
 
@@ -104,10 +100,6 @@ def _new_row(order: Order, clock: Clock) -> Run:
     )
 
 
-def _failed(row: Run, error: MemuError) -> Run:
-    return replace(row, status=Status.FAILED, error=str(error), error_code=error.code)
-
-
 async def _run_alone(order: Order, history: History, on_progress: OnProgress, clock: Clock) -> Run:
     """The run, with the directory's lock held."""
     begun = time.monotonic()
@@ -119,30 +111,30 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
 
     cause: Exception | None = None
     try:
-        await _note(history, row)
+        await history.note(row)
         log.info("Backup job %s begins, to be %s.", order.job, row.filename)
         await _tidied(order, history, clock)
         await _with_room(order, history, clock)
         row = await _made(order, row, history, on_progress, clock)
     except asyncio.CancelledError:
         log.warning("Backup job %s was interrupted.", order.job)
-        row = ended(_failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
+        row = ended(failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
         try:
             await _sweep(order.store)
         finally:
-            await _note(history, row, _LAST_WORDS_S)
+            await history.note(row, _LAST_WORDS_S)
         raise
     except MemuError as error:
-        row = _failed(row, error)
+        row = failed(row, error)
     except Exception as error:
         # Not the error's own words: nobody knows what a stranger's exception quotes.
         unexpected = MemuError(
             f"Something unexpected happened ({type(error).__name__}), so no backup was made; older backups are "
             "untouched. Start it again; if it stays so, show the log to whoever looks after this machine."
         )
-        row, cause = _failed(row, unexpected), error
+        row, cause = failed(row, unexpected), error
     row = ended(row)
-    await _note(history, row)
+    await history.note(row)
     if row.status is Status.FAILED:
         await _sweep(order.store)
         log.error("Backup job %s failed: %s", order.job, row.error, exc_info=cause)
@@ -152,98 +144,12 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
     return row
 
 
-async def _note(history: History, row: Run, patience_s: float | None = None) -> None:
-    """Write the row down. A backup that nobody can write down is made all the same; it tells of itself.
-
-    When cancelled, gives the writing a last moment before CancelledError goes on.
-    """
-    writing = asyncio.ensure_future(history.record(row))
-    writing.add_done_callback(partial(_if_not_written, row.filename))
-    try:
-        await asyncio.wait({writing}, timeout=patience_s)
-    except asyncio.CancelledError:
-        await asyncio.wait({writing}, timeout=_LAST_WORDS_S)
-        raise
-    finally:
-        writing.cancel()  # does nothing to one that is done
-
-
-def _if_not_written(name: str, writing: asyncio.Future[bool]) -> None:
-    error = None if writing.cancelled() else writing.exception()
-    if isinstance(error, HistoryAway):
-        log.error("The backup %s could not be written down: %s", name, error)
-    elif error is not None:
-        log.error("The backup %s could not be written down (%s).", name, type(error).__name__, exc_info=error)
-
-
 async def _tidied(order: Order, history: History, clock: Clock) -> None:
     """Whatever is wrong with what older runs left, or with their rows, must not cost this night's backup."""
     try:
         await recover(order.store, order.host, order.job, history, clock, but=order.run_id)
     except Exception as error:
         log.warning("What earlier runs left could not be tidied up (%s).", type(error).__name__, exc_info=error)
-
-
-async def recover(
-    store: Store, host: str, job: str, history: History, clock: Clock = now, *, but: str | None = None
-) -> None:
-    """Remove what killed runs left in ``store`` and settle their rows; the caller holds the directory's lock.
-
-    A run whose backup lies there under its name was killed just before it could say so: its row is completed from
-    the backup itself. The others failed. ``but`` is the run that is under way. Rows of backups that went without a
-    word say so from now on, and those of backups that came back no longer do. Runs into another directory may be
-    under way: they are left alone.
-    """
-    for name in await in_thread(store.sweep, Stop()):
-        log.info("Removed %s, left behind by a run that was killed.", name)
-    rows, _ = await history.known_runs(host=host, job=job, directory=store.directory, quiet=True)
-    stored = await asyncio.to_thread(store.backups)
-    for row in rows:
-        if row.status is Status.IN_PROGRESS and row.run_id != but:
-            await _note(history, replace(await _completed(row, stored, store), finished_at=clock()))
-    for row in await asyncio.to_thread(_gone, rows, stored):
-        await _note(history, replace(row, deleted_at=clock()))
-    there = {b.manifest.run_id for b in stored if b.manifest}
-    for row in rows:
-        if row.deleted_at and row.run_id in there:
-            await _note(history, replace(row, deleted_at=None))
-
-
-def settled(row: Run, stored: Sequence[Backup]) -> Run:
-    """What became of a run that was killed: made, if its backup lies there, or else failed.
-
-    What has its name was re-read before it got it.
-    """
-    made = _backup_of(row, stored)
-    if made is None:
-        return _failed(row, Interrupted(_KILLED))
-    return replace(adopted(row, made), verified_at=made.created_at)
-
-
-async def _completed(row: Run, stored: Sequence[Backup], store: Store) -> Run:
-    made = _backup_of(row, stored)
-    sha256 = await asyncio.to_thread(store.checksum, made.path) if made else None
-    return replace(settled(row, stored), sha256=sha256)
-
-
-def _backup_of(row: Run, stored: Sequence[Backup]) -> Backup | None:
-    return next((b for b in stored if b.manifest and b.manifest.run_id == row.run_id), None)
-
-
-def _gone(rows: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
-    """Rows of backups that were removed by a run that was killed before it could say so, or by hand.
-
-    Only where a newer backup of the same job lies there: where a disk is not mounted nothing does, and that the newest
-    one is missing has to stay an alarm.
-    """
-    ids = {r.run_id: r for r in rows}
-    newest = max((r.created_at for b in stored if b.manifest and (r := ids.get(b.manifest.run_id))), default=None)
-    return [
-        r
-        for r in rows
-        if newest and r.created_at < newest and r.deleted_at is None
-        if r.size_bytes and r.location and not os.path.lexists(r.location)
-    ]
 
 
 async def _sweep(store: Store) -> None:
@@ -270,8 +176,8 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
             gave_up = Interrupted(
                 "The backup was interrupted while it waited for another; older backups are untouched."
             )
-            row = replace(_failed(_new_row(order, clock), gave_up), finished_at=clock(), duration_seconds=0)
-            await _note(history, row, _LAST_WORDS_S)
+            row = replace(failed(_new_row(order, clock), gave_up), finished_at=clock(), duration_seconds=0)
+            await history.note(row, _LAST_WORDS_S)
             raise
 
 

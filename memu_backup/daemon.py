@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memu_backup import lock, schedule, systemd
+from memu_backup.audit import SCHEDULER
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
 from memu_backup.errors import HistoryAway, MemuError, StoreError
 from memu_backup.history import History
-from memu_backup.manager import SCHEDULER, Manager
+from memu_backup.manager import Manager
 from memu_backup.model import Trigger
 
 if TYPE_CHECKING:

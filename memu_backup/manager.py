@@ -5,55 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import pwd
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from memu_backup import backup, clean, lock, restore, schedule, status, verify, words
+from memu_backup import backup, catalog, check, clean, lock, recover, restore, schedule, status, verify
+from memu_backup.audit import Asker, Audit
+from memu_backup.catalog import Listed
+from memu_backup.check import Finding
 from memu_backup.clean import Decision
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
-from memu_backup.errors import HistoryAway, LockHeld, MemuError, RestoreError, StoreError, UnknownBackup, UsageError
+from memu_backup.errors import LockHeld, RestoreError, StoreError, UsageError
 from memu_backup.history import History
-from memu_backup.model import AuditEvent, Backup, Level, Progress, Run, Status, StatusReport, Trigger
+from memu_backup.model import Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
-from memu_backup.sources import Lacking
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
 from memu_backup.work import Stop, in_thread
 
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """Who wants something, for the audit. ``origin`` is ``cli``, ``chat``, ``web`` or ``scheduler``."""
-
-    actor: str
-    origin: str
-
-
-def at_the_terminal() -> Asker:
-    """Whoever typed the command, also behind sudo."""
-    user = os.environ.get("SUDO_USER", "") if os.geteuid() == 0 else ""
-    if not user:
-        try:
-            user = pwd.getpwuid(os.getuid()).pw_name
-        except KeyError:  # in a container a user may have no name
-            user = f"user {os.getuid()}"
-    return Asker(user, "cli")
-
-
-SCHEDULER = Asker("memu-backup", "scheduler")
-
 log = logging.getLogger(__name__)
-
-_AUDIT_PATIENCE_S = 3.0
-"""For the audit of something that was cancelled; it is spooled at once, Postgres may not answer."""
 
 
 def _nobody_watches(_: Progress) -> None:
@@ -84,63 +57,13 @@ async def give_back(
     return await in_thread(work, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A stored backup and what is known of it.
-
-    ``state`` is good, incomplete, damaged (known to be, by a verification), or unreadable (it does not even tell what
-    it is). ``verified_at`` is None where nobody knows of a verification.
-    """
-
-    store: Store
-    backup: Backup
-    state: str
-    verified_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of a check: what was looked at, whether it is as it should be, and a sentence."""
-
-    what: str
-    good: bool
-    says: str
-
-
-async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
-    try:
-        return [Finding(what, True, await looking)]
-    except MemuError as error:
-        return [Finding(what, False, str(error))]
-
-
-def _check_place(directory: Path, no: str = "") -> str:
-    """The folder, or the nearest one above it that is there, since the first backup makes it."""
-    there = next(f for f in (directory, *directory.parents) if os.path.lexists(f))
-    no = no or f"so no backup can be stored in {directory}"
-    if not there.is_dir():
-        raise StoreError(f"{there} is a file and not a folder, {no}.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise StoreError(f"{there} cannot be written to, {no}.")
-    free = os.statvfs(there)
-    will = "" if there == directory else "will be made by the first backup; "
-    return f"{will}{words.size(free.f_bavail * free.f_frsize)} free"
-
-
-@dataclass(slots=True)
-class _Deed:
-    """What the audit will tell of something once it has ended."""
-
-    subject: str
-    outcome: str = "done"
-
-
 class Manager:
     """Use one a process. Backups wait for each other here; across processes the directory's lock keeps them apart."""
 
     def __init__(self, config: Config, history: History, clock: Clock = now) -> None:
         self.config = config
         self.history = history
+        self._audit = Audit(history, config.host, clock)
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
 
@@ -179,7 +102,7 @@ class Manager:
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
         )
-        async with self._audited(asker, "backup", job) as deed:
+        async with self._audit.act(asker, "backup", job) as deed:
             async with self._one_at_a_time:
                 run = await backup.run(order, self.history, on_progress, self._clock)
             deed.subject, deed.outcome = run.filename, run.status.value
@@ -199,7 +122,7 @@ class Manager:
 
         if dry_run or not store.directory.exists():
             return await decide()
-        async with self._audited(asker, "clean", job):
+        async with self._audit.act(asker, "clean", job):
             with lock.held(store.directory, f"clean job {job}"):
                 decisions = await decide()
                 await clean.apply(decisions, store, self.history, self._clock(), partial(self._removed, asker))
@@ -217,7 +140,7 @@ class Manager:
                 "ever removed, so there is nothing to pin."
             )
         change = store.release if release else store.pin
-        async with self._audited(asker, "release" if release else "keep", stored.name):
+        async with self._audit.act(asker, "release" if release else "keep", stored.name):
             await asyncio.to_thread(change, stored.path)
 
     async def recover(self) -> None:
@@ -228,7 +151,7 @@ class Manager:
                 continue
             try:
                 with lock.held(store.directory, "tidying up"):
-                    await backup.recover(store, self.config.host, name, self.history, self._clock)
+                    await recover.recover(store, self.config.host, name, self.history, self._clock)
             except LockHeld:
                 continue  # whoever holds it does the same
             except StoreError as error:
@@ -236,7 +159,7 @@ class Manager:
 
     async def _removed(self, asker: Asker, gone: Decision) -> None:
         """With the reason for an outcome: what is gone can no longer be asked why."""
-        await self._audit(self._event(asker, "delete", gone.backup.name, gone.verdict.reason))
+        await self._audit.note(asker, "delete", gone.backup.name, gone.verdict.reason)
 
     # --- what there is -----------------------------------------------------------------------------------------------
 
@@ -254,47 +177,17 @@ class Manager:
     def _is_ours(self, store: Store) -> bool:
         return any(_same_folder(store.directory, ours.directory) for ours in self.stores())
 
-    def backups(self) -> list[tuple[Store, Backup]]:
-        """Everything stored, newest first. Raises StoreError."""
-        found = [(store, stored) for store in self.stores() for stored in store.backups()]
-        return sorted(found, key=lambda both: both[1].created_at, reverse=True)
-
     async def listing(self) -> list[Listed]:
         """Everything stored and what is known of it, newest first. Raises StoreError."""
-        stored = await asyncio.to_thread(self.backups)
-        runs, _ = await self.history.known_runs(called=[b.manifest.run_id if b.manifest else b.name for _, b in stored])
-        by_run = {r.run_id: r for r in runs}
-        by_name = {r.filename: r for r in reversed(runs) if r.host == self.config.host}
-        found = []
-        for store, there in stored:
-            row = by_run.get(there.manifest.run_id) if there.manifest else by_name.get(there.name)
-            found.append(Listed(store, there, _state(there, row), row.verified_at if row else None))
-        return found
+        return await catalog.listing(self.stores(), self.history, self.config.host)
 
     async def find(self, name: str) -> tuple[Store, Backup]:
-        """A backup by its name, the beginning of it, or ``latest``: the newest good one, of this machine if it has any.
+        """A backup by name, see ``catalog.named``. Raises UnknownBackup, StoreError."""
+        return await catalog.named(name, self.stores(), self.history, self.config.host)
 
-        Raises UnknownBackup with what to do.
-        """
-        stored = await self.listing()
-        if not stored:
-            places = ", ".join(str(s.directory) for s in self.stores())
-            raise UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
-        if name == "latest":
-            chosen = min(stored, key=self._preference)
-            return chosen.store, chosen.backup
-        exact = [s for s in stored if name in (s.backup.name, s.backup.name.partition(".")[0])]
-        close = exact or [s for s in stored if name and s.backup.name.startswith(name)]
-        if len(close) == 1:
-            return close[0].store, close[0].backup
-        problem = f"{len(close)} backups begin with {name}" if close else f"There is no backup {name}"
-        raise UnknownBackup(f"{problem}. See what there is with: memu-backup list")
-
-    def _preference(self, listed: Listed) -> tuple[bool, int]:
-        """What ``latest`` looks for first; among equals the newest, as the list is sorted. On a new machine, after the
-        old one died, all backups are another machine's."""
-        made = listed.backup.manifest
-        return made is None or made.host != self.config.host, _STATES.index(listed.state)
+    async def check(self) -> list[Finding]:
+        """Look at everything that the settings name, without changing it."""
+        return await check.check(self.config, self.stores(), self.history)
 
     async def reports(self) -> dict[str, StatusReport]:
         """Where each job stands. Always answers: with the history away, from what lies on disk and in the spool."""
@@ -311,7 +204,7 @@ class Manager:
         if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
             runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
         if stored is not None and not busy and not lock.taken(store.directory):
-            runs = [backup.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
+            runs = [recover.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
         return status.assess(
             runs,
             None if stored is None else mine,
@@ -334,7 +227,7 @@ class Manager:
 
         Raises NotAnArchive.
         """
-        async with self._audited(asker, f"verify {level}", stored.name) as deed:
+        async with self._audit.act(asker, f"verify {level}", stored.name) as deed:
             if self._is_ours(store):
                 host = self.config.host
                 verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
@@ -348,88 +241,15 @@ class Manager:
         try:
             await asyncio.to_thread(restore.refuse, planned, overwrite=overwrite)
         except RestoreError:
-            await self._audit(self._event(asker, "restore", _subject(planned), "refused"))
+            await self._audit.note(asker, "restore", _subject(planned), "refused")
             raise
 
     async def restore(
         self, planned: restore.Plan, asker: Asker, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
     ) -> restore.Restored:
         """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
-        async with self._audited(asker, "restore", _subject(planned)):
+        async with self._audit.act(asker, "restore", _subject(planned)):
             return await give_back(planned, overwrite=overwrite, on_progress=on_progress)
-
-    # --- is everything there -----------------------------------------------------------------------------------------
-
-    async def check(self) -> list[Finding]:
-        """Look at everything that the settings name, without changing it: sources, places for backups, history."""
-        found = [Finding("settings", True, f"{self.config.path} has no mistakes")]
-        for name in self.config.sources:
-            found += await self._check_source(name)
-        for store in self.stores():
-            found += await _found(f"backups in {store.directory}", asyncio.to_thread(_check_place, store.directory))
-        found += await _found("history", self._check_history())
-        return found
-
-    async def _check_history(self) -> str:
-        if not self.history.unmade:
-            return await self.history.check()
-        no = "so the history cannot be kept there"
-        return f"embedded PostgreSQL; {await asyncio.to_thread(_check_place, self.config.state_dir, no)}"
-
-    async def _check_source(self, name: str) -> list[Finding]:
-        what = f"source {name}"
-        try:
-            warnings = await self.config.source(name).check()
-        except MemuError as error:
-            return [Finding(what, False, str(error))]
-        good = not any(isinstance(w, Lacking) for w in warnings)
-        return [Finding(what, good, " ".join(warnings) or "can be backed up")]
-
-    @asynccontextmanager
-    async def _audited(self, asker: Asker, action: str, subject: str) -> AsyncIterator[_Deed]:
-        """One line for what is done meanwhile: that it began, in case we are killed, and in its place how it ended."""
-        event = self._event(asker, action, subject, "begun")
-        deed = _Deed(subject)
-        try:
-            try:
-                await self.history.announce(event)
-            except Exception as error:  # said at the end, if it is still so
-                log.debug("That this begins could not be written down.", exc_info=error)
-            yield deed
-        except LockHeld:
-            deed.outcome = "refused"
-            raise
-        except asyncio.CancelledError:
-            deed.outcome = "interrupted"
-            raise
-        except BaseException:
-            deed.outcome = "failed"
-            raise
-        finally:
-            await self._audit(replace(event, subject=deed.subject, outcome=deed.outcome))
-
-    def _event(self, asker: Asker, action: str, subject: str, outcome: str) -> AuditEvent:
-        return AuditEvent(
-            event_id=str(uuid.uuid4()),
-            created_at=self._clock(),
-            host=self.config.host,
-            actor=asker.actor,
-            origin=asker.origin,
-            action=action,
-            subject=subject,
-            outcome=outcome,
-        )
-
-    async def _audit(self, event: AuditEvent) -> None:
-        """What was done is done: that it cannot be written down is a warning. Bounded, as it also follows a Ctrl-C."""
-        try:
-            await asyncio.wait_for(self.history.audit(event), _AUDIT_PATIENCE_S)
-        except TimeoutError:
-            log.info("The audit entry waits in the spool.")
-        except HistoryAway as error:
-            log.warning("Who did this could not be written down: %s", error)
-        except Exception as error:
-            log.warning("Who did this could not be written down (%s).", type(error).__name__, exc_info=error)
 
 
 def _seen(store: Store) -> list[Backup] | None:
@@ -452,14 +272,3 @@ def _same_folder(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-_STATES = ("good", "incomplete", "damaged", "unreadable")
-
-
-def _state(stored: Backup, row: Run | None) -> str:
-    if row and row.error_code == "damaged":
-        return "damaged"
-    if stored.manifest is None:
-        return "unreadable"
-    return "incomplete" if stored.manifest.partial else "good"

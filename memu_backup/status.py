@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from memu_backup import words
+from memu_backup.errors import MemuError
 from memu_backup.model import Backup, Problem, Run, Status, StatusReport, Trigger
 
 OVERDUE_INTERVALS = 1.5
@@ -136,6 +137,10 @@ def from_backup(backup: Backup) -> Run:
         created_at=backup.created_at,
     )
     return adopted(blank, backup)
+
+
+def failed(row: Run, error: MemuError) -> Run:
+    return replace(row, status=Status.FAILED, error=str(error), error_code=error.code)
 
 
 def adopted(row: Run, backup: Backup) -> Run:

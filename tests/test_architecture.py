@@ -21,8 +21,21 @@ FLOORS = (
     {"sources", "stores", "history"},
     # Settings, and the verbs.
     {"config", "environment", "mistakes", "presets"}
-    | {"backup", "clean", "restore", "retention", "retention_settings", "schedule", "status", "unpack", "verify"},
-    {"manager"},
+    | {
+        "backup",
+        "check",
+        "clean",
+        "recover",
+        "restore",
+        "retention",
+        "retention_settings",
+        "schedule",
+        "status",
+        "unpack",
+        "verify",
+    }
+    | {"catalog", "unpack", "verify"},
+    {"manager", "audit"},
     # Front ends.
     {"cli", "console", "daemon"},
 )

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from memu_backup import lock
+from memu_backup.audit import SCHEDULER
 from memu_backup.config import load
-from memu_backup.manager import SCHEDULER, Manager
+from memu_backup.manager import Manager
 from memu_backup.model import Status, Trigger
 from memu_backup.postgres_server import PostgresServer
 from tests.home import Home, children, fingerprints, managed

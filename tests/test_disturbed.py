@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 
 from memu_backup import files, lock
-from memu_backup.manager import SCHEDULER
+from memu_backup.audit import SCHEDULER
 from memu_backup.model import Phase, Status, Trigger
 from memu_backup.postgres_server import PostgresServer, programs
 from tests.home import Home, alive, children, command_of, end, fingerprints, managed, query, wait_until

@@ -16,10 +16,11 @@ import asyncpg
 import pytest
 
 from memu_backup import lock
+from memu_backup.audit import SCHEDULER, Asker
 from memu_backup.config import load
 from memu_backup.errors import LockHeld, UnknownBackup, UsageError
 from memu_backup.history import History, rows
-from memu_backup.manager import SCHEDULER, Asker, Manager
+from memu_backup.manager import Manager
 from memu_backup.model import Level, Problem, Progress, Run, Status, Trigger
 from tests.home import Home, end, query, wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup.manager import SCHEDULER
+from memu_backup.audit import SCHEDULER
 from memu_backup.model import Run, Status, Trigger
 from tests.contracts.stores import small_disk
 from tests.home import Home, fingerprints, managed

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from memu_backup.audit import SCHEDULER
+from memu_backup.catalog import backups
 from memu_backup.config import load
 from memu_backup.history import History
-from memu_backup.manager import SCHEDULER, Manager
+from memu_backup.manager import Manager
 from memu_backup.model import Backup, Level, Run, Status, Trigger
 from tests.archives import needs_root
 from tests.disks import loop_disk, own_bytes
@@ -49,7 +51,7 @@ async def manager(home: Home) -> AsyncIterator[Manager]:
 
 async def back_up(manager: Manager) -> tuple[Run, Backup]:
     run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
-    return run, next(b for _, b in manager.backups() if b.name == run.filename)
+    return run, next(b for _, b in backups(manager.stores()) if b.name == run.filename)
 
 
 async def test_every_seventh_backup_shares_nothing_with_another(manager: Manager) -> None:

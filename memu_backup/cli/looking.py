@@ -21,8 +21,8 @@ from memu_backup.cli.shell import (
 if TYPE_CHECKING:
     from datetime import tzinfo
 
+    from memu_backup.catalog import Listed
     from memu_backup.formats.index import Entry
-    from memu_backup.manager import Listed
     from memu_backup.model import Backup, Manifest
 
 

@@ -45,7 +45,7 @@ async def run() -> None:
 async def start(job: JobName = None, json: Json = False) -> int:
     """Make a backup now."""
     from memu_backup import console
-    from memu_backup.manager import at_the_terminal
+    from memu_backup.audit import at_the_terminal
     from memu_backup.model import Status, Trigger
     from memu_backup.status import run_as_json
 
@@ -93,7 +93,7 @@ async def keep(
 ) -> None:
     """Pin a backup: it stays, whatever retention says."""
     from memu_backup import console
-    from memu_backup.manager import at_the_terminal
+    from memu_backup.audit import at_the_terminal
 
     async with the_manager() as manager:
         store, there = await find(manager, backup)
@@ -116,7 +116,7 @@ async def clean(
 ) -> int:
     """Remove the backups that retention lets go."""
     from memu_backup import console
-    from memu_backup.manager import at_the_terminal
+    from memu_backup.audit import at_the_terminal
 
     async with the_manager() as manager:
         name = job_or_only(manager.config, job, "clean")

@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 CHANNEL = "memu_backup"
 """Postgres announces each change of ``backup_history`` here, as ``{"run_id": ..., "status": ...}``."""
 
+_LAST_WORDS_S = 3.0
+"""How long who is cancelled still writes; the spool needs a moment, Postgres may not answer."""
+
 
 class History:
     """``backup_history`` and ``backup_audit``, in the Postgres at ``url`` or in our own under ``state_dir/postgres``.
@@ -72,6 +75,21 @@ class History:
         spooled.
         """
         return await self._keep(run)
+
+    async def note(self, run: Run, patience_s: float | None = None) -> None:
+        """As ``record``, for a run that counts whether or not it can be written down: what goes wrong is logged.
+
+        Takes ``patience_s`` at most. When cancelled, gives the writing a last moment before CancelledError goes on.
+        """
+        writing = asyncio.ensure_future(self.record(run))
+        writing.add_done_callback(partial(_if_not_written, run.filename))
+        try:
+            await asyncio.wait({writing}, timeout=patience_s)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing}, timeout=_LAST_WORDS_S)
+            raise
+        finally:
+            writing.cancel()  # does nothing to one that is done
 
     async def audit(self, event: AuditEvent) -> bool:
         """Write ``event``; otherwise like ``record``."""
@@ -255,3 +273,11 @@ def _is_chosen(
 ) -> bool:
     mine = host in (None, run.host) and job in (None, run.job) and (directory is None or rows.lies_in(run, directory))
     return mine and (called is None or run.run_id in called or run.filename in called)
+
+
+def _if_not_written(name: str, writing: asyncio.Future[bool]) -> None:
+    error = None if writing.cancelled() else writing.exception()
+    if isinstance(error, HistoryAway):
+        log.error("The backup %s could not be written down: %s", name, error)
+    elif error is not None:
+        log.error("The backup %s could not be written down (%s).", name, type(error).__name__, exc_info=error)

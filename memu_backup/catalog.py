@@ -1,0 +1,83 @@
+"""What backups there are, in all the places of a household, and what is known of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from memu_backup.errors import UnknownBackup
+from memu_backup.history import History
+from memu_backup.model import Backup, Run
+from memu_backup.stores import Store
+
+_STATES = ("good", "incomplete", "damaged", "unreadable")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A stored backup and what is known of it.
+
+    ``state`` is good, incomplete, damaged (known to be, by a verification), or unreadable (it does not even tell what
+    it is). ``verified_at`` is None where nobody knows of a verification.
+    """
+
+    store: Store
+    backup: Backup
+    state: str
+    verified_at: datetime | None = None
+
+
+def backups(stores: Sequence[Store]) -> list[tuple[Store, Backup]]:
+    """Everything stored, newest first. Raises StoreError."""
+    found = [(store, stored) for store in stores for stored in store.backups()]
+    return sorted(found, key=lambda both: both[1].created_at, reverse=True)
+
+
+async def listing(stores: Sequence[Store], history: History, host: str) -> list[Listed]:
+    """Everything stored and what is known of it, newest first. ``host`` is this machine. Raises StoreError."""
+    stored = await asyncio.to_thread(backups, stores)
+    runs, _ = await history.known_runs(called=[b.manifest.run_id if b.manifest else b.name for _, b in stored])
+    by_run = {r.run_id: r for r in runs}
+    by_name = {r.filename: r for r in reversed(runs) if r.host == host}
+    found = []
+    for store, there in stored:
+        row = by_run.get(there.manifest.run_id) if there.manifest else by_name.get(there.name)
+        found.append(Listed(store, there, _state(there, row), row.verified_at if row else None))
+    return found
+
+
+async def named(name: str, stores: Sequence[Store], history: History, host: str) -> tuple[Store, Backup]:
+    """A backup by its name, the beginning of it, or ``latest``: the newest good one, of ``host`` if it has any.
+
+    Raises UnknownBackup with what to do.
+    """
+    stored = await listing(stores, history, host)
+    if not stored:
+        places = ", ".join(str(s.directory) for s in stores)
+        raise UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
+    if name == "latest":
+        chosen = min(stored, key=lambda listed: _preference(listed, host))
+        return chosen.store, chosen.backup
+    exact = [s for s in stored if name in (s.backup.name, s.backup.name.partition(".")[0])]
+    close = exact or [s for s in stored if name and s.backup.name.startswith(name)]
+    if len(close) == 1:
+        return close[0].store, close[0].backup
+    problem = f"{len(close)} backups begin with {name}" if close else f"There is no backup {name}"
+    raise UnknownBackup(f"{problem}. See what there is with: memu-backup list")
+
+
+def _preference(listed: Listed, host: str) -> tuple[bool, int]:
+    """What ``latest`` looks for first; among equals the newest, as the list is sorted. On a new machine, after the
+    old one died, all backups are another machine's."""
+    made = listed.backup.manifest
+    return made is None or made.host != host, _STATES.index(listed.state)
+
+
+def _state(stored: Backup, row: Run | None) -> str:
+    if row and row.error_code == "damaged":
+        return "damaged"
+    if stored.manifest is None:
+        return "unreadable"
+    return "incomplete" if stored.manifest.partial else "good"

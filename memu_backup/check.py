@@ -1,0 +1,73 @@
+"""Looks at everything that the settings name, without changing it: sources, places for backups, history."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from memu_backup import words
+from memu_backup.config import Config
+from memu_backup.errors import MemuError, StoreError
+from memu_backup.history import History
+from memu_backup.sources import Lacking
+from memu_backup.stores import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a check: what was looked at, whether it is as it should be, and a sentence."""
+
+    what: str
+    good: bool
+    says: str
+
+
+async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
+    try:
+        return [Finding(what, True, await looking)]
+    except MemuError as error:
+        return [Finding(what, False, str(error))]
+
+
+def _check_place(directory: Path, no: str = "") -> str:
+    """The folder, or the nearest one above it that is there, since the first backup makes it."""
+    there = next(f for f in (directory, *directory.parents) if os.path.lexists(f))
+    no = no or f"so no backup can be stored in {directory}"
+    if not there.is_dir():
+        raise StoreError(f"{there} is a file and not a folder, {no}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StoreError(f"{there} cannot be written to, {no}.")
+    free = os.statvfs(there)
+    will = "" if there == directory else "will be made by the first backup; "
+    return f"{will}{words.size(free.f_bavail * free.f_frsize)} free"
+
+
+async def check(config: Config, stores: Iterable[Store], history: History) -> list[Finding]:
+    """Look at all of it. Raises nothing that belongs to the household: what is wrong is a finding."""
+    found = [Finding("settings", True, f"{config.path} has no mistakes")]
+    for name in config.sources:
+        found += await _check_source(config, name)
+    for store in stores:
+        found += await _found(f"backups in {store.directory}", asyncio.to_thread(_check_place, store.directory))
+    found += await _found("history", _check_history(config, history))
+    return found
+
+
+async def _check_history(config: Config, history: History) -> str:
+    if not history.unmade:
+        return await history.check()
+    no = "so the history cannot be kept there"
+    return f"embedded PostgreSQL; {await asyncio.to_thread(_check_place, config.state_dir, no)}"
+
+
+async def _check_source(config: Config, name: str) -> list[Finding]:
+    what = f"source {name}"
+    try:
+        warnings = await config.source(name).check()
+    except MemuError as error:
+        return [Finding(what, False, str(error))]
+    good = not any(isinstance(w, Lacking) for w in warnings)
+    return [Finding(what, good, " ".join(warnings) or "can be backed up")]
