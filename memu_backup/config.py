@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,7 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from memu_backup import cron, environment, mistakes
-from memu_backup.environment import CONFIG_VARIABLE
+from memu_backup import config_file, cron, environment, mistakes
 from memu_backup.errors import SettingsError, UsageError
 from memu_backup.mistakes import PREFIX, Loc, Mistake, Origins, did_you_mean, tables
 from memu_backup.paths import LocalPath, absolute, relative_to
@@ -41,7 +39,6 @@ from memu_backup.sources import kinds as source_kinds
 from memu_backup.stores import StoreSettings
 from memu_backup.stores import kinds as store_kinds
 
-SYSTEM_FILE = Path("/etc/memu-backup/config.toml")
 MASK = "********"
 
 _ROOM = re.compile(r"![^:\s]+:\S+|![A-Za-z0-9_-]{43}")
@@ -247,8 +244,8 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     Relative paths are taken from the folder of that file. Raises SettingsError with every mistake there is. No path
     that the settings name is looked at, so that a disk which is away keeps nobody from asking for the status.
     """
-    file = absolute(_find(path, environ))
-    raw = environment.defaults(environ) | _parsed(file)
+    file = absolute(config_file.find(path, environ))
+    raw = environment.defaults(environ) | config_file.parse(file)
     variables = environment.gather(environ, Config)
     found = [*variables.problems, *environment.unknown_tables(variables, raw)]
     raw = _laid_over(raw, environment.overlay(variables, Config, raw))
@@ -318,68 +315,6 @@ def _of_history(raw: Mapping[str, Any]) -> list[Mistake]:
     if "password_file" in given and not given & {"url", "url_file"}:
         return [(("history", "password_file"), "has no effect without url or url_file")]
     return []
-
-
-def _find(path: Path | None, environ: Mapping[str, str]) -> Path:
-    if path is not None or environ.get(CONFIG_VARIABLE):
-        named = path or Path(environ[CONFIG_VARIABLE])
-        if not _is_there(named):
-            said = "" if path else f" ({CONFIG_VARIABLE} names it)"
-            raise SettingsError([f"there is no such file{said}"], str(named))
-        return named
-    for usual in (Path("config.toml"), SYSTEM_FILE):
-        if _is_there(usual):
-            return usual
-    raise SettingsError(
-        [f"there is neither ./config.toml nor {SYSTEM_FILE}; make one with: memu-backup init --preset memu"],
-        "config.toml",
-    )
-
-
-def _is_there(file: Path) -> bool:
-    try:
-        file.stat()
-    except PermissionError:
-        raise _closed(file) from None  # nobody can tell: passing it over could mean other settings than the owner's
-    except OSError:
-        return False
-    return True
-
-
-def _closed(file: Path) -> SettingsError:
-    return SettingsError(
-        ["this user may not read it; type the same with sudo, or as the user it belongs to"], str(file)
-    )
-
-
-_SYNTAX = {
-    "Expected '=' after a key": "there is no = after the name of a setting",
-    "Invalid value": "the value cannot be read; texts, paths and times stand in quotes",
-    "Expected newline": "something is left over after the value; texts, paths and times stand in quotes",
-    "Illegal character": "a quotation mark is not closed",
-    "Unterminated": "a quotation mark is not closed",
-    "Unclosed": "a bracket is not closed",
-    "Cannot": "this name stands there twice",
-}
-
-
-def _parsed(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8-sig"))
-    except PermissionError:
-        raise _closed(file) from None
-    except OSError as error:
-        raise SettingsError([f"the file cannot be read ({error.strerror})"], str(file)) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(["the file is not a text in UTF-8"], str(file)) from error
-    except tomllib.TOMLDecodeError as error:
-        at = re.search(r"line (\d+), column (\d+)", str(error))
-        where = f"line {at[1]}, column {at[2]}" if at else "at its end"
-        # The parser's own words are not repeated: they may hold a piece of a secret.
-        plain = [words for start, words in _SYNTAX.items() if str(error).startswith(start)]
-        if at is None and str(error).startswith("Invalid value"):
-            plain = [_SYNTAX["Unclosed"]]
-        raise SettingsError([f"{where}: {(plain or ['this is not TOML'])[0]}"], str(file)) from None
 
 
 def show(config: Config) -> dict[str, Any]:

@@ -20,7 +20,7 @@ FLOORS = (
     # What there are several kinds of, and the history.
     {"sources", "stores", "history"},
     # Settings, and the verbs.
-    {"config", "environment", "mistakes", "presets"}
+    {"config", "config_file", "environment", "mistakes", "presets"}
     | {
         "backup",
         "check",
@@ -34,7 +34,7 @@ FLOORS = (
         "unpack",
         "verify",
     }
-    | {"catalog", "unpack", "verify"},
+    | {"catalog", "feed", "unpack", "verify"},
     {"manager", "audit"},
     # Front ends.
     {"cli", "console", "daemon"},

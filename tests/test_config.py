@@ -423,9 +423,9 @@ from pathlib import Path
 from tests.warm import LOADED
 for name in LOADED:
     importlib.import_module(name)
-from memu_backup import config
+from memu_backup import config_file
 from memu_backup.cli import main
-config.SYSTEM_FILE = Path(sys.argv.pop(1))
+config_file.SYSTEM_FILE = Path(sys.argv.pop(1))
 os.setgroups([]), os.setgid(65534), os.setuid(65534), os.chdir("/")
 main()
 """

@@ -26,7 +26,7 @@ async def init(
     import shlex
 
     from memu_backup import console, presets
-    from memu_backup.config import SYSTEM_FILE
+    from memu_backup.config_file import SYSTEM_FILE
     from memu_backup.paths import absolute
 
     file = absolute(to)

@@ -1,0 +1,103 @@
+"""Brings entries out of an archive to whoever unpacks them: on all cores, and past what is damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from dataclasses import dataclass
+
+from memu_backup.errors import DamagedArchive
+from memu_backup.formats.index import Entry
+from memu_backup.formats.members import THREADS
+from memu_backup.formats.reader import ArchiveReader
+from memu_backup.formats.tar import Header, Type
+from memu_backup.unpack import Unpacker
+
+_PART = 16 * 1024 * 1024
+"""As many bytes of the archive one thread takes at a time."""
+
+_GAP = 1024 * 1024
+"""As many bytes that nobody wants are read to come to the next that somebody does."""
+
+
+def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *, indexed: bool) -> list[Entry]:
+    """Unpack everything that can be read, also what stands behind damage. Returns what could not be read.
+
+    By an index on all cores: it tells where everything lies, and nothing but links depends on what came before.
+    Raises RestoreError and Interrupted.
+    """
+    if not indexed:
+        left = {e.path: e for e in entries}
+        with suppress(DamagedArchive):
+            _put(reader.entries_with_content(), left, unpacker.put)
+        return list(left.values())
+    with ThreadPoolExecutor(THREADS, "memu-restore") as pool:
+        parts = [pool.submit(_feed_part, reader, part, unpacker) for part in _parts(entries)]
+        _, rest = wait(parts, return_when=FIRST_EXCEPTION)
+        for part in rest:
+            part.cancel()
+    # The part that failed tells why; those that were cancelled for it come last.
+    fed = [part.result() for part in sorted(parts, key=lambda part: part.cancelled())]
+    lost = {e.path for part in fed for e in part.lost}
+    for header in (header for part in fed for header in part.links):
+        lost.add(header.path)
+        with suppress(DamagedArchive):
+            if header.link not in lost:
+                unpacker.put(header, iter(()))
+                lost.remove(header.path)
+    return [e for e in entries if e.path in lost]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """What became of a part: entries that could not be read, and hard links, of which the files may be elsewhere."""
+
+    lost: list[Entry]
+    links: list[Header]
+
+
+def _feed_part(reader: ArchiveReader, part: Sequence[Entry], unpacker: Unpacker) -> _Fed:
+    left = {e.path: e for e in part}
+    fed = _Fed([], [])
+    with unpacker.another() as mine:
+
+        def put(header: Header, content: Iterator[memoryview]) -> None:
+            if header.type is Type.HARDLINK:
+                fed.links.append(header)
+            else:
+                mine.put(header, content)
+
+        while left:
+            first = next(iter(left.values()))
+            with suppress(DamagedArchive):
+                _put(reader.stretch(first, part[-1]), left, put)
+            if left.pop(first.path, None):  # else it ended further on, and is taken up there
+                fed.lost.append(first)
+    return fed
+
+
+def _parts(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
+    """Stretches of entries that are worth a thread's while, without long ones of others between them."""
+    begin = 0
+    for number in range(1, len(entries)):
+        here, before = entries[number].member, entries[number - 1]
+        if here - before.end > _GAP or here - entries[begin].member > _PART or here < before.member:
+            yield entries[begin:number]
+            begin = number
+    if entries:
+        yield entries[begin:]
+
+
+def _put(
+    found: Generator[tuple[Header, Iterator[memoryview]]],
+    left: dict[str, Entry],
+    put: Callable[[Header, Iterator[memoryview]], None],
+) -> None:
+    with closing(found):
+        for header, content in found:
+            if header.path in left:
+                put(header, content)
+                del left[header.path]
+            if not left:
+                break
