@@ -57,7 +57,7 @@ async def run(
     FileNotFoundError when there is no such program and TimeoutError after ``timeout_s``. In that case and on
     cancellation the child's process group gets ``stop_with`` and after 3 s SIGKILL, and has ended before this returns.
     """
-    child = await asyncio.create_subprocess_exec(
+    spawning = asyncio.create_subprocess_exec(
         *argv,
         stdin=asyncio.subprocess.PIPE if isinstance(stdin, bytes) else stdin or asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -66,6 +66,7 @@ async def run(
         cwd=folder,
         start_new_session=True,
     )
+    child = await _spawned(asyncio.ensure_future(spawning), stop_with)
     if gentle:
         work.be_gentle(child.pid)
     try:
@@ -114,6 +115,23 @@ def _feed(pipe: FileIO, blocks: Iterator[bytes], stop: work.Stop) -> None:
     finally:
         if isinstance(blocks, Generator):
             blocks.close()  # and with it the file that it reads
+
+
+async def _spawned(
+    spawning: asyncio.Future[asyncio.subprocess.Process], stop_with: signal.Signals
+) -> asyncio.subprocess.Process:
+    """Cancelled while it waits, asyncio would end the child alone, and not what that may have started already."""
+    cancelled = False
+    while not spawning.done():
+        try:
+            await asyncio.wait({spawning})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        if spawning.exception() is None:
+            await _end_group(spawning.result(), stop_with)
+        raise asyncio.CancelledError
+    return spawning.result()
 
 
 async def _end_group(child: asyncio.subprocess.Process, stop_with: signal.Signals) -> None:

@@ -60,7 +60,7 @@ async def test_told_to_stop_while_an_archive_is_written_it_leaves_nothing_half_d
     clock = Clock(tmp_path)
     async with Service(config, clock) as service:
         await service.at_two(clock)
-        await service.until(lambda: any(p.stat().st_size for p in (tmp_path / "backups").glob("*.partial")))
+        await service.until(lambda: any(p.stat().st_size for p in (tmp_path / "backups").glob("memu_backup_*.partial")))
         # The work gives way to everything else on the machine, and the service itself stays awake.
         main = service.process.pid
         threads = [t.id for t in psutil.Process(main).threads() if t.id != main]

@@ -212,6 +212,22 @@ async def test_a_fed_child_that_ignores_its_input_is_ended_with_its_group(tmp_pa
     assert not any(map(alive, numbers))
 
 
+@pytest.mark.parametrize("turns", range(1, 6))
+async def test_cancelled_before_it_knows_its_child_a_run_still_ends_the_whole_group(tmp_path: Path, turns: int) -> None:
+    """The child runs from the first turns of the loop on, and asyncio takes some more to tell of it."""
+    task = asyncio.create_task(process.run([sys.executable, "-c", FAMILY, str(tmp_path / "numbers")]))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    deadline = time.monotonic() + 10
+    while psutil.Process().children() and not (tmp_path / "numbers").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)  # noqa: ASYNC251  the loop is to stand still
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    if (tmp_path / "numbers").exists():
+        assert not any(alive(int(n)) for n in (tmp_path / "numbers").read_text().split())
+
+
 async def test_a_fed_program_that_is_not_there_is_told_as_such() -> None:
     with pytest.raises(FileNotFoundError):
         await process.run_fed(["/nonexistent/program"], iter([b"x"]))
