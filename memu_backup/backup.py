@@ -28,7 +28,7 @@ from memu_backup.errors import (
 from memu_backup.history import History
 from memu_backup.model import Backup, Captured, Level, Phase, Progress, Run, Status, Trigger
 from memu_backup.recover import recover
-from memu_backup.retention import Policy
+from memu_backup.retention import CLOCK_SLACK, Policy
 from memu_backup.sources import Source
 from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
@@ -182,7 +182,7 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
 
 
 async def _made(order: Order, row: Run, history: History, on_progress: OnProgress, clock: Clock) -> Run:
-    earlier = await _earlier(order, history)
+    earlier = await _earlier(order, row.created_at, history)
     try:
         return await _made_with(order, row, earlier, on_progress, clock)
     except SharedDamage as error:
@@ -196,8 +196,11 @@ async def _made(order: Order, row: Run, history: History, on_progress: OnProgres
     return await _made_with(order, row, None, on_progress, clock)
 
 
-async def _earlier(order: Order, history: History) -> Backup | None:
-    """The backup that this one may share blocks with; None for one that is to be written whole."""
+async def _earlier(order: Order, now: datetime, history: History) -> Backup | None:
+    """The backup that this one may share blocks with; None for one that is to be written whole.
+
+    None from the future, where a clock was wrong: it would stay the newest for years, and with it the count of nights.
+    """
     try:
         stored = await asyncio.to_thread(order.store.backups)
         rows, _ = await history.known_runs(called=[b.manifest.run_id for b in stored if b.manifest])
@@ -207,6 +210,8 @@ async def _earlier(order: Order, history: History) -> Backup | None:
     damaged = {row.run_id for row in rows if row.error_code == "damaged"}
     for there in stored:
         made = there.manifest
+        if there.created_at > now + CLOCK_SLACK:
+            continue
         if made and (made.job, made.host) == (order.job, order.host) and made.run_id not in damaged:
             return there if made.nights_shared + 1 < _WHOLE_EVERY else None
     return None

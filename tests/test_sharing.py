@@ -42,11 +42,17 @@ def home(disk: Path, database: str, request: pytest.FixtureRequest) -> Home:
 
 
 @pytest.fixture
-async def manager(home: Home) -> AsyncIterator[Manager]:
+def wrong_by() -> list[timedelta]:
+    """How wrong the manager's clock is."""
+    return [timedelta()]
+
+
+@pytest.fixture
+async def manager(home: Home, wrong_by: list[timedelta]) -> AsyncIterator[Manager]:
     config = load(home.folder / "config.toml", {})
     nights = (NOON + timedelta(hours=n) for n in count())
     async with History(config.history_url(), config.state_dir, config.host) as history:
-        yield Manager(config, history, lambda: next(nights))
+        yield Manager(config, history, lambda: next(nights) + wrong_by[0])
 
 
 async def back_up(manager: Manager) -> tuple[Run, Backup]:
@@ -89,3 +95,19 @@ async def test_a_backup_known_to_be_damaged_is_passed_over(manager: Manager) -> 
     assert not (await manager.verify(store, second, Level.FULL, SCHEDULER)).good
     _, third = await back_up(manager)
     assert third.manifest and third.manifest.shares_with == first.name
+
+
+async def test_after_a_clock_that_was_years_ahead_nights_build_on_each_other_again(
+    manager: Manager, wrong_by: list[timedelta]
+) -> None:
+    _, first = await back_up(manager)
+    wrong_by[0] = timedelta(days=3650)
+    await back_up(manager)
+    wrong_by[0] = timedelta()
+    nights = []
+    for _ in range(7):
+        _, backup = await back_up(manager)
+        assert backup.manifest
+        nights.append(backup.manifest)
+    assert [n.nights_shared for n in nights] == [1, 2, 3, 4, 5, 6, 0]
+    assert [n.shares_with for n in nights[:2]] == [first.name, nights[0].name]
