@@ -28,7 +28,7 @@ from memu_backup.errors import (
 from memu_backup.history import History
 from memu_backup.model import Backup, Captured, Level, Phase, Progress, Run, Status, Trigger
 from memu_backup.recover import recover
-from memu_backup.retention import CLOCK_SLACK, Policy
+from memu_backup.retention import CLOCK_SLACK, WHOLE_EVERY, Policy
 from memu_backup.sources import Source
 from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
@@ -40,10 +40,6 @@ _LAST_WORDS_S = 3.0
 """How long a cancelled run may take to write its row down; the spool needs a moment, Postgres may not answer."""
 
 _LOCK_POLL_S = 2.0
-
-_WHOLE_EVERY = 7
-"""Every so many backups one is read anew from its sources and shares no block with another: a block that goes bad
-takes at most the backups of a week, and a file whose content changed without its times and inode is noticed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +209,7 @@ async def _earlier(order: Order, now: datetime, history: History) -> Backup | No
         if there.created_at > now + CLOCK_SLACK:
             continue
         if made and (made.job, made.host) == (order.job, order.host) and made.run_id not in damaged:
-            return there if made.nights_shared + 1 < _WHOLE_EVERY else None
+            return there if made.nights_shared + 1 < WHOLE_EVERY else None
     return None
 
 

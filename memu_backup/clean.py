@@ -72,20 +72,26 @@ async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]
             verified=made.run_id not in damaged,
             size_bytes=b.size_bytes,
             pinned=b.pinned,
+            nights_shared=made.nights_shared,
+            shared_bytes=made.shared_bytes,
         ): b
         for b, made in mine
     }
 
 
 async def _room(shelf: Shelf, candidates: Iterable[Candidate], now: datetime) -> Room:
+    free_bytes = await asyncio.to_thread(_free_bytes, shelf.store.directory)
+    return Room(retention.next_size(candidates, now), shelf.policy.min_free_bytes or 0, free_bytes)
+
+
+def _free_bytes(directory: Path) -> int:
     try:
-        disk = await asyncio.to_thread(os.statvfs, shelf.store.directory)
+        disk = os.statvfs(directory)
     except OSError as error:
         raise StoreError(
-            f"Nobody can tell how much of the disk that holds {shelf.store.directory} is free ({error.strerror}). "
-            "Check that disk."
+            f"Nobody can tell how much of the disk that holds {directory} is free ({error.strerror}). Check that disk."
         ) from error
-    return Room(retention.next_size(candidates, now), shelf.policy.min_free_bytes or 0, disk.f_bavail * disk.f_frsize)
+    return disk.f_bavail * disk.f_frsize
 
 
 async def make_room(shelf: Shelf, history: History, now: datetime, on_removed: OnRemoved) -> None:
@@ -100,7 +106,8 @@ async def make_room(shelf: Shelf, history: History, now: datetime, on_removed: O
     decisions = await plan(shelf, history, now, for_next=True)
     await apply(decisions, shelf.store, history, now, on_removed)
     removed = sum(not d.verdict.keep for d in decisions)
-    room = await _room(shelf, await _candidates(shelf, history), now)
+    # As much as before is needed: what went was not only in the way, the estimate rested on it.
+    room = replace(room, free_bytes=await asyncio.to_thread(_free_bytes, shelf.store.directory))
     if room.short_bytes:
         raise DiskFull(_no_room(shelf.store.directory, room, removed))
 

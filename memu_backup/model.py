@@ -98,7 +98,8 @@ class Manifest:
     """What a backup says of itself (metadata.json). ``utc_offset`` is that of the machine, as ``+02:00``.
 
     ``shares_with`` is the older backup that it shares blocks with on the disk, empty where it was written whole;
-    ``nights_shared`` counts the backups in a row, this one too, that were not.
+    ``nights_shared`` counts the backups in a row, this one too, that were not. ``shared_bytes`` is how much of the
+    archive it shares so: the rest is what it newly took of the disk.
     """
 
     format: str
@@ -113,6 +114,7 @@ class Manifest:
     sha256sums: str
     shares_with: str = ""
     nights_shared: int = 0
+    shared_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:

@@ -30,6 +30,10 @@ from memu_backup import words
 CLOCK_SLACK = timedelta(days=1)
 """A backup dated further ahead than this was written while a clock was wrong."""
 
+WHOLE_EVERY = 7
+"""Every so many backups one is read anew from its sources and shares no block with another: a block that goes bad
+takes at most the backups of a week, and a file whose content changed without its times and inode is noticed."""
+
 _PINNED = "It is pinned and stays until somebody lets it go: memu-backup keep --release"
 
 _LONG_SILENCE = timedelta(days=180)
@@ -72,7 +76,8 @@ class Candidate:
     """A stored backup in the eyes of retention.
 
     ``partial`` is true for one that lacks something and for one known to be damaged: neither may push out a good
-    one. ``verified`` says that its bytes were once re-read and found right.
+    one. ``verified`` says that its bytes were once re-read and found right. ``nights_shared`` and ``shared_bytes`` are
+    those of its manifest.
     """
 
     name: str
@@ -81,6 +86,13 @@ class Candidate:
     verified: bool
     size_bytes: int
     pinned: bool = False
+    nights_shared: int = 0
+    shared_bytes: int = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the disk lost by it when it was made."""
+        return max(0, self.size_bytes - self.shared_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +135,9 @@ def plan(
     staying = [b for b in present if b.name in stays]
     goes |= _cut_by_maxima(staying, safe.keys(), policy)
     if room:
-        gone = sum(b.size_bytes for b in present if b.name in goes)
-        goes |= _cut_for_room([b for b in staying if b.name not in goes], safe.keys(), room, room.short_bytes - gone)
+        staying = [b for b in staying if b.name not in goes]
+        short_bytes = room.short_bytes - (used_bytes(present) - used_bytes(staying))
+        goes |= _cut_for_room(staying, safe.keys(), room, short_bytes)
 
     for b in ahead:
         stays[b.name] = "It is dated in the future, so a clock was wrong; it stays and is not counted."
@@ -132,10 +145,41 @@ def plan(
 
 
 def next_size(backups: Iterable[Candidate], now: datetime) -> int:
-    """How many bytes the next backup may take: as many as the largest of the last three complete ones; 0 if none."""
-    complete = [b for b in backups if not b.partial and b.created_at <= now + CLOCK_SLACK]
-    last = sorted(complete, key=_when, reverse=True)[:3]
-    return max((b.size_bytes for b in last), default=0)
+    """How many bytes of the disk the next backup may take: as many as the largest of the last three complete ones, or
+    where it will share blocks, as those of them that did so newly took; 0 if there is none.
+    """
+    present = _present(backups, now)
+    new_bytes = None if next_is_whole(present, now) else newly_taken(present, now)
+    return max((b.size_bytes for b in _last(present)), default=0) if new_bytes is None else new_bytes
+
+
+def newly_taken(backups: Iterable[Candidate], now: datetime) -> int | None:
+    """The most that one of the last three complete backups took which shared blocks; None where none of them did."""
+    return max((b.taken_bytes for b in _last(_present(backups, now)) if b.shared_bytes), default=None)
+
+
+def next_is_whole(backups: Iterable[Candidate], now: datetime) -> bool:
+    """Whether it is the turn of a backup that is written whole, sharing nothing."""
+    built_on = next((b for b in _present(backups, now) if b.verified), None)
+    return built_on is None or built_on.nights_shared + 1 >= WHOLE_EVERY
+
+
+def _present(backups: Iterable[Candidate], now: datetime) -> list[Candidate]:
+    return sorted((b for b in backups if b.created_at <= now + CLOCK_SLACK), key=_when, reverse=True)
+
+
+def _last(newest_first: Sequence[Candidate]) -> list[Candidate]:
+    return [b for b in newest_first if not b.partial][:3]
+
+
+def used_bytes(backups: Iterable[Candidate]) -> int:
+    """What these take of the disk together: blocks that several share are there once, and stay until the last goes."""
+    used, nights = 0, WHOLE_EVERY
+    for b in sorted(backups, key=_when):
+        # The oldest of those in a row that build on each other holds all that it shared with one that is gone.
+        used += b.taken_bytes if b.nights_shared > nights else b.size_bytes
+        nights = b.nights_shared
+    return used
 
 
 def _when(backup: Candidate) -> tuple[datetime, str]:
@@ -240,19 +284,19 @@ def _cut_by_maxima(staying: Sequence[Candidate], safe: AbstractSet[str], policy:
 
 
 def _cut_for_room(staying: Sequence[Candidate], safe: AbstractSet[str], room: Room, short_bytes: int) -> dict[str, str]:
-    expendable = _expendable(staying, safe)
-    if sum(b.size_bytes for b in expendable) < short_bytes:
-        return {}
-    goes = {}
-    for b in expendable:
-        if short_bytes <= 0:
+    used, goes = used_bytes(staying), dict[str, str]()
+
+    def enough() -> bool:
+        return used - used_bytes(b for b in staying if b.name not in goes) >= short_bytes
+
+    for b in _expendable(staying, safe):
+        if enough():
             break
         goes[b.name] = (
             f"The next backup needs about {words.size(room.next_bytes)} and {words.size(room.min_free_bytes)} shall "
             f"stay free, but only {words.size(room.free_bytes)} are free, and {_first_to_go(b)}."
         )
-        short_bytes -= b.size_bytes
-    return goes
+    return goes if enough() else {}
 
 
 def _expendable(staying: Sequence[Candidate], safe: AbstractSet[str]) -> list[Candidate]:

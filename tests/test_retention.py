@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -272,6 +273,15 @@ def test_nothing_goes_for_room_where_it_would_not_be_enough() -> None:
     backups = [backup(0), backup(1), backup(2, pinned=True)]
     assert [v.keep for v in verdicts(backups, Policy(5), room=room(2 * SIZE)).values()] == [True, False, True]
     assert all(v.keep for v in verdicts(backups, Policy(5), room=room(SIZE)).values())
+
+
+def test_what_shares_its_blocks_with_one_that_stays_frees_little_and_so_does_not_go_in_vain() -> None:
+    whole = backup(4)
+    sharing = [replace(backup(d), nights_shared=4 - d, shared_bytes=SIZE - 1_000_000) for d in range(4)]
+    (short_of_two, short_of_ten) = (Room(SIZE, SIZE, 2 * SIZE - b) for b in (2_000_000, 10_000_000))
+    told = verdicts([whole, *sharing], Policy(9), room=short_of_two)
+    assert [name for name, v in told.items() if not v.keep] == ["good-3", "good-4"]
+    assert all(v.keep for v in verdicts([whole, *sharing], Policy(9), room=short_of_ten).values())
 
 
 def test_the_next_backup_is_expected_to_be_as_large_as_the_largest_of_the_last_three() -> None:

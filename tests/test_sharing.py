@@ -111,3 +111,17 @@ async def test_after_a_clock_that_was_years_ahead_nights_build_on_each_other_aga
         nights.append(backup.manifest)
     assert [n.nights_shared for n in nights] == [1, 2, 3, 4, 5, 6, 0]
     assert [n.shares_with for n in nights[:2]] == [first.name, nights[0].name]
+
+
+async def test_a_night_that_shares_needs_only_room_for_what_is_new(manager: Manager, disk: Path) -> None:
+    for _ in range(2):
+        _, backup = await back_up(manager)
+    free = os.statvfs(disk)
+    filler = disk / "filler"
+    try:
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - backup.size_bytes * 3 // 4)
+        run, _ = await back_up(manager)
+        assert run.status is Status.SUCCESS
+    finally:
+        filler.unlink()

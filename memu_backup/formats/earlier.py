@@ -38,10 +38,12 @@ class Earlier:
     """An archive of ours, open at ``descriptor``, to take over from.
 
     Large files are known again by their path, size, times and inode; members that small files share by every byte.
+    ``shared_bytes`` is how much of it was shared up to now, without what had to be copied.
     """
 
     def __init__(self, reader: ArchiveReader, descriptor: int) -> None:
         """Reads the index. Raises DamagedArchive."""
+        self.shared_bytes = 0
         self._descriptor = descriptor
         self._files: dict[str, Entry] = {}
         self._members: dict[str, Place] = {}
@@ -90,6 +92,7 @@ class Earlier:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             whole = 0  # it has shared this block as often as it can, or another reason to say no here
+        self.shared_bytes += whole
         for position in range(start + whole, end, _BLOCK):
             data = self._read(position, min(_BLOCK, end - position))
             while data:

@@ -35,6 +35,7 @@ def document(manifest: Manifest) -> dict[str, Any]:
         "size_bytes": manifest.size_bytes,
         "shares_with": manifest.shares_with,
         "nights_shared": manifest.nights_shared,
+        "shared_bytes": manifest.shared_bytes,
         "checksums": {SUMS_NAME: manifest.sha256sums, **{s.place: s.checksum for s in manifest.sources}},
         "sources": [_source(s) for s in manifest.sources],
     }
@@ -79,6 +80,7 @@ def decode(content: bytes) -> Manifest:
             sha256sums=str(said["checksums"][SUMS_NAME]),
             shares_with=str(said.get("shares_with", "")),
             nights_shared=int(said.get("nights_shared", 0)),
+            shared_bytes=int(said.get("shared_bytes", 0)),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedArchive(f"its {NAME} is damaged") from error

@@ -135,9 +135,12 @@ class ArchiveWriter:
         return tally.summary()
 
     def finish(self, made: Manifest) -> Manifest:
-        """Write sums, metadata, index and footer. Returns ``made`` with the checksum of the sums filled in."""
+        """Write sums, metadata, index and footer. Returns ``made`` with what is known only now filled in: the checksum
+        of the sums, and how much is shared.
+        """
         self._settle()
-        made = replace(made, sha256sums=self._sums_hash.hexdigest())
+        shared_bytes = self._earlier.shared_bytes if self._earlier else 0
+        made = replace(made, sha256sums=self._sums_hash.hexdigest(), shared_bytes=shared_bytes)
         mtime_ns = int(made.created_at.timestamp()) * 10**9
         self._own_file(manifest.SUMS_NAME, self._sums, mtime_ns)
         document = io.BytesIO()

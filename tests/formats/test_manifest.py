@@ -20,7 +20,7 @@ SOURCE = SourceSummary(
 MADE = Manifest(
     format=manifest.FORMAT, name="memu_backup_20260102_030405.tar.gz", run_id="r", host="attic", job="nightly",
     created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), utc_offset="+01:00", version="0.1.0", sources=(SOURCE,),
-    sha256sums="c" * 64,
+    sha256sums="c" * 64, shares_with="memu_backup_20260101_030405.tar.gz", nights_shared=2, shared_bytes=5,
 )  # fmt: skip
 
 

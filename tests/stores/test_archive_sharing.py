@@ -89,7 +89,9 @@ def test_a_quiet_night_costs_next_to_nothing(store: ArchiveStore, source: Path, 
     assert own_share(second) < 0.03  # sums and index are always new
     assert second.manifest and first.manifest
     assert (second.manifest.shares_with, second.manifest.nights_shared) == (first.name, 1)
-    assert (first.manifest.shares_with, first.manifest.nights_shared) == ("", 0)
+    assert (first.manifest.shares_with, first.manifest.nights_shared, first.manifest.shared_bytes) == ("", 0, 0)
+    newly_taken = second.size_bytes - second.manifest.shared_bytes
+    assert abs(newly_taken - own_bytes(second.path)) <= 4096  # the last block is not full
     assert restored(second, tmp_path / "restored") == snapshot(source)
 
 
