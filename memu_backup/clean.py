@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from memu_backup import retention, words
+from memu_backup import outlook, retention, words
 from memu_backup.errors import DiskFull, HistoryAway, StoreError
 from memu_backup.history import History
-from memu_backup.model import Backup, Run
+from memu_backup.model import Backup, Manifest, Run
+from memu_backup.outlook import Outlook
 from memu_backup.retention import Candidate, Policy, Room, Verdict
 from memu_backup.stores import Store
 
@@ -57,11 +58,12 @@ async def plan(shelf: Shelf, history: History, now: datetime, *, for_next: bool 
 
 
 async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]:
-    stored = await asyncio.to_thread(shelf.store.backups)
-    mine = [
-        (b, b.manifest) for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (shelf.job, shelf.host)
-    ]
+    mine = _mine(shelf, await asyncio.to_thread(shelf.store.backups))
     rows, _ = await history.known_runs(called=[made.run_id for _, made in mine])
+    return _as_candidates(mine, rows)
+
+
+def _as_candidates(mine: Sequence[tuple[Backup, Manifest]], rows: Sequence[Run]) -> dict[Candidate, Backup]:
     damaged = {r.run_id for r in rows if r.error_code == "damaged"}
     return {
         # A backup gets its name only after it was re-read, so one that is listed was verified, unless found otherwise.
@@ -77,6 +79,24 @@ async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]
         ): b
         for b, made in mine
     }
+
+
+def _mine(shelf: Shelf, stored: Iterable[Backup]) -> list[tuple[Backup, Manifest]]:
+    return [
+        (b, b.manifest) for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (shelf.job, shelf.host)
+    ]
+
+
+async def look_ahead(shelf: Shelf, stored: Sequence[Backup], rows: Sequence[Run], now: datetime) -> Outlook | None:
+    """How long the disk will do for the shelf, of which the caller has the backups and the rows already. None where
+    the disk cannot be asked.
+    """
+    try:
+        free_bytes = await asyncio.to_thread(_free_bytes, shelf.store.directory)
+    except StoreError as error:
+        log.debug("%s", error)  # a folder that is still to be made, or what else status says of it
+        return None
+    return outlook.look_ahead(_as_candidates(_mine(shelf, stored), rows), shelf.policy, now, shelf.zone, free_bytes)
 
 
 async def _room(shelf: Shelf, candidates: Iterable[Candidate], now: datetime) -> Room:

@@ -14,7 +14,7 @@ from memu_backup import backup, catalog, check, clean, lock, recover, restore, s
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
-from memu_backup.clean import Decision
+from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UsageError
@@ -115,7 +115,7 @@ class Manager:
         """
         settings = self.config.job(job)
         store = self.store(settings)
-        shelf = clean.Shelf(store, job, self.config.host, settings.retention, self.config.zone)
+        shelf = self._shelf(settings, store)
 
         async def decide() -> tuple[Decision, ...]:
             return await clean.plan(shelf, self.history, self._clock(), for_next=True)
@@ -203,16 +203,23 @@ class Manager:
         told = {r.run_id for r in runs}
         if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
             runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
+        ahead = None
         if stored is not None and not busy and not lock.taken(store.directory):
             runs = [recover.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
+            # Not while a run writes: what it takes is neither free nor a backup yet.
+            ahead = await clean.look_ahead(self._shelf(job, store), mine, runs, self._clock())
         return status.assess(
             runs,
             None if stored is None else mine,
             self._clock(),
             interval=schedule.timetable(job.cron, self.config.zone).interval(self._clock()) if job.cron else None,
             usb_overdue_days=self.config.usb.overdue_days,
+            outlook=ahead,
             history_away=away,
         )
+
+    def _shelf(self, job: Job, store: Store) -> Shelf:
+        return Shelf(store, job.name, self.config.host, job.retention, self.config.zone)
 
     def is_ours(self, archive: Path) -> bool:
         """Whether it lies in a folder that backups are written to; a link there leads anywhere."""

@@ -234,15 +234,24 @@ class Problem(StrEnum):
     BACKUP_GONE = "backup_gone"
     NOTHING_GOOD = "nothing_good"
     OVERDUE = "overdue"
+    NO_ROOM = "no_room"
     LAST_PARTIAL = "last_partial"
     OLDER_DAMAGED = "older_damaged"
+    SPACE_SHORT = "space_short"
     HISTORY_AWAY = "history_away"
     NO_BACKUP = "no_backup"
     USB_OVERDUE = "usb_overdue"
 
 
 _CRITICAL = frozenset(
-    {Problem.LAST_FAILED, Problem.CANNOT_LOOK, Problem.BACKUP_GONE, Problem.NOTHING_GOOD, Problem.OVERDUE}
+    {
+        Problem.LAST_FAILED,
+        Problem.CANNOT_LOOK,
+        Problem.BACKUP_GONE,
+        Problem.NOTHING_GOOD,
+        Problem.OVERDUE,
+        Problem.NO_ROOM,
+    }
 )
 
 
@@ -253,7 +262,8 @@ class StatusReport:
     ``problems`` is sorted, the most pressing first. ``last`` is the newest run that has ended, ``last_good`` the
     newest complete backup that still lies in its place. ``usb_expected`` is False where no drive is part of the
     plan. With ``history_away`` the report rests on what lies on disk, and copies on drives are not known. Where nobody
-    can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored is not known.
+    can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored is not known. ``free_bytes`` and
+    ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be asked or a backup is being made.
     """
 
     problems: tuple[Problem, ...]
@@ -265,6 +275,8 @@ class StatusReport:
     usb_expected: bool
     usb_copied_at: datetime | None
     history_away: bool
+    free_bytes: int | None = None
+    days_left: int | None = None
 
     @property
     def health(self) -> Health:

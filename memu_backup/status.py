@@ -13,9 +13,13 @@ from typing import Any
 from memu_backup import words
 from memu_backup.errors import MemuError
 from memu_backup.model import Backup, Problem, Run, Status, StatusReport, Trigger
+from memu_backup.outlook import Outlook
 
 OVERDUE_INTERVALS = 1.5
 """So many intervals without a good backup are too many: a late run is no alarm, a missed one is."""
+
+SPACE_SHORT_DAYS = 14
+"""A disk that will be full sooner is told: time for a weekend in which to do something about it."""
 
 CLOCK_SLACK = timedelta(minutes=5)
 """Clocks of two machines differ by less; what is dated further ahead was written while a clock was wrong."""
@@ -28,6 +32,7 @@ def assess(
     *,
     interval: timedelta | None,
     usb_overdue_days: int,
+    outlook: Outlook | None = None,
     history_away: bool = False,
 ) -> StatusReport:
     """Where things stand ``now`` (aware).
@@ -38,7 +43,7 @@ def assess(
     at its own word (its manifest), so the answer holds while the history is away or was lost. Rows and files dated
     ahead of ``now`` are passed over, except that ``stored_count`` and ``stored_bytes`` tell all that lies there.
     ``interval`` is the usual time between two runs, None for a job without a timetable. ``usb_overdue_days`` 0 means
-    that no drive is part of the plan.
+    that no drive is part of the plan. ``outlook`` is None where the disk could not be asked.
     """
     cannot_look = stored is None
     stored = stored or ()
@@ -55,6 +60,10 @@ def assess(
         problems = problems - {Problem.NO_BACKUP} | {Problem.CANNOT_LOOK}
     if interval and last_good and now - last_good.created_at > OVERDUE_INTERVALS * interval:
         problems.add(Problem.OVERDUE)
+    if outlook and not outlook.fits:
+        problems.add(Problem.NO_ROOM)
+    elif outlook and outlook.days_left is not None and outlook.days_left < SPACE_SHORT_DAYS:
+        problems.add(Problem.SPACE_SHORT)
     if history_away:
         problems.add(Problem.HISTORY_AWAY)
     elif usb_overdue_days:
@@ -73,6 +82,8 @@ def assess(
         usb_expected=usb_overdue_days > 0,
         usb_copied_at=usb_copied_at,
         history_away=history_away,
+        free_bytes=outlook.free_bytes if outlook else None,
+        days_left=outlook.days_left if outlook else None,
     )
 
 
@@ -89,6 +100,8 @@ def as_json(report: StatusReport) -> dict[str, Any]:
         "usb_expected": report.usb_expected,
         "usb_copied_at": _time_as_json(report.usb_copied_at),
         "history_away": report.history_away,
+        "free_bytes": report.free_bytes,
+        "days_left": report.days_left,
     }
 
 

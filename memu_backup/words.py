@@ -6,7 +6,7 @@ handed in with the present moment (aware); sizes are decimal: 1 MB is 1,000,000 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 
@@ -140,6 +140,8 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     if report.usb_expected:
         unknown = report.history_away and report.usb_copied_at is None
         lines.append(f"USB backup: {'not known right now' if unknown else days_ago(report.usb_copied_at, now, zone)}")
+    if report.free_bytes is not None and {Problem.NO_ROOM, Problem.SPACE_SHORT} & set(report.problems):
+        lines.append(f"Space: {_space(report.free_bytes, report.days_left or 0, report.problems)}")
     lines.append(f"Health: {_health(report)}")
     if report.history_away:
         lines.append("Note: the backup history cannot be reached right now; this is told from the backups on disk.")
@@ -181,6 +183,21 @@ def _what_lacks(run: Run) -> str:
     return said or "something could not be read"
 
 
+def _space(free_bytes: int, days_left: int, problems: Collection[Problem]) -> str:
+    if Problem.NO_ROOM in problems:
+        until = "the next backup does not fit"
+    else:
+        until = f"at the present growth it will be full in {_about_days(days_left)}"
+    return (
+        f"The backup disk has {size(free_bytes)} left for backups; {until}. "
+        "Free up space, add storage, or keep fewer backups."
+    )
+
+
+def _about_days(days: int) -> str:
+    return f"about {days} day{'' if days == 1 else 's'}" if days else "less than a day"
+
+
 def _health(report: StatusReport) -> str:
     """One line for the most pressing problem: the one thing to do now."""
     if not report.problems:
@@ -197,6 +214,8 @@ def _health(report: StatusReport) -> str:
             return "There is no good backup - start one now"
         case Problem.OVERDUE:
             return "Backup overdue - start one now"
+        case Problem.NO_ROOM:
+            return "The backup disk is too full for the next backup - free up space or add storage"
         case Problem.LAST_PARTIAL:
             return "Last backup is incomplete - look at what could not be read"
         case Problem.NO_BACKUP:
@@ -205,6 +224,8 @@ def _health(report: StatusReport) -> str:
             return "No backup yet - start one now or wait for the first night"
         case Problem.OLDER_DAMAGED:
             return "An older backup is damaged - check the disk it lies on, newer backups are whole"
+        case Problem.SPACE_SHORT:
+            return "The backup disk will soon be full - free up space or add storage"
         case Problem.HISTORY_AWAY:
             return "Backup history out of reach - check that the database is running"
         case Problem.USB_OVERDUE:

@@ -25,6 +25,7 @@ FLOORS = (
         "backup",
         "check",
         "clean",
+        "outlook",
         "recover",
         "restore",
         "retention",

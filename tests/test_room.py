@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from memu_backup import lock
 from memu_backup.audit import SCHEDULER
-from memu_backup.model import Run, Status, Trigger
+from memu_backup.model import Health, Problem, Run, Status, StatusReport, Trigger
 from tests.contracts.stores import small_disk
 from tests.home import Home, fingerprints, managed
 
@@ -113,3 +114,35 @@ async def test_the_first_backup_asks_for_nothing_but_what_shall_stay_free(home: 
     assert run.error and "too full for the next backup: 5 MB to stay free (min_free), 1 MB free." in run.error
     (run,) = await made(home, 1, 'keep_last = 9, min_free = "800 kB"')
     assert run.status is Status.SUCCESS
+
+
+async def test_the_status_tells_of_a_disk_before_it_is_full_and_what_it_tells_comes_true(home: Home) -> None:
+    async def report(nights: int) -> StatusReport:
+        async with managed(home, [BEGIN + timedelta(days=nights, hours=-1)]) as manager:
+            return (await manager.reports())["nightly"]
+
+    await made(home, 2, "keep_last = 9")
+    told = await report(2)
+    assert (told.problems, told.days_left) == ((), None)
+    assert told.free_bytes and 650_000 < told.free_bytes < 800_000
+    await made(home, 3, "keep_last = 9", BEGIN + timedelta(days=2))
+    told = await report(5)
+    assert (told.health, told.problems, told.days_left) == (Health.WARNING, (Problem.SPACE_SHORT,), 2)
+    runs = await made(home, 2, "keep_last = 9", BEGIN + timedelta(days=5))
+    assert [r.status for r in runs] == [Status.SUCCESS] * 2
+    told = await report(7)
+    assert (told.health, told.problems) == (Health.CRITICAL, (Problem.NO_ROOM,))
+    (refused,) = await made(home, 1, "keep_last = 9", BEGIN + timedelta(days=7))
+    assert refused.error_code == "disk_full"
+    home.configure("retention = { keep_last = 6 }\n")
+    told = await report(7)
+    assert (told.problems, told.days_left) == ((), None)
+
+
+async def test_while_a_backup_is_made_nothing_is_told_of_a_disk_that_it_half_fills(home: Home) -> None:
+    await made(home, 7, "keep_last = 9")
+    async with managed(home, [BEGIN + timedelta(days=6, hours=1)]) as manager:
+        with lock.held(home.backups, "backup job nightly"):
+            told = (await manager.reports())["nightly"]
+        assert (told.problems, told.free_bytes) == ((), None)
+        assert (await manager.reports())["nightly"].problems == (Problem.NO_ROOM,)

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from memu_backup.model import Backup, Health, Manifest, Problem, Run, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.outlook import Outlook
 from memu_backup.status import as_json, assess
 from memu_backup.words import status_message
 
@@ -57,6 +58,7 @@ def judged(
     *,
     interval: timedelta | None = DAY,
     usb_overdue_days: int = 7,
+    outlook: Outlook | None = None,
     history_away: bool = False,
 ) -> StatusReport:
     return assess(
@@ -65,6 +67,7 @@ def judged(
         NOW,
         interval=interval,
         usb_overdue_days=usb_overdue_days,
+        outlook=outlook,
         history_away=history_away,
     )
 
@@ -263,6 +266,24 @@ def test_history_and_disk_do_not_count_one_backup_twice() -> None:
     assert judged([failed], on_disk).last_good is None
 
 
+@pytest.mark.parametrize(
+    ("outlook", "problems", "health"),
+    [
+        (None, (), Health.HEALTHY),
+        (Outlook(5, fits=True, days_left=None), (), Health.HEALTHY),
+        (Outlook(5, fits=True, days_left=14), (), Health.HEALTHY),
+        (Outlook(5, fits=True, days_left=13), (Problem.SPACE_SHORT,), Health.WARNING),
+        (Outlook(5, fits=False, days_left=0), (Problem.NO_ROOM,), Health.CRITICAL),
+    ],
+)
+def test_a_disk_is_told_of_two_weeks_before_it_is_full(
+    outlook: Outlook | None, problems: tuple[Problem, ...], health: Health
+) -> None:
+    report = judged(week(), outlook=outlook)
+    assert (report.problems, report.health) == (problems, health)
+    assert as_json(report)["days_left"] == (outlook.days_left if outlook else None)
+
+
 def test_as_json_has_stable_keys_and_utc() -> None:
     told = json.loads(json.dumps(as_json(judged(week(usb_days=12)))))
     assert list(told) == [
@@ -276,6 +297,8 @@ def test_as_json_has_stable_keys_and_utc() -> None:
         "usb_expected",
         "usb_copied_at",
         "history_away",
+        "free_bytes",
+        "days_left",
     ]
     assert (told["health"], told["problems"], told["in_progress"]) == ("warning", ["usb_overdue"], None)
     assert (told["stored_count"], told["stored_bytes"]) == (7, 2_100_000_000)

@@ -124,6 +124,31 @@ def test_the_status_while_the_history_is_away() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("problem", "days_left", "until"),
+    [
+        (Problem.SPACE_SHORT, 9, "at the present growth it will be full in about 9 days"),
+        (Problem.SPACE_SHORT, 1, "at the present growth it will be full in about 1 day"),
+        (Problem.SPACE_SHORT, 0, "at the present growth it will be full in less than a day"),
+        (Problem.NO_ROOM, 0, "the next backup does not fit"),
+    ],
+)
+def test_the_status_when_space_is_short_has_one_line_more(problem: Problem, days_left: int, until: str) -> None:
+    report = replace(HEALTHY, problems=(problem,), free_bytes=12_000_000_000, days_left=days_left)
+    health = {
+        Problem.SPACE_SHORT: "Health: The backup disk will soon be full - free up space or add storage",
+        Problem.NO_ROOM: "Health: The backup disk is too full for the next backup - free up space or add storage",
+    }
+    assert lines(report)[1:] == [
+        "Last backup: Today 2:05 AM (312 MB)",
+        "USB backup: 2 days ago",
+        f"Space: The backup disk has 12.0 GB left for backups; {until}. "
+        "Free up space, add storage, or keep fewer backups.",
+        health[problem],
+    ]
+    assert not any(line.startswith("Space:") for line in lines(replace(report, problems=())))
+
+
 def test_no_word_of_usb_where_no_drive_is_part_of_the_plan() -> None:
     assert "USB" not in words.status_message(replace(HEALTHY, usb_expected=False), NOW, BERLIN)
 
