@@ -55,8 +55,7 @@ async def named(name: str, stores: Sequence[Store], history: History, host: str)
     """
     stored = await listing(stores, history, host)
     if not stored:
-        places = ", ".join(str(s.directory) for s in stores)
-        raise UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
+        raise none_yet(stores)
     if name == "latest":
         chosen = min(stored, key=lambda listed: _preference(listed, host))
         return chosen.store, chosen.backup
@@ -66,6 +65,11 @@ async def named(name: str, stores: Sequence[Store], history: History, host: str)
         return close[0].store, close[0].backup
     problem = f"{len(close)} backups begin with {name}" if close else f"There is no backup {name}"
     raise UnknownBackup(f"{problem}. See what there is with: memu-backup list")
+
+
+def none_yet(stores: Sequence[Store]) -> UnknownBackup:
+    places = ", ".join(str(s.directory) for s in stores)
+    return UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
 
 
 def _preference(listed: Listed, host: str) -> tuple[bool, int]:

@@ -172,6 +172,19 @@ def progress() -> Iterator[OnProgress]:
         yield show
 
 
+@contextmanager
+def progress_if_long() -> Iterator[OnProgress]:
+    """As ``progress``, for work that mostly takes no time: what is over within a second is not spoken of."""
+    begun = time.monotonic()
+
+    def show(moment: Progress) -> None:
+        if time.monotonic() - begun > 1:
+            on_progress(moment)
+
+    with progress() as on_progress:
+        yield show
+
+
 class _Plain:
     """One line a phase and then one each ten seconds, for logs and pipes."""
 

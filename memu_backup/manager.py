@@ -6,11 +6,11 @@ import asyncio
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from memu_backup import backup, catalog, check, clean, lock, recover, restore, schedule, status, verify
+from memu_backup import backup, catalog, check, clean, find, lock, recover, restore, schedule, status, verify
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -18,6 +18,7 @@ from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UsageError
+from memu_backup.find import Found
 from memu_backup.history import History
 from memu_backup.model import Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
@@ -55,6 +56,12 @@ async def give_back(
     stop = Stop()
     work = partial(restore.carry_out, planned, overwrite=overwrite, on_progress=on_progress, stop=stop)
     return await in_thread(work, stop)
+
+
+async def search(backups: Sequence[Backup], pattern: str, on_progress: OnProgress = _nobody_watches) -> Found:
+    """Look for a file in backups that lie anywhere; needs no settings. Raises UsageError for an empty pattern."""
+    stop = Stop()
+    return await in_thread(lambda: find.find(backups, pattern, on_progress, stop), stop)
 
 
 class Manager:
@@ -184,6 +191,17 @@ class Manager:
     async def find(self, name: str) -> tuple[Store, Backup]:
         """A backup by name, see ``catalog.named``. Raises UnknownBackup, StoreError."""
         return await catalog.named(name, self.stores(), self.history, self.config.host)
+
+    async def search(self, pattern: str, on_progress: OnProgress = _nobody_watches) -> tuple[list[Backup], Found]:
+        """Look for a file in all backups, of every job, machine and place; these backups, and what was found.
+
+        Raises UnknownBackup where there is none yet, UsageError, StoreError.
+        """
+        stores = self.stores()
+        stored = [there for _, there in await asyncio.to_thread(catalog.backups, stores)]
+        if not stored:
+            raise catalog.none_yet(stores)
+        return stored, await search(stored, pattern, on_progress)
 
     async def check(self) -> list[Finding]:
         """Look at everything that the settings name, without changing it."""

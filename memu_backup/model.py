@@ -205,6 +205,7 @@ class Phase(StrEnum):
     VERIFYING = "verifying"
     PUBLISHING = "publishing"
     RESTORING = "restoring"
+    SEARCHING = "searching"
 
 
 @dataclass(frozen=True, slots=True)

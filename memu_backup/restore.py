@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import fnmatch
 import os
 import shutil
 import stat
@@ -20,6 +19,7 @@ from memu_backup import unpack, words
 from memu_backup.errors import ArchiveError, DamagedArchive, HostileArchive, MemuError, RestoreError, UsageError
 from memu_backup.feed import feed
 from memu_backup.files import shown
+from memu_backup.find import fits
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
 from memu_backup.formats.reader import ArchiveReader, is_own
@@ -315,13 +315,13 @@ def _choose(held: _Held, wanted: Wanted) -> list[Entry]:
     inside = [e for e in held.entries if not places or any(lies_in(e.path, p) for p in places)]
     for pattern in wanted.paths:
         # Each on its own: a mistyped one beside a good one would pass unnoticed, on a day that matters.
-        if not any(_fits(e.path, pattern) for e in inside):
+        if not any(fits(e.path, pattern) for e in inside):
             where = f"{' and '.join(wanted.sources)} of this backup" if wanted.sources else "this backup"
             raise UsageError(
                 f"Nothing in {where} fits {shown(pattern)}; nothing was restored. "
                 "Look into it with: memu-backup show BACKUP --files"
             )
-    chosen = [e for e in inside if not wanted.paths or any(_fits(e.path, p) for p in wanted.paths)]
+    chosen = [e for e in inside if not wanted.paths or any(fits(e.path, p) for p in wanted.paths)]
     if not chosen:
         raise UsageError("There is nothing in this backup to restore.")
     return chosen
@@ -339,17 +339,6 @@ def _places(sources: Sequence[str], manifest: Manifest | None) -> list[str]:
             hint = f" Did you mean {close[0]}?" if close else ""
             raise UsageError(f"There is no source {shown(source)} in this backup; it has {', '.join(known)}.{hint}")
     return [known[s] for s in sources]
-
-
-def _fits(path: str, pattern: str) -> bool:
-    """A path itself, everything below it, or a glob; ``*`` crosses folders, as people expect of a search.
-
-    One without a slash may also be a file's own name, wherever it lies: who looks for a photo knows no more.
-    """
-    pattern = pattern.removeprefix("./").strip("/")
-    if path == pattern or path.startswith(pattern + "/") or fnmatch.fnmatchcase(path, pattern):
-        return True
-    return "/" not in pattern and fnmatch.fnmatchcase(path.rpartition("/")[2], pattern)
 
 
 def _with_link_targets(chosen: Sequence[Entry], entries: Sequence[Entry]) -> tuple[Entry, ...]:

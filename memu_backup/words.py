@@ -6,9 +6,12 @@ handed in with the present moment (aware); sizes are decimal: 1 MB is 1,000,000 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import glob
+import re
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 
 from memu_backup.model import Phase, Problem, Run, Status, StatusReport, Trigger
 
@@ -22,6 +25,7 @@ PHASES: Mapping[Phase, str] = {
     Phase.VERIFYING: "Checking",
     Phase.PUBLISHING: "Finishing",
     Phase.RESTORING: "Bringing back",
+    Phase.SEARCHING: "Looking",
 }
 
 
@@ -107,9 +111,15 @@ def moment(at: datetime, now: datetime, zone: tzinfo) -> str:
     elif 1 < days < 7:
         day = WEEKDAYS[local.weekday()]
     else:
-        year = "" if local.year == today.year else f" {local.year}"
-        day = f"{local.day} {MONTHS[local.month - 1]}{year}"
+        day = date(at, now, zone)
     return f"{day} {_time_of_day(local)}"
+
+
+def date(at: datetime, now: datetime, zone: tzinfo) -> str:
+    """12 Jan, 12 Jan 2025."""
+    local = at.astimezone(zone)
+    year = "" if local.year == now.astimezone(zone).year else f" {local.year}"
+    return f"{local.day} {MONTHS[local.month - 1]}{year}"
 
 
 def days_ago(at: datetime | None, now: datetime, zone: tzinfo) -> str:
@@ -252,3 +262,39 @@ def _time_of_day(local: datetime) -> str:
 def _inline(text: str) -> str:
     """For use inside a sentence: days of the week keep their capital, everything else loses it."""
     return text if text.startswith(WEEKDAYS) else text[:1].lower() + text[1:]
+
+
+# --- a file that was found -------------------------------------------------------------------------------------------
+
+
+def changed(mtime_ns: int, now: datetime, zone: tzinfo) -> str:
+    """When a file was changed: as ``moment``, inside a sentence."""
+    try:
+        return _inline(moment(datetime.fromtimestamp(mtime_ns // 10**9, UTC), now, zone))
+    except (ValueError, OverflowError, OSError):  # filesystems hold times that no calendar has
+        return "at an odd time"
+
+
+def held(rows: Sequence[Sequence[datetime]], now: datetime, zone: tzinfo) -> str:
+    """in 1 backup, 12 Jan; in 12 backups, 2 Mar to 13 Mar; and 1 more: those in a row, newest first, and the others."""
+    first, last = (date(rows[0][end], now, zone) for end in (-1, 0))
+    count, more = len(rows[0]), sum(map(len, rows[1:]))
+    days = first if first == last else f"{first} to {last}"
+    return f"in {count} backup{'' if count == 1 else 's'}, {days}{f'; and {more} more' if more else ''}"
+
+
+def bring_back(path: str, backup: str) -> str:
+    """How to have a file back out of a ``backup``, as a command to be copied: nothing in it is cut."""
+    # What cannot be shown cannot be typed either; a question mark fits it.
+    wanted = path if path.isprintable() else "".join(c if c.isprintable() else "?" for c in glob.escape(path))
+    return f"To bring one back: memu-backup restore {shlex.quote(backup)} --path {shlex.quote(wanted)} --to FOLDER"
+
+
+def nothing_found(pattern: str, backups: int) -> str:
+    """What to try next. ``pattern`` as it was typed."""
+    where = "the backup" if backups == 1 else f"any of {backups} backups"
+    stem = re.sub(r"[*?\[\]\\]", "", pattern.rstrip("/").rpartition("/")[2]).partition(".")[0]
+    wider = f"*{stem}*"
+    if not stem or wider == pattern:
+        return f"Nothing in {where} fits {pattern}. Try less of the name, between stars: memu-backup find '*part*'"
+    return f"Nothing in {where} fits {pattern}. Try a part of the name: memu-backup find {shlex.quote(wider)}"

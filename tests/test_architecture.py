@@ -35,7 +35,7 @@ FLOORS = (
         "unpack",
         "verify",
     }
-    | {"catalog", "feed", "unpack", "verify"},
+    | {"catalog", "feed", "find", "unpack", "verify"},
     {"manager", "audit"},
     # Front ends.
     {"cli", "console", "daemon"},

@@ -280,6 +280,29 @@ def test_ages_are_counted_in_nights(at: datetime | None, told: str) -> None:
     assert words.days_ago(at, NOW, BERLIN) == told
 
 
+def test_backups_that_hold_a_version_are_told_by_the_days_of_those_in_a_row() -> None:
+    days = [NOW - timedelta(days=n) for n in range(40)]
+    assert words.held([days[:1]], NOW, BERLIN) == "in 1 backup, 26 Jan"
+    assert words.held([days[:12]], NOW, BERLIN) == "in 12 backups, 15 Jan to 26 Jan"
+    assert (
+        words.held([days[2:40], days[:1], days[:2]], NOW, BERLIN) == "in 38 backups, 18 Dec 2025 to 24 Jan; and 3 more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mtime_ns", "told"),
+    [
+        (1_769_300_000_123_456_789, "yesterday 1:13 AM"),
+        (-1, "1 Jan 1970 12:59 AM"),
+        (2**62, "21 Feb 2116 12:53 AM"),
+        (10**21, "at an odd time"),
+        (-(10**21), "at an odd time"),
+    ],
+)
+def test_the_time_of_a_file_is_told_even_where_no_calendar_has_it(mtime_ns: int, told: str) -> None:
+    assert words.changed(mtime_ns, NOW, BERLIN) == told
+
+
 def test_unread_files_are_counted_in_good_english() -> None:
     assert [words.unread(n) for n in (1, 3)] == ["1 file could not be read", "3 files could not be read"]
 

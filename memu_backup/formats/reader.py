@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -91,6 +91,11 @@ class ArchiveReader:
         """Whether it was written by us and lacks the footer that each of ours ends with."""
         return self._footer is None and gzip.member_bytes(self._read(0, gzip.HEADER_BYTES)) is not None
 
+    @property
+    def index_bytes(self) -> int:
+        """How much of it has to be read to know what is in it: the index at its end, or else all of it."""
+        return self.size_bytes - (self._footer.index_offset if self._footer else 0)
+
     def _read_footer(self) -> Footer | None:
         tail = os.pread(self._descriptor, gzip.FOOTER_BYTES, max(0, self.size_bytes - gzip.FOOTER_BYTES))
         found = gzip.read_footer(tail)
@@ -125,25 +130,30 @@ class ArchiveReader:
             raise DamagedArchive(f"its {manifest.NAME} is larger than any of ours")
         return manifest.decode(bytes(document))
 
-    def index(self) -> Generator[Entry]:
+    def index(self, only: Callable[[bytes], bool] | None = None) -> Generator[Entry]:
         """Every entry of the household in the archive's order. Without a footer this reads the whole archive, gives
-        all that is in it (see ``is_own``), and ``member`` and its like are 0. Raises DamagedArchive."""
+        all that is in it (see ``is_own``), and ``member`` and its like are 0. Raises DamagedArchive.
+
+        ``only`` sees the lines of an index before they are parsed, and leaves out those to which it says no.
+        """
         if self._footer is None:
             for header, _ in self.entries_with_content():
                 yield _entry(header)
             return
         with closing(self._tar(_Place(self._footer.index_offset, self.size_bytes))) as found:
-            yield from index.parse(index.split(_own(found, index.NAME)))
+            lines = index.split(_own(found, index.NAME))
+            if only:
+                head = islice(lines, 1)
+                lines = chain(head, filter(only, lines))
+            yield from index.parse(lines)
 
     def link_targets(self) -> Iterator[str]:
         """The files of which hard links are in the index; none without one. Raises DamagedArchive."""
         if self._footer is None:
             return
-        with closing(self._tar(_Place(self._footer.index_offset, self.size_bytes))) as found:
-            lines = index.split(_own(found, index.NAME))
-            # Most households have none, and looking for the word takes a tenth of parsing everything.
-            said = (line for number, line in enumerate(lines) if number == 0 or b'"hardlink"' in line)
-            yield from (entry.link for entry in index.parse(said) if entry.type is Type.HARDLINK)
+        # Most households have none, and looking for the word takes a tenth of parsing everything.
+        with closing(self.index(lambda line: b'"hardlink"' in line)) as entries:
+            yield from (entry.link for entry in entries if entry.type is Type.HARDLINK)
 
     def checked_index(self) -> Iterator[Entry]:
         """As ``index``, but each entry is compared with the archive's own headers, by a pass over all of it.
