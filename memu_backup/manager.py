@@ -211,6 +211,17 @@ class Manager:
         """Where each job stands. Always answers: with the history away, from what lies on disk and in the spool."""
         return {name: await self._report(self.config.job(name)) for name in self.config.jobs}
 
+    async def reports_elsewhere(self) -> dict[tuple[str, str], StatusReport]:
+        """Where the jobs of the other machines stand that share this history, by host and job: from their rows alone,
+        and by the rhythm of their runs, as nobody here knows their settings or sees their disks. Raises HistoryAway.
+        """
+        found = {}
+        for host, job in await self.history.origins():
+            if host not in ("", self.config.host):
+                runs = await self.history.runs(host=host, job=job)
+                found[host, job] = status.assess_elsewhere(runs, self._clock())
+        return found
+
     async def _report(self, job: Job) -> StatusReport:
         store, host = self.store(job), self.config.host
         busy = lock.taken(store.directory)

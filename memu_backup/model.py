@@ -265,6 +265,7 @@ class StatusReport:
     plan. With ``history_away`` the report rests on what lies on disk, and copies on drives are not known. Where nobody
     can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored is not known. ``free_bytes`` and
     ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be asked or a backup is being made.
+    With ``elsewhere`` it tells of another machine, by nothing but what that one wrote down.
     """
 
     problems: tuple[Problem, ...]
@@ -278,6 +279,7 @@ class StatusReport:
     history_away: bool
     free_bytes: int | None = None
     days_left: int | None = None
+    elsewhere: bool = False
 
     @property
     def health(self) -> Health:

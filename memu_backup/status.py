@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 from memu_backup import words
@@ -87,6 +88,33 @@ def assess(
     )
 
 
+def assess_elsewhere(runs: Sequence[Run], now: datetime) -> StatusReport:
+    """Where a job of another machine stands ``now`` (aware), by its rows alone, newest first."""
+    report = assess(runs, None, now, interval=rhythm(runs, now), usb_overdue_days=0)
+    there = [r for r in runs if r.status in (Status.SUCCESS, Status.PARTIAL) and r.deleted_at is None]
+    return replace(
+        report,
+        problems=tuple(p for p in report.problems if p is not Problem.CANNOT_LOOK),
+        stored_count=len(there),
+        stored_bytes=sum(r.size_bytes for r in there),
+        elsewhere=True,
+    )
+
+
+def rhythm(runs: Sequence[Run], now: datetime) -> timedelta | None:
+    """How often a job runs of which only the runs are known; None where no timetable ever set it off.
+
+    The second longest of its last fifteen pauses: one night that the machine was off says nothing, but a job of
+    weekdays has more weekends than that. A day, as long as there are fewer than three.
+    """
+    moments = sorted(
+        {r.created_at for r in runs if r.trigger is not Trigger.MANUAL and r.created_at <= now + CLOCK_SLACK}
+    )
+    pauses = sorted(later - earlier for earlier, later in pairwise(moments[-16:]))
+    usual = pauses[-2] if len(pauses) > 2 else timedelta(days=1)
+    return usual if moments else None
+
+
 def as_json(report: StatusReport) -> dict[str, Any]:
     """The report for machines. The keys stay as they are; times are ISO 8601 in UTC, sizes bytes."""
     return {
@@ -102,6 +130,7 @@ def as_json(report: StatusReport) -> dict[str, Any]:
         "history_away": report.history_away,
         "free_bytes": report.free_bytes,
         "days_left": report.days_left,
+        "elsewhere": report.elsewhere,
     }
 
 

@@ -153,6 +153,8 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     if report.free_bytes is not None and {Problem.NO_ROOM, Problem.SPACE_SHORT} & set(report.problems):
         lines.append(f"Space: {_space(report.free_bytes, report.days_left or 0, report.problems)}")
     lines.append(f"Health: {_health(report)}")
+    if report.elsewhere:
+        lines.append("Note: this is what that machine wrote down itself; its backups cannot be looked at from here.")
     if report.history_away:
         lines.append("Note: the backup history cannot be reached right now; this is told from the backups on disk.")
     return "\n".join(lines)

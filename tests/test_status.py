@@ -299,6 +299,7 @@ def test_as_json_has_stable_keys_and_utc() -> None:
         "history_away",
         "free_bytes",
         "days_left",
+        "elsewhere",
     ]
     assert (told["health"], told["problems"], told["in_progress"]) == ("warning", ["usb_overdue"], None)
     assert (told["stored_count"], told["stored_bytes"]) == (7, 2_100_000_000)

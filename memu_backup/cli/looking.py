@@ -28,23 +28,37 @@ if TYPE_CHECKING:
 
 @app.command()
 @command
-async def status(json: Json = False) -> int:
+async def status(
+    everywhere: Annotated[bool, typer.Option("--all", help="Also of other machines that share the history.")] = False,
+    json: Json = False,
+) -> int:
     """Is everything safe? Exit status 1 when it is not."""
     from memu_backup import console, words
     from memu_backup.clock import now
+    from memu_backup.errors import HistoryAway
     from memu_backup.model import Health
     from memu_backup.status import as_json
 
+    away = ""
     async with the_manager() as manager:
-        reports = await manager.reports()
-        zone = manager.config.zone
-    if json:
-        console.print_json({name: as_json(report) for name, report in reports.items()})
-    for name, report in reports.items() if not json else ():
-        if len(reports) > 1:
-            console.say(f"{name}:")
+        host, zone = manager.config.host, manager.config.zone
+        reports = {(host, job): report for job, report in (await manager.reports()).items()}
+        try:
+            reports |= await manager.reports_elsewhere() if everywhere else {}
+        except HistoryAway as error:
+            away = f"Of other machines nothing can be told: {error}"
+    if json and everywhere:
+        hosts = dict.fromkeys(host for host, _ in reports)
+        console.print_json({h: {job: as_json(r) for (on, job), r in reports.items() if on == h} for h in hosts})
+    elif json:
+        console.print_json({job: as_json(report) for (_, job), report in reports.items()})
+    for (on, job), report in reports.items() if not json else ():
+        if everywhere or len(reports) > 1:
+            console.say(f"{job} on {on}:" if everywhere else f"{job}:")
         console.say(words.status_message(report, now(), zone))
-    return 0 if all(r.health is Health.HEALTHY for r in reports.values()) else EXIT_FAILED
+    if away:
+        console.complain(away)
+    return EXIT_FAILED if away or any(r.health is not Health.HEALTHY for r in reports.values()) else 0
 
 
 @app.command("list")
@@ -209,10 +223,18 @@ async def log(
     if not events:
         console.say("Nothing has been done yet.")
         return
+    several = len({e.host for e in events}) > 1
     console.table(
-        ("When", "Who", "From", "What", "Outcome"),
+        ("When", *(("Machine",) if several else ()), "Who", "From", "What", "Outcome"),
         [
-            (words.moment(e.created_at, now(), zone), e.actor, e.origin, f"{e.action} {e.subject}".strip(), e.outcome)
+            (
+                words.moment(e.created_at, now(), zone),
+                *((e.host,) if several else ()),
+                e.actor,
+                e.origin,
+                f"{e.action} {e.subject}".strip(),
+                e.outcome,
+            )
             for e in events
         ],
     )

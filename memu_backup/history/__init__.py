@@ -156,6 +156,20 @@ class History:
             spooled = [run for run in self.spooled() if _is_chosen(host, job, called, directory, run)]
             return sorted(spooled, key=lambda run: run.created_at, reverse=True), True
 
+    async def origins(self) -> list[tuple[str, str]]:
+        """Every host and job of which a run is known, sorted; both are empty where others wrote the rows.
+
+        Raises HistoryAway.
+        """
+        if self.unmade:
+            return []
+
+        async def work(connection: Connection) -> list[tuple[str, str]]:
+            waiting = {(note.host, note.job) for note in await self._waiting(connection) if isinstance(note, Run)}
+            return sorted(waiting | await rows.read_origins(connection))
+
+        return await self._database.ask(work)
+
     def spooled(self) -> list[Run]:
         """The runs that wait for Postgres, in the order in which they were first written. Asks no server."""
         return [letter.note for letter in self._spool.letters() if isinstance(letter.note, Run)]

@@ -83,6 +83,12 @@ async def read_runs(
     return [_run(_from_columns(record)) for record in records]
 
 
+async def read_origins(connection: Connection) -> set[tuple[str, str]]:
+    """Each host with each of its jobs. Lets asyncpg's errors through."""
+    records = await connection.fetch("SELECT DISTINCT host, job FROM backup_history")
+    return {(from_text(record["host"]), from_text(record["job"])) for record in records}
+
+
 async def count_stored(connection: Connection, job: str | None, without: list[str]) -> int:
     """Rows of backups that are stored (``is_stored``), leaving out some run ids. Lets asyncpg's errors through."""
     count = await connection.fetchval(
