@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from memu_backup import words
@@ -77,6 +76,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     if not out.is_terminal:
         _plain_table(columns, shown, right)
         return
+    from rich.table import Table
+
     folded = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         folded.add_column(name, justify="right" if number in right else "left", overflow="fold")

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import pathspec
+from typing import TYPE_CHECKING
 
 from memu_backup.errors import DiskFull, MemuError, StoreError, WriteFailed
 from memu_backup.model import Root
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 Identity = tuple[int, int]
 """Device and inode: the same file or folder, whatever its name."""
@@ -97,8 +99,15 @@ def walk(root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None
         report(Skipped(root.place, reason(error), lost=True))
         return
     top = os.fstat(descriptor)
-    spec = pathspec.GitIgnoreSpec.from_lines(root.exclude) if root.exclude else None
-    yield from _Walker(root, spec, skip, report).below(descriptor, (top.st_dev, top.st_ino))
+    yield from _Walker(root, _exclusions(root), skip, report).below(descriptor, (top.st_dev, top.st_ino))
+
+
+def _exclusions(root: Root) -> GitIgnoreSpec | None:
+    if not root.exclude:
+        return None
+    from pathspec import GitIgnoreSpec  # slow to import, and only needed where something is excluded
+
+    return GitIgnoreSpec.from_lines(root.exclude)
 
 
 @dataclass(slots=True)
@@ -114,7 +123,7 @@ class _Level:
 @dataclass(slots=True)
 class _Walker:
     root: Root
-    spec: pathspec.GitIgnoreSpec | None
+    spec: GitIgnoreSpec | None
     skip: frozenset[Identity]
     report: Callable[[Skipped], None]
     levels: list[_Level] = field(default_factory=list)

@@ -9,8 +9,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from memu_backup import backup, catalog, check, clean, find, lock, recover, restore, schedule, status, verify
+from memu_backup import catalog, check, clean, lock, recover, schedule, status, verify
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -18,7 +19,6 @@ from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UsageError
-from memu_backup.find import Found
 from memu_backup.history import History
 from memu_backup.model import Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
@@ -26,6 +26,10 @@ from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
 from memu_backup.work import Stop, in_thread
+
+if TYPE_CHECKING:  # what does the long work is imported when it is asked for: status is to answer at once
+    from memu_backup import restore
+    from memu_backup.find import Found
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,8 @@ async def give_back(
     planned: restore.Plan, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
 ) -> restore.Restored:
     """Carry out a plan of ``restore.plan``; needs no settings, and writes nothing down. Raises as ``carry_out``."""
+    from memu_backup import restore
+
     stop = Stop()
     work = partial(restore.carry_out, planned, overwrite=overwrite, on_progress=on_progress, stop=stop)
     return await in_thread(work, stop)
@@ -60,6 +66,8 @@ async def give_back(
 
 async def search(backups: Sequence[Backup], pattern: str, on_progress: OnProgress = _nobody_watches) -> Found:
     """Look for a file in backups that lie anywhere; needs no settings. Raises UsageError for an empty pattern."""
+    from memu_backup import find
+
     stop = Stop()
     return await in_thread(lambda: find.find(backups, pattern, on_progress, stop), stop)
 
@@ -89,6 +97,8 @@ class Manager:
         ``on_removed`` is told of each older backup that retention lets go. One that the timetable set off waits for the
         lock: a backup made by hand at 1:59 must not cost the night's.
         """
+        from memu_backup import backup
+
         settings = self.config.job(job)
 
         async def removed(gone: clean.Decision) -> None:
@@ -241,7 +251,7 @@ class Manager:
             runs,
             None if stored is None else mine,
             self._clock(),
-            interval=schedule.timetable(job.cron, self.config.zone).interval(self._clock()) if job.cron else None,
+            interval=schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None,
             usb_overdue_days=self.config.usb.overdue_days,
             outlook=ahead,
             history_away=away,
@@ -274,6 +284,8 @@ class Manager:
 
     async def refuse(self, planned: restore.Plan, asker: Asker, *, overwrite: bool) -> None:
         """Raises RestoreError, and writes it down, where a plan cannot be carried out; nothing begins."""
+        from memu_backup import restore
+
         try:
             await asyncio.to_thread(restore.refuse, planned, overwrite=overwrite)
         except RestoreError:

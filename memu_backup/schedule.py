@@ -77,6 +77,17 @@ class Timetable:
         return moment.astimezone(self._zone).utcoffset() or timedelta()
 
 
+def usual_wait(line: str, zone: ZoneInfo, now: datetime) -> timedelta | None:
+    """``Timetable.interval`` of a crontab line; a day for one that names a time of day, whatever the clocks do.
+
+    Nearly every job is of that kind, and the status is asked too often to wait for APScheduler each time.
+    """
+    minute, hour, *days = cron.normal(line).split()
+    if minute.isdigit() and hour.isdigit() and days == ["*", "*", "*"]:
+        return timedelta(days=1)
+    return timetable(line, zone).interval(now)
+
+
 def timetable(line: str, zone: ZoneInfo) -> Timetable:
     """When a job with this crontab line is due, by the clocks of ``zone``.
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
-from memu_backup.schedule import Timetable, timetable
+from memu_backup.schedule import Timetable, timetable, usual_wait
 
 BERLIN = ZoneInfo("Europe/Berlin")
 SPRING = datetime(2026, 3, 29, tzinfo=BERLIN)  # 02:00 becomes 03:00
@@ -132,7 +132,8 @@ def test_a_line_that_cannot_be_read_is_refused() -> None:
     ],
 )
 def test_the_interval_is_the_longest_wait_that_is_normal(cron: str, expected: timedelta) -> None:
-    assert timetable(cron, BERLIN).interval(local(2026, 7, 8, 12)) == expected
+    now = local(2026, 7, 8, 12)
+    assert timetable(cron, BERLIN).interval(now) == usual_wait(cron, BERLIN, now) == expected
 
 
 async def test_apscheduler_takes_it_and_goes_on_from_it() -> None:

@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import NoReturn
 
 LOADED = (
+    "memu_backup.backup",
     "memu_backup.cli",
     "memu_backup.console",
+    "memu_backup.find",
     "memu_backup.history.database",
     "memu_backup.manager",
     "memu_backup.presets",
+    "memu_backup.restore",
     "apscheduler.triggers.cron",
     "asyncpg",
     "psutil",
     "rich.progress",
+    "rich.table",
 )
 
 
