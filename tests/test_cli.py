@@ -43,7 +43,20 @@ def empty(tmp_path: Path, database: str) -> Home:
 def test_the_program_says_what_it_can_do_and_does_so_quickly(home: Home) -> None:
     begun = time.process_time(), time.monotonic()
     helped = subprocess.run([PROGRAM, "--help"], capture_output=True, text=True, check=True)
-    for command in ["run", "start", "status", "list", "show", "verify", "restore", "clean", "config", "init", "log"]:
+    for command in [
+        "run",
+        "start",
+        "status",
+        "find",
+        "list",
+        "show",
+        "verify",
+        "restore",
+        "clean",
+        "config",
+        "init",
+        "log",
+    ]:
         assert re.search(rf"^\W+{command} ", helped.stdout, re.MULTILINE), command
     assert time.monotonic() - begun[1] < 3  # 0.2 s where nothing else runs
     switches = [line for line in home.run("clean", "--help").out.splitlines() if line.strip().startswith("-")]
