@@ -269,17 +269,16 @@ def _let_go(backup: Candidate, policy: Policy) -> str:
 
 def _cut_by_maxima(staying: Sequence[Candidate], safe: AbstractSet[str], policy: Policy) -> dict[str, str]:
     counted = [b for b in staying if not (b.partial and b is staying[0])]
-    count, total_bytes = len(counted), sum(b.size_bytes for b in counted)
-    goes = {}
+    goes: dict[str, str] = {}
     for b in _expendable(staying, safe):
-        if policy.max_backups is not None and count > policy.max_backups:
+        left = [c for c in counted if c.name not in goes]
+        if policy.max_backups is not None and len(left) > policy.max_backups:
             limit = f"At most {policy.max_backups} backups may be there in all"
-        elif policy.max_bytes is not None and total_bytes > policy.max_bytes:
+        elif policy.max_bytes is not None and used_bytes(left) > policy.max_bytes:
             limit = f"All backups together may take {words.size(policy.max_bytes)} at most"
         else:
             break
         goes[b.name] = f"{limit}, and {_first_to_go(b)}."
-        count, total_bytes = count - 1, total_bytes - b.size_bytes
     return goes
 
 

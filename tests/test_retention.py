@@ -236,6 +236,12 @@ def test_a_maximum_of_bytes_counts_all_that_stays() -> None:
     assert "All backups together may take 99 bytes at most" in reasons(backups, Policy(9, max_bytes=99))["good-3"]
 
 
+def test_a_maximum_of_bytes_counts_blocks_that_backups_share_once() -> None:
+    nights = [replace(backup(d), nights_shared=4 - d, shared_bytes=SIZE - 1_000_000) for d in range(4)]
+    assert kept([*nights, backup(4)], Policy(9, max_bytes=SIZE + 4_000_000)) == good(0, 1, 2, 3, 4)
+    assert kept([*nights, backup(4)], Policy(9, max_bytes=SIZE + 3_000_000)) == good(0, 1, 2, 3)
+
+
 def test_maxima_take_incomplete_ones_first_but_never_the_newest_of_all() -> None:
     backups = [backup(0, partial=True), backup(1), backup(2, partial=True), backup(3), backup(4)]
     assert kept(backups, Policy(3, max_backups=3)) == ["partial-0", *good(1, 3, 4)]
