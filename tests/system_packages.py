@@ -16,6 +16,7 @@ NEEDED = {
     "faketime": ("faketime", "the service at two in the night, and when the clocks change"),
     "systemd-analyze": ("systemd", "the service's unit file"),
     "fusermount3": ("fuse3", "a disk that gives errors on demand"),
+    "strace": ("strace", "a run that is killed at an exact moment"),
     "mkfs.ext4": ("e2fsprogs", "a really full disk"),
     "mkfs.btrfs": ("btrfs-progs", "sharing blocks between archives"),
     "mkfs.xfs": ("xfsprogs", "sharing blocks between archives, on XFS"),
