@@ -221,7 +221,10 @@ async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress
         for source in order.sources:
             on_progress(Progress(Phase.CAPTURING, what=source.name))
             folder = stage / source.name
-            folder.mkdir(mode=0o700)
+            try:
+                folder.mkdir(mode=0o700)
+            except OSError as error:
+                raise files.storing(error, order.store.directory) from error
             captured.append(await captures.enter_async_context(source.capture(folder)))
         begun = time.monotonic()
         written = await _write(order, row, captured, earlier, on_progress)

@@ -270,24 +270,35 @@ def _merged(extents: list[tuple[int, int]], smallest_hole: int) -> list[tuple[in
     return merged
 
 
+def no_room(number: int | None, where: Path, named: str) -> DiskFull | None:
+    """What it means that nothing more could be written below ``where``, which people know as ``named``.
+
+    None where the error ``number`` says something else.
+    """
+    if number == errno.EDQUOT:
+        what, todo = f"The quota for {named} is used up", "Raise the quota or free up space."
+    elif number != errno.ENOSPC:
+        return None
+    elif _inodes_used_up(where):
+        what = f"The disk that holds {named} has no room for more files (no inodes left)"
+        todo = "Remove files that are not needed any more: how many they are is what counts, not how large."
+    else:
+        what, todo = f"The disk that holds {named} is full", "Free up space or add storage."
+    return DiskFull(f"{what}, so this backup was given up; older backups are untouched. {todo}")
+
+
+def _inodes_used_up(where: Path) -> bool:
+    try:
+        found = os.statvfs(where if where.is_dir() else where.parent)
+    except OSError:
+        return False
+    return found.f_files > 0 and found.f_favail == 0
+
+
 def storing(error: OSError, where: Path) -> MemuError:
     """What an OSError met while writing to ``where`` means for the backup."""
-    if error.errno == errno.ENOSPC:
-        try:
-            found = os.statvfs(where if where.is_dir() else where.parent)
-            inodes = found.f_files > 0 and found.f_favail == 0
-        except OSError:
-            inodes = False
-        what = "has no room for more files (no inodes left)" if inodes else "is full"
-        return DiskFull(
-            f"The disk that holds {where} {what}, so this backup was given up; older backups are untouched. "
-            "Free up space or add storage."
-        )
-    if error.errno == errno.EDQUOT:
-        return DiskFull(
-            f"The quota for {where} is used up, so this backup was given up; older backups are untouched. "
-            "Raise the quota or free up space."
-        )
+    if full := no_room(error.errno, where, str(where)):
+        return full
     if error.errno == errno.EEXIST:
         return StoreError(
             f"{where} already holds a file of the name that this backup was to have; it was left as it is. "

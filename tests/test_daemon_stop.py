@@ -117,7 +117,7 @@ async def _backup_by_hand(config: Path) -> AsyncIterator[asyncio.subprocess.Proc
     devnull = asyncio.subprocess.DEVNULL
     child = await asyncio.create_subprocess_exec(PROGRAM, "--config", config, "start", stdout=devnull, stderr=devnull)
     try:
-        while not list(config.parent.glob("backups/.stage*/chat/dump/*")):
+        while not list(config.parent.glob("backups/.stage*/chat/*")):
             await asyncio.sleep(0.02)
         yield child
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,8 +15,8 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from memu_backup import process
-from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, DiskFull, SourceError
+from memu_backup import files, process
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
 from memu_backup.postgres_connection import Address, connect, count_tables, list_tables, qualified, refused_tables
@@ -34,6 +35,8 @@ _SUFFIX = {"custom": ".dump", "plain": ".sql"}
 _GLOBALS = "globals.sql"
 _LAST_WORDS = {"plain": b"PostgreSQL database dump complete", "globals": b"PostgreSQL database cluster dump complete"}
 _TAIL_BYTES = 1024
+_BACKUPS = "the backups"
+"""What lies beside them is gone before anybody could look for it there."""
 
 
 class PostgresSettings(SourceSettings):
@@ -152,9 +155,7 @@ class PostgresSource:
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:
         plan = await self._plan()
         s = self._settings
-        folder = stage / "dump"
-        folder.mkdir(mode=0o700)
-        dumps = [await self._dump(plan, database, folder) for database in plan.databases]
+        dumps = [await self._dump(plan, database, stage) for database in plan.databases]
         details: dict[str, Any] = {
             "server_version": plan.server_version,
             "server_major": int(plan.server_version.split(".")[0]),
@@ -163,13 +164,13 @@ class PostgresSource:
             "databases": dumps,
         }
         if self._settings.with_globals:
-            details["globals"] = await self._dump_globals(plan, folder)
+            details["globals"] = await self._dump_globals(plan, stage)
         each = " a database" if len(dumps) > 1 else ""
         yield Captured(
             source=self.name,
             kind=self.kind,
             place=self.place,
-            roots=(Root(folder / self._file_name(plan.databases[0]) if s.single_file else folder, self.place),),
+            roots=(Root(stage / self._file_name(plan.databases[0]) if s.single_file else stage, self.place),),
             consistency=f"pg_dump {plan.tools.version} in one snapshot{each}",
             details=details,
             warnings=plan.warnings,
@@ -345,14 +346,14 @@ async def _tables(connection: asyncpg.Connection, counted: bool) -> dict[str, in
 
 
 async def _run(argv: list[str], address: Address, file: Path) -> None:
-    """Run pg_dump or pg_dumpall into ``file``, which only we can read. Raises DatabaseError, DatabaseAway, DiskFull."""
+    """Run pg_dump or pg_dumpall into ``file``, which only we can read. Raises DiskFull, SourceError and its like."""
     try:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         # What lies in the stage is copied into the archive and thrown away: the archive is synced, this need not be.
         more = ["--no-sync", "--no-password", f"--file={file}", f"--dbname={address.url}"]
         done = await process.run([*argv, *more], env=address.environment, gentle=True)
     except OSError as error:
-        raise SourceError(
+        raise files.no_room(error.errno, file, _BACKUPS) or SourceError(
             f"Database {address.database} could not be written out beside the backups ({error.strerror}); "
             "older backups are untouched."
         ) from error
@@ -360,11 +361,9 @@ async def _run(argv: list[str], address: Address, file: Path) -> None:
         return
     told = done.stderr.decode(errors="replace")
     why = address.without_secret(reason(done))
-    if "No space left on device" in told or "Disk quota exceeded" in told:
-        raise DiskFull(
-            f"The disk that holds the backups filled up while database {address.database} was written out to it; "
-            "older backups are untouched. Free up space or add storage."
-        )
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in told and (full := files.no_room(number, file, _BACKUPS)):
+            raise full
     # What libpq itself says, in English because of LC_ALL; the server's own messages may be in any language.
     if any(m in told for m in ("server closed the connection", "connection to server ", "could not receive data")):
         raise DatabaseAway(

@@ -115,7 +115,7 @@ async def test_details_say_what_a_restore_needs_and_hold_no_secret(
         for file in (p for p in stage.rglob("*") if p.is_file()):
             assert stat.S_IMODE(file.stat().st_mode) == 0o600
             assert debian.password not in file.read_text(errors="replace")
-        assert (stage / "dump" / "postgres.dump").stat().st_size == dump["size_bytes"]
+        assert (stage / "postgres.dump").stat().st_size == dump["size_bytes"]
         assert debian.password not in repr(captured)
 
 
@@ -140,7 +140,7 @@ async def test_all_databases_get_file_names_that_cannot_leave_the_folder(
             "postgres": "chat/postgres.sql",
         }
         assert files.items() >= expected.items()
-        in_folder = {f"chat/{p.name}" for p in (stage / "dump").iterdir()}
+        in_folder = {f"chat/{p.name}" for p in stage.iterdir()}
         assert in_folder == {*files.values(), "chat/globals.sql"}
         assert captured.consistency.endswith("in one snapshot a database")
         assert await PostgresSource.verify(summary(captured), Captures(captured)) == []

@@ -103,7 +103,9 @@ async def test_a_disk_that_fills_up_during_the_dump_is_said_as_such(database: st
     if mounted.returncode != 0:
         pytest.skip("needs the right to mount")
     try:
-        with pytest.raises(DiskFull, match="holds the backups filled up while database test_") as full:
+        with pytest.raises(
+            DiskFull, match="The disk that holds the backups is full, so this backup was given up"
+        ) as full:
             await capture(source(url=database), small)
         assert str(small) not in str(full.value)  # a folder that nobody has heard of, and that is gone by then
     finally:

@@ -1,0 +1,100 @@
+"""No room left, wherever a run meets it: the run is given up in so many words, and every older backup stays.
+
+Real small filesystems: a tmpfs with few blocks or few inodes, and a btrfs with a quota.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.contracts.stores import small_disk
+from tests.home import Home, query
+from tests.killing import assert_tidy, hashes, listed
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+
+
+@pytest.fixture
+async def home(tmp_path: Path, database: str) -> Home:
+    """With photos and a database to be dumped; nothing is stored yet."""
+    home = Home(tmp_path / "home", database)
+    await query(database, "CREATE TABLE messages AS SELECT n, md5(n::text) FROM generate_series(1, 100) n", "SELECT 1")
+    home.configure(
+        sources='[sources.photos]\nkind = "directory"\npath = "photos"\n'
+        f'[sources.pgdata]\nkind = "postgres"\nurl = "{database}"\nglobals = false\n'
+    )
+    return home
+
+
+@contextmanager
+def on_a_disk(home: Home, size: str, more: str = "") -> Iterator[Path]:
+    """The backups lie in a folder of a small disk of their own; gives its top."""
+    with small_disk(home.folder / "disk", size, more) as disk:
+        place_backups(home, disk)
+        yield disk
+
+
+def place_backups(home: Home, disk: Path) -> None:
+    (disk / "backups").mkdir(mode=0o700)
+    home.backups.symlink_to(disk / "backups")
+
+
+def given_up(home: Home, *says: str) -> bool:
+    """A run, which ends as a full disk, is told as such, and leaves every older backup as it was; False if it is good.
+
+    ``says`` stands in what the person is told.
+    """
+    older = hashes(home.backups)
+    ran = home.run("start")
+    assert_tidy(home)
+    assert listed(home) == [a.name for a in home.archives]
+    assert hashes(home.backups).items() >= older.items()
+    if ran.status == 0:
+        return False
+    for part in (*says, "older backups are untouched"):
+        assert part in ran.err, ran.err
+    row = home.rows()[0]
+    assert (ran.status, row["status"], row["error_code"]) == (1, "failed", "disk_full"), row["error"]
+    assert hashes(home.backups) == older
+    assert "Disk full" in home.run("status").out
+    return True
+
+
+def fill(disk: Path, leave_bytes: int) -> None:
+    filler = disk / "filler"
+    filler.unlink(missing_ok=True)
+    free = os.statvfs(disk)
+    with filler.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave_bytes)
+
+
+def test_wherever_inodes_run_out_it_is_said_as_such(home: Home) -> None:
+    with on_a_disk(home, "20m", ",nr_inodes=40") as disk:
+        assert home.run("start").status == 0
+        fillers = [disk / str(number) for number in range(os.statvfs(disk).f_favail)]
+        for file in fillers:
+            file.touch()
+        runs = 0
+        while given_up(home, "no inodes left"):
+            runs += 1
+            fillers.pop().unlink()
+        # Each of its folders and files was the one for which there was no inode.
+        assert runs >= 5
+        assert len(home.archives) == 2
+
+
+def test_wherever_the_disk_gets_full_it_is_said_as_such(home: Home) -> None:
+    with on_a_disk(home, "8m") as disk:
+        assert home.run("start").status == 0
+        (home.photos / "film.mp4").write_bytes(os.urandom(2_000_000))
+        runs = 0
+        for kilobytes in (0, 150, 200, 400, 1000, 2000, 2200, 2300, 3000):
+            fill(disk, kilobytes << 10)
+            runs += given_up(home, "Free up space or add storage.")
+        assert runs >= 5
+        assert len(home.archives) > 1
