@@ -6,6 +6,7 @@ Real small filesystems: a tmpfs with few blocks or few inodes, and a btrfs with 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.contracts.stores import small_disk
+from tests.disks import loop_disk
 from tests.home import Home, query
 from tests.killing import assert_tidy, hashes, listed
 
@@ -98,3 +100,56 @@ def test_wherever_the_disk_gets_full_it_is_said_as_such(home: Home) -> None:
             runs += given_up(home, "Free up space or add storage.")
         assert runs >= 5
         assert len(home.archives) > 1
+
+
+def test_a_used_up_quota_is_told_from_a_full_disk_wherever_it_is_met(home: Home) -> None:
+    with loop_disk("btrfs", home.folder) as disk:
+        place_backups(home, disk)
+        assert home.run("start").status == 0
+        subprocess.run(["btrfs", "quota", "enable", disk], check=True, capture_output=True)
+        (home.photos / "film.mp4").write_bytes(os.urandom(6_000_000))
+        met = 0
+        for quota in ("256k", "2m", "6m", "200m"):
+            subprocess.run(["btrfs", "qgroup", "limit", quota, disk], check=True, capture_output=True)
+            met += given_up(home, "The quota for ", "is used up", "Raise the quota or free up space.")
+        assert met == 3
+        assert len(home.archives) == 2
+
+
+async def test_a_quota_that_the_dump_uses_up_is_told_as_such(home: Home) -> None:
+    await query(
+        home.history,
+        "CREATE TABLE films AS SELECT repeat(md5(n::text), 1000) FROM generate_series(1, 200) n",
+        "SELECT 1",
+    )
+    with loop_disk("btrfs", home.folder) as disk:
+        place_backups(home, disk)
+        subprocess.run(["btrfs", "quota", "enable", disk], check=True, capture_output=True)
+        subprocess.run(["btrfs", "qgroup", "limit", "3m", disk], check=True, capture_output=True)
+        assert given_up(home, "The quota for the backups is used up")
+
+
+def test_the_list_of_very_many_files_may_be_what_fills_the_disk(home: Home) -> None:
+    """Names and checksums of 20,000 files go to a scratch file once they are more than a few megabytes."""
+    with on_a_disk(home, "6m"):
+        assert home.run("start").status == 0
+        for number in range(20_000):
+            os.link(home.photos / "2026" / "tent.jpg", home.photos / f"{number:0>240}")
+        assert given_up(home, "is full")
+
+
+@pytest.mark.parametrize("history", ["there", "away"])
+def test_a_state_folder_that_is_full_costs_no_backup(home: Home, history: str) -> None:
+    if history == "away":
+        home.configure(history="postgresql://memu@127.0.0.1:1/memu")
+    with small_disk(home.folder / "state", "40k") as state:
+        fill(state, 0)
+        ran = home.run("start")
+        assert ran.status == 0, ran.err
+        (archive,) = home.archives
+        assert "No space left on device" in ran.err
+        if history == "there":
+            assert [(r["status"], r["filename"]) for r in home.rows()] == [("success", archive.name)]
+        else:
+            assert f"The backup {archive.name} could not be written down" in ran.err
+        assert home.run("verify", archive.name).status == 0
