@@ -41,7 +41,7 @@ def _nobody_watches(_: Progress) -> None:
 def look(file: Path) -> tuple[Store, Backup]:
     """A backup that lies anywhere, such as on a drive; needs no settings.
 
-    Raises UnknownBackup, NotAnArchive, UsageError.
+    Raises UnknownBackup, ArchiveError, UsageError.
     """
     file = absolute(file)
     store = ArchiveStore(file.parent, ArchiveSettings(kind="archive"))

@@ -29,12 +29,16 @@ needs_fuse = pytest.mark.skipif(
 
 @dataclass(frozen=True)
 class Fault:
-    """``operation`` (read, fsync, flush: what close calls) on files that fit ``name`` fails so many ``times``."""
+    """``operation`` (flush is what close calls) on files that fit ``name`` fails so many ``times``.
+
+    The first ``but`` of them work. The name of the top folder is empty.
+    """
 
     operation: str
     name: str
     number: int = errno.EIO
     times: int = 1_000_000
+    but: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,15 @@ def faulty_disk(folder: Path, *faults: Fault) -> Iterator[FaultyDisk]:
 def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
     import mfusepy
 
-    left = {fault: fault.times for fault in faults}
+    met = dict.fromkeys(faults, 0)
 
     def there(operation: str, path: str) -> Path:
         """Where ``path`` really lies. Raises what was asked for."""
         for fault in faults:
-            if fault.operation == operation and fnmatch.fnmatch(Path(path).name, fault.name) and left[fault]:
-                left[fault] -= 1
+            if fault.operation != operation or not fnmatch.fnmatch(Path(path).name, fault.name):
+                continue
+            met[fault] += 1
+            if fault.but < met[fault] <= fault.but + fault.times:
                 with Path(log).open("a") as out:
                     out.write(f"{operation} {Path(path).name}\n")
                 raise mfusepy.FuseOSError(fault.number)
@@ -116,12 +122,32 @@ def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
             os.fsync(fh)
             return 0
 
+        def fsyncdir(self, path: str, datasync: int, fh: int) -> int:
+            there("fsyncdir", path)
+            return 0
+
         def flush(self, path: str, fh: int) -> int:
             there("flush", path)
             return 0
 
         def release(self, path: str, fh: int) -> int:
             os.close(fh)
+            return 0
+
+        def truncate(self, path: str, length: int, fh: int | None = None) -> int:
+            os.truncate(there("truncate", path), length)
+            return 0
+
+        def statfs(self, path: str) -> dict[str, int]:
+            found = os.statvfs(there("statfs", path))
+            return {name: getattr(found, name) for name in dir(found) if name.startswith("f_") and name != "f_fsid"}
+
+        def mkdir(self, path: str, mode: int) -> int:
+            there("mkdir", path).mkdir(mode)
+            return 0
+
+        def rmdir(self, path: str) -> int:
+            there("rmdir", path).rmdir()
             return 0
 
         def unlink(self, path: str) -> int:

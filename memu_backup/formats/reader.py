@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Callable, Generator, Iterator
@@ -43,11 +44,15 @@ class _Place:
     end: int
 
 
+_NO_FILE = (errno.EISDIR, errno.ESPIPE, errno.EINVAL)
+"""What reading a folder, a pipe or a device says."""
+
+
 class ArchiveReader:
     """One archive, open for reading. Use as a context manager.
 
-    Raises UnknownBackup when the file is not there, NotAnArchive when it is something else. ``indexed`` says whether
-    it carries our footer; without it everything works, by reading all of it.
+    Raises UnknownBackup when the file is not there, NotAnArchive when it is something else, DamagedArchive when its
+    disk cannot read it. ``indexed`` says whether it carries our footer; without it everything works, by reading it all.
     """
 
     def __init__(self, path: Path, stop: Stop | None = None) -> None:
@@ -64,7 +69,9 @@ class ArchiveReader:
             self._footer = self._read_footer()
         except OSError as error:
             os.close(self._descriptor)
-            raise NotAnArchive(f"{path} is not a file that can be read as an archive.") from error
+            if error.errno in _NO_FILE:
+                raise NotAnArchive(f"{path} is not a file that can be read as an archive.") from error
+            raise DamagedArchive(f"{path} cannot be read: its disk reports an error ({error.strerror}).") from error
         except BaseException:
             os.close(self._descriptor)
             raise

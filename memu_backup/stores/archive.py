@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from memu_backup import files
-from memu_backup.errors import ArchiveError, MemuError, StoreError, UnknownBackup
+from memu_backup.errors import ArchiveError, DamagedArchive, MemuError, StoreError, UnknownBackup
 from memu_backup.formats import manifest, proof, sums
 from memu_backup.formats.earlier import opened
 from memu_backup.formats.reader import ArchiveReader
@@ -221,7 +221,7 @@ class ArchiveStore:
             raise _unknown(self.directory, error) from error
 
     def look(self, path: Path) -> Backup:
-        """One archive, wherever it lies and whatever its name. Raises UnknownBackup, NotAnArchive, UsageError."""
+        """One archive, wherever it lies and whatever its name. Raises UnknownBackup, ArchiveError, UsageError."""
         with ArchiveReader(path) as reader:
             size_bytes = reader.size_bytes
             try:
@@ -316,9 +316,12 @@ class ArchiveStore:
 
     def prove(self, path: Path, level: Level, on_progress: OnProgress, stop: Stop) -> Verdict:
         meter = _Meter(Phase.VERIFYING, on_progress)
-        with ArchiveReader(path, stop) as reader:
-            found = proof.quick(reader) if level is Level.QUICK else proof.full(reader, meter.tick)
-            meter.flush()
+        try:
+            with ArchiveReader(path, stop) as reader:
+                found = proof.quick(reader) if level is Level.QUICK else proof.full(reader, meter.tick)
+                meter.flush()
+        except DamagedArchive as error:
+            return Verdict(level, (str(error),), 0, 0)
         problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
         return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
 

@@ -1,0 +1,90 @@
+"""A disk that is about to die, met by whole runs: what cannot be read is named, what was not kept is no backup."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from tests.faulty_disk import Fault, faulty_disk, needs_fuse
+from tests.home import Home
+from tests.killing import assert_tidy, hashes, listed
+
+pytestmark = needs_fuse
+
+
+@pytest.fixture
+def home(tmp_path: Path, database: str) -> Home:
+    return Home(tmp_path / "home", database)
+
+
+def test_a_photo_that_the_disk_cannot_read_is_named_and_the_rest_is_stored(home: Home, tmp_path: Path) -> None:
+    home.photos.rename(tmp_path / "beneath")
+    with faulty_disk(tmp_path, Fault("read", "lake.jpg")) as disk:
+        home.photos.symlink_to(disk.folder)
+        ran = home.run("start")
+        assert ran.status == 3
+        assert len(disk.failed()) == 3, "tried again, and not for ever"
+    assert ran.err.count("photos/2026/lake.jpg cannot be read: the disk reports an error") == 1
+    row = home.rows()[0]
+    assert (row["status"], row["error"]) == (
+        "partial",
+        "photos/2026/lake.jpg cannot be read: the disk reports an error",
+    )
+    assert "Last backup: INCOMPLETE" in home.run("status").out
+    assert [b["state"] for b in home.run("list", "--json").json] == ["incomplete"]
+    back = home.run("restore", home.archives[0].name, "--to", "back", "--yes")
+    assert back.status == 0 and (home.folder / "back/photos/2026/tent.jpg").exists()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        (Fault("fsync", "*.tar.gz.partial", times=1), "write_failed", "was thrown away"),
+        (Fault("fsync", "*.tar.gz.partial", errno.ENOSPC, times=1), "disk_full", "is full"),
+        (Fault("flush", "*.tar.gz.partial", errno.ENOSPC, times=1), "disk_full", "is full"),
+        (Fault("flush", "*.tar.gz.partial", errno.EDQUOT, times=1), "disk_full", "The quota for"),
+        (Fault("read", "*.tar.gz.partial"), "damaged", "could not be read back"),
+        (Fault("fsync", ".*.sha256.*.partial", times=1), "write_failed", "was thrown away"),
+        (Fault("rename", "*.tar.gz.partial", times=1), "write_failed", "was thrown away"),
+        (Fault("fsyncdir", "", times=1, but=1), "write_failed", "was thrown away"),
+    ],
+)
+def test_what_the_disk_did_not_keep_is_thrown_away_and_never_tried_again(
+    home: Home, tmp_path: Path, fault: Fault, code: str, says: str
+) -> None:
+    assert home.run("start").status == 0
+    home.backups.rename(tmp_path / "beneath")
+    with faulty_disk(tmp_path, fault) as disk:
+        home.backups.symlink_to(disk.folder)
+        older = hashes(home.backups)
+        ran = home.run("start")
+        assert ran.status == 1 and says in ran.err and "older backups are untouched" in ran.err, ran.err
+        if fault.operation != "read":
+            assert len(disk.failed()) == 1, "never tried again"
+        row = home.rows()[0]
+        assert (row["status"], row["error_code"]) == ("failed", code)
+        assert hashes(home.backups) == older
+        assert_tidy(home)
+        assert listed(home) == [n for n in older if n.endswith(".gz")]
+        if fault.operation != "read":
+            assert home.run("start").status == 0
+
+
+@pytest.mark.parametrize("level", ["quick", "full"])
+def test_a_backup_that_the_disk_cannot_read_any_more_is_damaged_and_the_last_good_one_moves_back(
+    home: Home, tmp_path: Path, level: str
+) -> None:
+    assert home.run("start").status == 0 and home.run("start").status == 0
+    older, newest = (a.name for a in home.archives)
+    home.backups.rename(tmp_path / "beneath")
+    with faulty_disk(tmp_path, Fault("read", newest)) as disk:
+        home.backups.symlink_to(disk.folder)
+        found = home.run("verify", newest, "--level", level)
+        assert found.status == 1
+        assert f"{newest} cannot be read: its disk reports an error" in found.err
+        assert home.rows()[0]["error_code"] == "damaged"
+        status = home.run("status", "--json")
+        assert status.json["nightly"]["last_good"]["filename"] == older
+        assert {b["name"]: b["state"] for b in home.run("list", "--json").json} == {newest: "damaged", older: "good"}
