@@ -70,7 +70,7 @@ class ArchiveStore:
             probe = self.directory / f".{os.getpid()}{_PARTIAL}"
             probe.unlink(missing_ok=True)
             os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # whoever holds the lock may sweep just now
         except OSError as error:
             raise files.storing(error, self.directory) from error
 

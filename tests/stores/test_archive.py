@@ -6,6 +6,7 @@ import gzip
 import os
 import subprocess
 import tarfile
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -245,3 +246,23 @@ def test_an_archive_packed_again_by_hand_is_still_proved_by_its_sums(archive: Pa
     store = archive_store(tmp_path)
     assert store.prove(again, Level.FULL, ignore, Stop()).problems == ()
     assert b"".join(store.content(again, "photos/klein07.txt")) == b"7\n" * 7
+
+
+def test_who_sees_whether_the_folder_can_be_written_is_not_disturbed_by_who_sweeps_it(tmp_path: Path) -> None:
+    """That is looked at before the lock is asked for, while its holder may remove what looks left behind."""
+    store = archive_store(tmp_path)
+    done = threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            store.sweep()
+
+    sweeping = threading.Thread(target=sweep)
+    sweeping.start()
+    try:
+        for _ in range(500):
+            store.prepare()
+    finally:
+        done.set()
+        sweeping.join()
+    assert list(tmp_path.iterdir()) == []
