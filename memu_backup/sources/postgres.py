@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from memu_backup import files, process
+from memu_backup import files, process, words
 from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _QUESTION_TIMEOUT_S = 60.0
 _LOCK_TIMEOUT_MS = 300_000
 """How long another program may keep a table to itself before the dump is given up."""
+
+_STALL_S = 1800.0
+"""How long a dump may bring nothing before its server counts as hung: it would hang every night that comes, too."""
 
 _SUFFIX = {"custom": ".dump", "plain": ".sql"}
 _GLOBALS = "globals.sql"
@@ -142,11 +145,19 @@ class PostgresSource:
     kind: ClassVar[str] = "postgres"
     Settings: ClassVar[type[SourceSettings]] = PostgresSettings
 
-    def __init__(self, name: str, settings: PostgresSettings, *, tool_folders: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: PostgresSettings,
+        *,
+        tool_folders: Sequence[Path] | None = None,
+        stall_s: float = _STALL_S,
+    ) -> None:
         self.name = name
         self.place = settings.place_of(name)
         self._settings = settings
         self._tool_folders = tool_folders
+        self._stall_s = stall_s
 
     async def check(self) -> list[str]:
         return list((await self._plan()).warnings)
@@ -263,7 +274,7 @@ class PostgresSource:
         """Dump one database and count its rows, both in the snapshot of one transaction that is held all the while."""
         file = folder / self._file_name(database)
         address = plan.address.of(database)
-        async with connect(address) as connection:
+        async with connect(address, command_timeout_s=self._stall_s) as connection:
             await _hold_still(connection)
             encoding = await connection.fetchval("SHOW server_encoding")
             snapshot_at = (await connection.fetchval("SELECT now()")).astimezone(UTC)
@@ -277,7 +288,7 @@ class PostgresSource:
                 argv.append("--compress=0")
             try:
                 async with asyncio.TaskGroup() as both:
-                    both.create_task(_run(argv, address, file))
+                    both.create_task(_run(argv, address, file, self._stall_s))
                     counting = both.create_task(_tables(connection, self._settings.row_counts))
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None  # the other one was cancelled for it
@@ -296,7 +307,7 @@ class PostgresSource:
         argv = [plan.tools.program("pg_dumpall"), "--globals-only"]
         if not plan.role_passwords:
             argv.append("--no-role-passwords")
-        await _run(argv, plan.address.of(plan.databases[0]), file)
+        await _run(argv, plan.address.of(plan.databases[0]), file, self._stall_s)
         return {"file": self._place_of(file), "size_bytes": file.stat().st_size, "passwords": plan.role_passwords}
 
 
@@ -345,13 +356,19 @@ async def _tables(connection: asyncpg.Connection, counted: bool) -> dict[str, in
     return {qualified(schema, table): None for schema, table in await list_tables(connection)}
 
 
-async def _run(argv: list[str], address: Address, file: Path) -> None:
+async def _run(argv: list[str], address: Address, file: Path, stall_s: float) -> None:
     """Run pg_dump or pg_dumpall into ``file``, which only we can read. Raises DiskFull, SourceError and its like."""
     try:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         # What lies in the stage is copied into the archive and thrown away: the archive is synced, this need not be.
         more = ["--no-sync", "--no-password", f"--file={file}", f"--dbname={address.url}"]
-        done = await process.run([*argv, *more], env=address.environment, gentle=True)
+        async with _growing(file, stall_s):
+            done = await process.run([*argv, *more], env=address.environment, gentle=True)
+    except TimeoutError as error:
+        raise DatabaseAway(
+            f"{address.server} gave nothing more of database {address.database} for {words.duration(stall_s)}, so its "
+            "dump was given up; older backups are untouched. Look whether that server hangs, and try again."
+        ) from error
     except OSError as error:
         raise files.no_room(error.errno, file, _BACKUPS) or SourceError(
             f"Database {address.database} could not be written out beside the backups ({error.strerror}); "
@@ -373,6 +390,26 @@ async def _run(argv: list[str], address: Address, file: Path) -> None:
     raise DatabaseError(
         f"{address.server}: database {address.database} could not be dumped ({why}); older backups are untouched."
     )
+
+
+@asynccontextmanager
+async def _growing(file: Path, stall_s: float) -> AsyncIterator[None]:
+    """Raises TimeoutError, with the block cancelled, once ``file`` has not grown for ``stall_s``, or a tenth more."""
+
+    async def watch(limit: asyncio.Timeout) -> None:
+        size_bytes = 0
+        while True:
+            await asyncio.sleep(stall_s / 10)
+            if (grown := file.stat().st_size) != size_bytes and not limit.expired():
+                size_bytes = grown
+                limit.reschedule(asyncio.get_running_loop().time() + stall_s)
+
+    async with asyncio.timeout(stall_s) as limit:
+        watching = asyncio.create_task(watch(limit))
+        try:
+            yield
+        finally:
+            watching.cancel()
 
 
 def _not_listed(dump: _Dump, listing: list[str]) -> list[str]:

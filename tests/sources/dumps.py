@@ -15,8 +15,11 @@ from memu_backup.model import Captured, SourceSummary
 from memu_backup.sources.postgres import PostgresSettings, PostgresSource
 
 
-def source(name: str = "chat", *, tool_folders: list[Path] | None = None, **settings: Any) -> PostgresSource:
-    return PostgresSource(name, PostgresSettings(kind="postgres", **settings), tool_folders=tool_folders)
+def source(
+    name: str = "chat", *, tool_folders: list[Path] | None = None, stall_s: float = 60, **settings: Any
+) -> PostgresSource:
+    told = PostgresSettings(kind="postgres", **settings)
+    return PostgresSource(name, told, tool_folders=tool_folders, stall_s=stall_s)
 
 
 async def capture(taken: PostgresSource, stage: Path) -> None:

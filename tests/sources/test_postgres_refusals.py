@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import asyncpg
@@ -11,8 +12,9 @@ from pydantic import ValidationError
 
 from memu_backup import process
 from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, SourceError
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres_server import PostgresServer, programs
 from memu_backup.sources.postgres import PostgresSettings
+from tests.home import frozen
 from tests.sources.conftest import DebianServer
 from tests.sources.dumps import capture, dumping, execute, held_up, session, source, until_dumping
 
@@ -145,6 +147,38 @@ async def test_a_server_that_stops_in_the_middle_may_be_back(tmp_path: Path, sta
         with pytest.raises(DatabaseAway, match="went away"):
             await dump
         await blocker.close()
+
+
+async def test_a_server_that_hangs_in_the_middle_is_given_up(tmp_path: Path, stage: Path) -> None:
+    """As behind a network that was cut: the connection stands, and nothing comes."""
+    async with PostgresServer(tmp_path / "server") as server:
+        await execute(server.url(), "CREATE TABLE t (a int)")
+        async with held_up(server.url(), "t"):
+            dump = asyncio.create_task(capture(source(url=server.url(), row_counts=False, stall_s=1), stage))
+            await until_dumping()
+            with frozen(server):
+                began = time.monotonic()
+                with pytest.raises(DatabaseAway, match="gave nothing more of database postgres for 1 s, so its dump"):
+                    await asyncio.wait_for(dump, 20)
+                assert time.monotonic() - began < 10
+                assert dumping() == []
+
+
+async def test_a_dump_that_is_slow_is_waited_for(database: str, stage: Path, tmp_path: Path) -> None:
+    """Longer in all than its server may be silent."""
+    await execute(database, "CREATE TABLE t (a int)")
+    for tool in ("pg_restore", "pg_dumpall", "psql"):
+        (tmp_path / tool).symlink_to(programs() / tool)
+    slow = tmp_path / "pg_dump"
+    slow.write_text(
+        '#!/bin/sh\nfor word in "$@"; do case $word in --file=*) file=${word#--file=} ;; esac; done\n'
+        'if [ "$file" ]; then for n in 1 2 3 4 5 6 7; do echo $n >>"$file"; sleep 0.3; done; fi\n'
+        f'exec {programs() / "pg_dump"} "$@"\n'
+    )
+    slow.chmod(0o700)
+    began = time.monotonic()
+    await capture(source(url=database, tool_folders=[tmp_path], stall_s=1), stage)
+    assert time.monotonic() - began > 2
 
 
 @pytest.mark.parametrize(
