@@ -153,6 +153,8 @@ async def connect(
             )
         yield connection
     except (ConnectionError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        if isinstance(error, asyncpg.InterfaceError) and connection.is_closed():  # it went between two questions
+            raise _gone(address, "the connection is closed") from error
         raise explain(error, address) from error
     finally:
         await _close(connection)
@@ -188,10 +190,14 @@ def explain(error: Exception, address: Address) -> DatabaseError:
     if state in ("53300", "57P03"):
         return DatabaseAway(f"{server} takes no connection just now ({told}); nothing was read. Try again in a minute.")
     if state in ("57P01", "57P02", "57P05") or state.startswith("08"):
-        return DatabaseAway(f"{server} went away in the middle ({told}). Try again when it is back.")
+        return _gone(address, told)
     if state:
         return DatabaseError(f"{server} reports for database {database}: {told}.")
     return _explain_network(error, address, told)
+
+
+def _gone(address: Address, told: str) -> DatabaseAway:
+    return DatabaseAway(f"{address.server} went away in the middle ({told}). Try again when it is back.")
 
 
 def _explain_network(error: Exception, address: Address, told: str) -> DatabaseError:

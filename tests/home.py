@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from memu_backup.config import load
 from memu_backup.history import History
 from memu_backup.lock import NAME as LOCK
 from memu_backup.manager import Manager
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres_server import PostgresServer, programs
 from tests import warm
 
 PROGRAM = str(Path(sys.executable).with_name("memu-backup"))
@@ -294,6 +295,28 @@ def command_of(pid: int) -> str:
 
 
 @contextmanager
+def locked_table(url: str) -> Iterator[None]:
+    """While this lasts, whoever dumps the database waits for one table."""
+    psql = shutil.which("psql") or str(programs() / "psql")
+    holder = subprocess.Popen(
+        [psql, "-q", url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PGPORT": "5432"},
+    )
+    assert holder.stdin and holder.stdout
+    try:
+        holder.stdin.write("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE;\n\\echo locked\n")
+        holder.stdin.flush()
+        assert holder.stdout.readline().strip() == "locked"
+        yield
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+@contextmanager
 def frozen(server: PostgresServer) -> Iterator[None]:
     """The server and its sessions stand still while this lasts, and every connection to it with them."""
     main = int((server.data / "postmaster.pid").read_text().split()[0])
@@ -306,6 +329,12 @@ def frozen(server: PostgresServer) -> Iterator[None]:
         for pid in stopped:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
+
+
+def stop_immediately(server: PostgresServer) -> None:
+    """As ``pg_ctl stop -m immediate``, or a power cut: no session gets a word."""
+    os.kill(int((server.data / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+    wait_until(lambda: not server.running())
 
 
 def wait_until(what: Any, patience_s: float = 20.0) -> Any:

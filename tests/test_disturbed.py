@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,35 +16,13 @@ import pytest
 from memu_backup import files, lock
 from memu_backup.audit import SCHEDULER
 from memu_backup.model import Phase, Status, Trigger
-from memu_backup.postgres_server import PostgresServer, programs
-from tests.home import Home, alive, children, command_of, end, fingerprints, managed, query, wait_until
+from memu_backup.postgres_server import PostgresServer
+from tests.home import Home, alive, children, command_of, end, fingerprints, locked_table, managed, query, wait_until
 
 
 @pytest.fixture
 def home(tmp_path: Path, database: str) -> Home:
     return Home(tmp_path / "home", database)
-
-
-@contextmanager
-def locked_table(url: str) -> Iterator[None]:
-    """While this lasts, whoever dumps the database waits for one table."""
-    psql = shutil.which("psql") or str(programs() / "psql")
-    holder = subprocess.Popen(
-        [psql, "-q", url],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PGPORT": "5432"},
-    )
-    assert holder.stdin and holder.stdout
-    try:
-        holder.stdin.write("BEGIN; LOCK TABLE messages IN ACCESS EXCLUSIVE MODE;\n\\echo locked\n")
-        holder.stdin.flush()
-        assert holder.stdout.readline().strip() == "locked"
-        yield
-    finally:
-        holder.kill()
-        holder.communicate()
 
 
 async def with_messages(home: Home, postgres: PostgresServer) -> str:

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from memu_backup import process
 from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, SourceError
+from memu_backup.postgres_connection import Address, connect
 from memu_backup.postgres_server import PostgresServer, programs
 from memu_backup.sources.postgres import PostgresSettings
-from tests.home import frozen
+from tests.home import frozen, stop_immediately
 from tests.sources.conftest import DebianServer
 from tests.sources.dumps import capture, dumping, execute, held_up, session, source, until_dumping
 
@@ -147,6 +148,17 @@ async def test_a_server_that_stops_in_the_middle_may_be_back(tmp_path: Path, sta
         with pytest.raises(DatabaseAway, match="went away"):
             await dump
         await blocker.close()
+
+
+async def test_a_server_that_stops_between_two_questions_may_be_back(tmp_path: Path) -> None:
+    async with PostgresServer(tmp_path / "server") as server:
+        with pytest.raises(DatabaseAway, match="went away in the middle") as away:
+            async with connect(Address.parse(server.url())) as connection:
+                stop_immediately(server)
+                while not connection.is_closed():
+                    await asyncio.sleep(0.01)
+                await connection.execute("SELECT 1")
+        assert away.value.retryable
 
 
 async def test_a_server_that_hangs_in_the_middle_is_given_up(tmp_path: Path, stage: Path) -> None:
