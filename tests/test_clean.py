@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import lock
-from tests.home import Home
+from tests.home import Home, fingerprints
 
 
 @pytest.fixture
@@ -82,3 +82,19 @@ def test_what_others_put_there_is_not_ours_to_remove(home: Home) -> None:
     assert re.search(rf"(?m)^{stranger.name} +1 Jan 2020 1:00 AM +18 bytes +\? +unreadable", listed.out)
     which = home.run("clean", "--yes")
     assert which.status == 2 and "Which job? There are weekly, nightly." in which.err and "clean weekly" in which.err
+
+
+def test_after_any_number_of_runs_that_failed_the_last_good_backup_is_still_there(home: Home) -> None:
+    home.configure("retention = { keep_last = 1 }\n")
+    assert home.run("start").status == 0
+    good = fingerprints(home.backups)
+    (home.folder / ".env").unlink()
+    for _ in range(2):
+        assert home.run("start").status == 3
+    home.photos.rename(home.folder / "elsewhere")
+    for _ in range(2):
+        assert home.run("start").status == 1
+    assert home.run("clean", "--yes").status == 0
+    left = fingerprints(home.backups)
+    assert all(left[name] == content for name, content in good.items() if not name.startswith("."))
+    assert home.run("verify", "latest").status == 0
