@@ -80,6 +80,23 @@ def test_killed_after_the_rename_and_before_the_row_the_backup_is_adopted_once(h
     assert home.run("verify", made.name).status == 0
 
 
+@pytest.mark.parametrize(
+    ("moment", "ends"), [(Moment("writev", 3), INTERRUPTED), (None, SUCCESS)], ids=["writing", "before the row"]
+)
+def test_killed_while_the_history_is_away_the_run_is_told_once_it_is_back(
+    home: Home, moment: Moment | None, ends: tuple[str, str | None]
+) -> None:
+    home.configure(top="backup_retention_count = 9", history="postgresql://memu@127.0.0.1:1/memu")
+    killed(home, moment or Moment("fsync", 2, home.backups))
+    assert ("FAILED" in home.run("status").out) == (ends == INTERRUPTED)
+    assert home.run("start").status == 0
+    assert_tidy(home)
+    assert len(told(home)) == 1
+    home.configure(top="backup_retention_count = 9")
+    assert home.run("status").status == 0
+    assert told(home) == [SUCCESS, ends, SUCCESS]
+
+
 @pytest.mark.parametrize("part", [".tar.gz", ".tar.gz.sha256"])
 def test_killed_while_it_prunes_no_half_backup_is_listed_and_the_next_run_finishes_it(home: Home, part: str) -> None:
     assert home.run("start").status == 0
