@@ -37,16 +37,16 @@ def killed(home: Home, moment: Moment) -> None:
     assert home.run("start", prefix=moment.prefix).status == -9
 
 
-BEFORE_ITS_NAME = {
-    "before anything is written": Moment("writev"),
-    "while it writes": Moment("writev", 3),
-    "after fsync": Moment("fadvise64"),
-    "before the checksum has its name": Moment("renameat2"),
-    "between the checksum's name and its own": Moment("renameat2", 2),
-}
+BEFORE_ITS_NAME = [
+    pytest.param(Moment("writev"), id="before anything is written", marks=pytest.mark.slow),
+    pytest.param(Moment("writev", 3), id="while it writes"),
+    pytest.param(Moment("fadvise64"), id="after fsync"),
+    pytest.param(Moment("renameat2"), id="before the checksum has its name", marks=pytest.mark.slow),
+    pytest.param(Moment("renameat2", 2), id="between the checksum's name and its own"),
+]
 
 
-@pytest.mark.parametrize("moment", BEFORE_ITS_NAME.values(), ids=BEFORE_ITS_NAME.keys())
+@pytest.mark.parametrize("moment", BEFORE_ITS_NAME)
 def test_killed_before_the_backup_has_its_name_it_leaves_no_trace_but_its_row(home: Home, moment: Moment) -> None:
     older = hashes(home.backups)
     killed(home, moment)
@@ -115,7 +115,7 @@ def test_killed_while_it_prunes_no_half_backup_is_listed_and_the_next_run_finish
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
-@pytest.mark.parametrize("part", [".tar.gz", ".tar.gz.sha256"])
+@pytest.mark.parametrize("part", [".tar.gz", pytest.param(".tar.gz.sha256", marks=pytest.mark.slow)])
 def test_killed_while_it_makes_room_the_next_run_makes_the_rest_of_it(tmp_path: Path, database: str, part: str) -> None:
     home = Home(tmp_path / "home", database)
     home.configure('retention = { keep_last = 9, min_free = "600 kB" }\n')
@@ -137,7 +137,7 @@ def test_killed_while_it_makes_room_the_next_run_makes_the_rest_of_it(tmp_path: 
         ]
 
 
-@pytest.mark.parametrize("nth", [1, 3])
+@pytest.mark.parametrize("nth", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_killed_while_it_restores_each_file_is_the_old_or_the_new_one(home: Home, nth: int) -> None:
     for number in range(6):
         (home.photos / f"{number}.jpg").write_bytes(os.urandom(1000))
@@ -161,7 +161,9 @@ def test_killed_while_it_restores_each_file_is_the_old_or_the_new_one(home: Home
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("moment", "ends"), [(Moment("writev", 2), INTERRUPTED), (None, SUCCESS)])
+@pytest.mark.parametrize(
+    ("moment", "ends"), [pytest.param(Moment("writev", 2), INTERRUPTED, marks=pytest.mark.slow), (None, SUCCESS)]
+)
 async def test_a_service_that_was_killed_settles_its_run_when_it_starts_again(
     tmp_path: Path, database: str, moment: Moment | None, ends: tuple[str, str | None]
 ) -> None:
@@ -245,7 +247,7 @@ class Ledger:
         return rows
 
 
-@pytest.mark.parametrize("seconds", [12, pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [10, pytest.param(120, marks=pytest.mark.slow)])
 def test_whenever_a_run_is_killed_the_next_one_finds_all_in_order(home: Home, seconds: int) -> None:
     """Are all older backups byte-identical, is nothing half-done listed, is the run told as failed exactly once?"""
     seed = random.randrange(10**6)
