@@ -14,12 +14,14 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import pwd
-import shlex
 import shutil
 import signal
+import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator
 from importlib.util import find_spec
@@ -29,7 +31,10 @@ from typing import Self
 from urllib.parse import quote
 
 from memu_backup import process
+from memu_backup.clock import now
 from memu_backup.errors import DatabaseAway, DatabaseError
+
+log = logging.getLogger(__name__)
 
 _SOCKET_PATH_LIMIT = 100
 """A unix socket's path holds 107 bytes; ``.s.PGSQL.5432`` is added to the folder's."""
@@ -37,6 +42,14 @@ _SOCKET_PATH_LIMIT = 100
 _START_TIMEOUT_S = 30.0
 _STOP_TIMEOUT_S = 3.0
 _PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+_POLL_S = 0.005
+
+_ASIDE = "data-set-aside-"
+_KEPT_ASIDE = 2
+_YOUNG_S = 3600.0
+
+_PASSING = (b" is still in use", b"No space left on device", b"Cannot allocate memory", b"Too many open files")
+"""What keeps a server from starting with good data, too."""
 
 _NOBODY = 65534
 
@@ -120,7 +133,9 @@ class PostgresServer:
     async def start(self) -> None:
         """Make the folder and the cluster where they are missing, start the server where it is off, count ourselves in.
 
-        Raises DatabaseAway when it does not come up within 30 s and DatabaseError when it cannot be made.
+        Data that cannot be opened (another major version's, damaged, incomplete) is set aside and an empty cluster
+        takes its place, once it is certain that a new one can be made here. Raises DatabaseAway when it does not come
+        up within 30 s and DatabaseError when it cannot be made.
         """
         if self._lock is not None:
             return
@@ -129,11 +144,38 @@ class PostgresServer:
         self._private_socket_folder()
         async with self._gate():  # one process at a time decides whether to start or stop
             if not self.data.exists():
-                await self._make()
+                (await self._new_data()).rename(self.data)
             if not self.running():
-                await self._launch()
+                try:
+                    await self._launch()
+                except _Unusable as error:
+                    await self._replace(error.why)
             self._lock = os.open(self.folder / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def identity(self) -> object:
+        """What tells this data from other data in its place; None where there is none."""
+        try:
+            found = self.data.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    async def replace(self, found: object) -> bool:
+        """Set the data aside that had this ``identity``, though the server opens it: what is in it cannot be read.
+
+        Whoever else uses the server loses the connection. Nothing happens where another process was quicker. False for
+        data that was made within the last hour: it is something else that is wrong, and new data would be no better.
+        Raises as ``start``.
+        """
+        async with self._gate():
+            if self.identity() == found:
+                with contextlib.suppress(FileNotFoundError):
+                    if 0 <= time.time() - (self.data / "PG_VERSION").stat().st_mtime < _YOUNG_S:
+                        return False
+                await self._end()
+                await self._replace("damaged")
+        return True
 
     async def stop(self) -> None:
         """Count ourselves out; the last one stops the server and waits up to 3 s for its end. Never raises for a
@@ -149,25 +191,35 @@ class PostgresServer:
                 return
             finally:
                 os.close(lock)
-            pid = self._pid()
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGINT)  # "fast" shutdown: sessions end, data is flushed
-                deadline = time.monotonic() + _STOP_TIMEOUT_S
-                while self._pid() is not None and time.monotonic() < deadline:
-                    await asyncio.sleep(0.01)
+            await self._end()
+
+    async def _end(self) -> None:
+        pid = self._pid()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)  # "fast" shutdown: sessions end, data is flushed
+            deadline = time.monotonic() + _STOP_TIMEOUT_S
+            while self._is_ours(pid) and time.monotonic() < deadline:
+                await asyncio.sleep(_POLL_S)
 
     def _pid(self) -> int | None:
         """The server's process. After a crash its number may be anybody's, even that of the family's own Postgres."""
         try:
-            pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
-            # Every Postgres works in its data folder, and no other program does in ours.
-            return pid if Path(f"/proc/{pid}/cwd").samefile(self.data) else None
+            pid = int((self.data / "postmaster.pid").read_bytes().split(b"\n", 1)[0])
         except (OSError, ValueError):
             return None
+        return pid if self._is_ours(pid) else None
+
+    def _is_ours(self, pid: int) -> bool:
+        """Every Postgres works in its data folder, and no other program does in ours."""
+        try:
+            return Path(f"/proc/{pid}/cwd").samefile(self.data)
+        except OSError:
+            return False
 
     @contextlib.asynccontextmanager
     async def _gate(self) -> AsyncIterator[None]:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it all under us
         gate = os.open(self.folder / "gate.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             while True:
@@ -192,7 +244,8 @@ class PostgresServer:
                 "Remove it, or choose a shorter and plainer state_dir."
             )
 
-    async def _make(self) -> None:
+    async def _new_data(self) -> Path:
+        """An empty cluster that has no name yet."""
         half_made = self.folder / "data.new"
         shutil.rmtree(half_made, ignore_errors=True)
         done = await self._run(
@@ -203,57 +256,135 @@ class PostgresServer:
             full = b"No space left on device" in done.stderr
             why = "no space is left on its disk" if full else done.last_error_line
             raise DatabaseError(f"The embedded database could not be made in {self.folder}: {why}.")
+        return half_made
+
+    async def _replace(self, why: str) -> None:
+        """Killed anywhere in here, the next ``start`` ends it: it finds either the old data or none."""
+        # Made before anything is touched: it proves that disk, memory and programs are not what is wrong.
+        half_made = await self._new_data()
+        aside = self.folder / f"{_ASIDE}{now():%Y%m%d-%H%M%S}-{why}"
+        self.data.rename(aside)
         half_made.rename(self.data)
+        try:
+            await self._launch()
+        except _Unusable as error:
+            shutil.rmtree(self.data, ignore_errors=True)
+            aside.rename(self.data)
+            raise DatabaseAway(self._not_started()) from error
+        log.warning(
+            "The history database in %s could not be used any more (%s); it was set aside as %s, and a new one was "
+            "made. No backup is touched by this.", self.folder, why.replace("-", " "), aside.name,
+        )  # fmt: skip
+        for older in sorted(self.folder.glob(f"{_ASIDE}*"))[:-_KEPT_ASIDE]:
+            shutil.rmtree(older, ignore_errors=True)
 
     async def _launch(self) -> None:
-        await self._require_its_version()
+        """Raises _Unusable where the data is to blame, DatabaseAway where it may come up later."""
         if self._pid() is None:
             # After a power cut Postgres would refuse to start while any process of ours has the old one's number.
             for left_over in (self.data / "postmaster.pid", self.socket_folder / ".s.PGSQL.5432.lock"):
                 left_over.unlink(missing_ok=True)
-        sockets = '"' + str(self.socket_folder).replace('"', '""') + '"'  # a list of folders, each in quotes
-        options = [f"--{name}={value}" for name, value in {**_OPTIONS, "unix_socket_directories": sockets}.items()]
-        # pg_ctl makes a line for the shell of all this. The folder's own name must not get into it: it may hold a $.
-        argv = [
-            "pg_ctl", "start", "-w", "-s", "-t", str(int(_START_TIMEOUT_S)), "-D", self.data.name,
-            "-l", "server.log", "-o", shlex.join(options),
-        ]  # fmt: skip
-        log = self.folder / "server.log"
-        for pause_s in _PAUSES_S:
-            told_before = log.stat().st_size if log.exists() else 0
-            if (await self._run(*argv)).returncode == 0:
+        said = b""
+        for pause_s in (*_PAUSES_S, None):
+            told_before = self._log.stat().st_size if self._log.exists() else 0
+            if await self._up():
                 return
-            if b" is still in use" not in log.read_bytes()[told_before:]:
+            said = self._log.read_bytes()[told_before:]
+            if b" is still in use" not in said or pause_s is None:
                 break
             await asyncio.sleep(pause_s)  # the last processes of one that was killed are about to notice it
-        raise DatabaseAway(f"The embedded database in {self.folder} did not start; its reasons are in {log}.")
+        if b"unshare: unshare failed" in said:
+            raise DatabaseError(self._forbidden())
+        if any(passing in said for passing in _PASSING):
+            raise DatabaseAway(self._not_started())
+        raise _Unusable(await self._what_is_wrong())
 
-    async def _require_its_version(self) -> None:
-        made_by = (self.data / "PG_VERSION").read_text().strip()
-        done = await process.run([str(programs() / "postgres"), "--version"], timeout_s=_START_TIMEOUT_S)
-        here = done.stdout.decode().split()[-1].partition(".")[0] if done.returncode == 0 else made_by
-        if here != made_by:
-            raise DatabaseError(
-                f"The embedded database in {self.folder} was made by PostgreSQL {made_by}, and the one installed now "
-                f"is {here}, which cannot open it. Install the former version of memu-backup again, or move that "
-                "folder elsewhere, and an empty history begins; no backup is touched by it."
+    async def _up(self) -> bool:
+        """Start the server and wait until it lets us in; False where it ended instead. Cancelled, it ends it."""
+        child = self._spawn()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        try:
+            while not self._ready(child.pid):
+                if child.returncode is not None:
+                    return False
+                if time.monotonic() > deadline:
+                    raise DatabaseAway(self._not_started())
+                await asyncio.sleep(_POLL_S)
+        except asyncio.CancelledError:
+            child.send_signal(signal.SIGINT)
+            raise
+        return True
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        """Not by pg_ctl, which looks ten times a second only, and makes a line for the shell of all this.
+
+        Nor by asyncio, which ends its children with the loop: others may be using the server then.
+        """
+        sockets = '"' + str(self.socket_folder).replace('"', '""') + '"'  # a list of folders, each in quotes
+        options = [f"--{name}={value}" for name, value in {**_OPTIONS, "unix_socket_directories": sockets}.items()]
+        argv = [*_as_another_user(), str(programs() / "postgres"), "-D", self.data.name, *options]
+        with open(self._log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log_file:
+            child = subprocess.Popen(
+                argv,
+                cwd=self.folder,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
             )
+        # Buries it, whenever it ends.
+        threading.Thread(target=child.wait, name="memu-postgres", daemon=True).start()
+        return child
+
+    def _ready(self, pid: int) -> bool:
+        """Whether ``postmaster.pid`` says so, in its eighth line."""
+        try:
+            lines = (self.data / "postmaster.pid").read_bytes().split(b"\n")  # one of them is our path
+        except OSError:
+            return False
+        return lines[0] == str(pid).encode() and lines[7:8] == [b"ready   "]
+
+    async def _what_is_wrong(self) -> str:
+        """In words that also do for the name of a folder."""
+        done = await process.run([str(programs() / "postgres"), "--version"], timeout_s=_START_TIMEOUT_S)
+        here = done.stdout.decode().split()[-1].partition(".")[0] if done.returncode == 0 else ""
+        try:
+            made_by = (self.data / "PG_VERSION").read_text("ascii", "replace").strip()
+        except OSError:
+            made_by = ""
+        return f"made-by-PostgreSQL-{made_by}" if made_by.isdecimal() and made_by != here else "damaged"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "server.log"
+
+    def _not_started(self) -> str:
+        return f"The embedded database in {self.folder} did not start; its reasons are in {self._log}."
+
+    def _forbidden(self) -> str:
+        return (
+            f"This machine does not let root run the embedded database in {self.folder} without root's rights: it "
+            "forbids user namespaces. Allow them, set history.url to a Postgres of your own, or run memu-backup as "
+            "an ordinary user."
+        )
 
     async def _run(self, program: str, *argv: str) -> process.Completed:
-        # On SIGINT pg_ctl takes the server along that it is starting; on SIGTERM it would leave it to itself.
         done = await process.run(
             [*_as_another_user(), str(programs() / program), *argv],
             folder=self.folder,
             timeout_s=_START_TIMEOUT_S + 5,
-            stop_with=signal.SIGINT,
         )
         if done.returncode != 0 and done.last_error_line.startswith("unshare: unshare failed"):
-            raise DatabaseError(
-                f"This machine does not let root run the embedded database in {self.folder} without root's rights: it "
-                "forbids user namespaces. Allow them, set history.url to a Postgres of your own, or run memu-backup as "
-                "an ordinary user."
-            )
+            raise DatabaseError(self._forbidden())
         return done
+
+
+class _Unusable(Exception):
+    """The programs are well, and this data is not. ``why`` also does for the name of a folder."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
 def _as_another_user() -> list[str]:

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from memu_backup.errors import DatabaseAway, DatabaseError
-from memu_backup.postgres_server import PostgresServer, programs
+from memu_backup.postgres_server import PostgresServer, _as_another_user, programs
 from memu_backup.postgres_tools import tool_folders
+from tests.home import fingerprints
 
 USER = """
 import asyncio, sys
@@ -389,18 +390,98 @@ async def test_a_half_made_cluster_is_made_anew(tmp_path: Path) -> None:
         assert await ask(server) == "it lives"
 
 
-async def test_the_data_of_another_major_version_is_refused_in_a_sentence(stopped: PostgresServer) -> None:
-    (stopped.data / "PG_VERSION").write_text("16\n")
-    with pytest.raises(DatabaseError, match=r"was made by PostgreSQL 16, and the one installed now is \d\d") as caught:
-        await asyncio.wait_for(stopped.start(), 5)
-    assert "no backup is touched" in str(caught.value)
+# --- data that cannot be opened --------------------------------------------------------------------------------------
 
 
-async def test_a_server_that_cannot_start_says_where_its_reasons_are(stopped: PostgresServer) -> None:
+def _older_programs() -> Path:
+    """Those of the older major version that the wheel carries beside its newest."""
+    older = programs().parent.parent / "pginstall" / "bin"
+    if not (older / "initdb").exists() or older == programs():
+        pytest.skip("the wheel carries one version only")
+    return older
+
+
+def _set_aside(server: PostgresServer) -> list[Path]:
+    return sorted(server.folder.glob("data-set-aside-*"))
+
+
+async def test_the_data_of_another_major_version_is_set_aside_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = PostgresServer(tmp_path / "server")
+    server.folder.mkdir()
+    argv = [*_as_another_user(), str(_older_programs() / "initdb"), "-D", "data", "--auth=trust", "-U", "postgres"]
+    await asyncio.to_thread(subprocess.run, argv, cwd=server.folder, check=True, capture_output=True)
+    before = fingerprints(server.data)
+    async with server:
+        assert await ask(server) == "it lives"
+    (aside,) = _set_aside(server)
+    assert aside.name.endswith("-made-by-PostgreSQL-16")
+    assert fingerprints(aside) == before
+    (told,) = [r.message for r in caplog.records]
+    assert "made by PostgreSQL 16" in told and "No backup is touched" in told
+
+
+@pytest.mark.parametrize("lost", ["PG_VERSION", "global/pg_control", "pg_wal"])
+async def test_data_with_a_part_that_is_missing_is_set_aside(stopped: PostgresServer, lost: str) -> None:
+    part = stopped.data / lost
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    async with stopped:
+        assert await ask(stopped) == "it lives"
+    assert [p.name.rpartition("-")[2] for p in _set_aside(stopped)] == ["damaged"]
+
+
+async def test_what_cannot_be_made_anew_stays_in_its_place(stopped: PostgresServer) -> None:
+    """Such as on a full disk: who knows whether the data is to blame, then?"""
     (stopped.data / "global" / "pg_control").unlink()
+    (stopped.folder / "data.new").write_text("in the way")
+    with pytest.raises(DatabaseError, match="could not be made"):
+        await stopped.start()
+    assert stopped.data.exists() and _set_aside(stopped) == []
+
+
+async def test_where_a_new_one_does_not_start_either_the_old_one_gets_its_place_back(stopped: PostgresServer) -> None:
+    before = stopped.identity()
+    (stopped.folder / ".s.PGSQL.5432").mkdir()  # nobody can listen there
     with pytest.raises(DatabaseAway, match=r"its reasons are in .*/server\.log"):
-        await asyncio.wait_for(stopped.start(), 5)
-    assert "pg_control" in (stopped.folder / "server.log").read_text()
+        await stopped.start()
+    assert stopped.identity() == before and _set_aside(stopped) == []
+    (stopped.folder / ".s.PGSQL.5432").rmdir()
+    async with stopped:
+        assert await ask(stopped) == "it lives"
+
+
+async def test_two_are_kept_of_what_was_set_aside(stopped: PostgresServer) -> None:
+    for day in (1, 2, 3):
+        (stopped.folder / f"data-set-aside-2026010{day}-010000-damaged").mkdir()
+    (stopped.data / "PG_VERSION").unlink()
+    async with stopped:
+        pass
+    assert [p.name[15:23] for p in _set_aside(stopped)][:1] == ["20260103"] and len(_set_aside(stopped)) == 2
+
+
+async def test_data_that_is_replaced_under_another_user_is_replaced_once(server: PostgresServer) -> None:
+    """Both saw that it cannot be read; the second one must not set the new data aside."""
+    other = PostgresServer(server.folder)
+    await other.start()
+    found = server.identity()
+    assert not await server.replace(found), "it would be done again and again, with data that is no better"
+    os.utime(server.data / "PG_VERSION", (0, 0))
+    assert all(await asyncio.gather(server.replace(found), other.replace(found)))
+    assert len(_set_aside(server)) == 1
+    assert await ask(server) == await ask(other) == "it lives"
+    await other.stop()
+
+
+async def test_a_folder_that_is_gone_under_its_user_is_made_anew(stopped: PostgresServer) -> None:
+    await stopped.start()
+    old = pid(stopped)
+    shutil.rmtree(stopped.folder)
+    await stopped.stop()
+    async with stopped:
+        assert await ask(stopped) == "it lives"
+    with suppress(ProcessLookupError):
+        os.kill(old, signal.SIGKILL)
 
 
 @needs_root
