@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from memu_backup.errors import HistoryAway
-from memu_backup.history import rows
+from memu_backup.clock import Clock, now
+from memu_backup.errors import HistoryAway, StoreError
+from memu_backup.history import dump, rows
 from memu_backup.history.database import Database
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection, alone
 from memu_backup.history.spool import Spool
 from memu_backup.model import AuditEvent, Run
+from memu_backup.work import look
 
 log = logging.getLogger(__name__)
 
 CHANNEL = "memu_backup"
 """Postgres announces each change of ``backup_history`` here, as ``{"run_id": ..., "status": ...}``."""
+
+_SAVE_S = 120.0
+_LOOK_S = 60.0
+"""For disks that sleep; a network drive that is dead never answers."""
 
 _LAST_WORDS_S = 3.0
 """How long who is cancelled still writes; the spool needs a moment, Postgres may not answer."""
@@ -33,6 +40,9 @@ class History:
     Whatever is written goes to ``state_dir/spool`` first and from there to Postgres, in the order in which it was
     first written: neither a crash nor a Postgres that is away loses a row. Several processes may share a state_dir.
     ``host`` names this machine to the database. Making one costs nothing; use it as ``async with``.
+
+    Our own Postgres comes back when its data was lost: from the dumps that lie in ``places`` (see ``dump``), and from
+    ``lying``, which tells the runs whose backups are there. It blocks, and may raise StoreError.
     """
 
     def __init__(
@@ -41,6 +51,8 @@ class History:
         state_dir: Path,
         host: str,
         *,
+        places: Sequence[Path] = (),
+        lying: Callable[[], Sequence[Run]] = tuple,
         connect_timeout_s: float = 5.0,
         command_timeout_s: float = 10.0,
     ) -> None:
@@ -48,10 +60,14 @@ class History:
             url,
             state_dir / "postgres",
             host,
+            fill=self._take_back,
             connect_timeout_s=connect_timeout_s,
             command_timeout_s=command_timeout_s,
         )
         self._spool = Spool(state_dir / "spool")
+        self._host = host
+        self._places = tuple(places)
+        self._lying = lying
         self._patience_s = connect_timeout_s + command_timeout_s
 
     async def __aenter__(self) -> Self:
@@ -108,6 +124,73 @@ class History:
         Idempotent: a note that Postgres had already is written over with itself.
         """
         return await self._database.ask(self._empty_spool, insist=True)
+
+    async def adopt(self, runs: Sequence[Run]) -> list[Run]:
+        """Write down those that have no row, and return them; no row that is there changes. Raises HistoryAway."""
+
+        async def work(connection: Connection) -> list[Run]:
+            await self._empty_spool(connection)
+            async with alone(connection):
+                added = await rows.add(connection, runs)
+            return [run for run in runs if run.run_id in added]
+
+        return await self._database.ask(work) if runs else []
+
+    async def save(self, folder: Path, clock: Clock = now) -> None:
+        """Dump all rows beside the backups in ``folder``, where the history is our own; atomically, mode 0600.
+
+        What a former dump knows and we do not is taken back first: an empty history never takes the place of a full
+        one. Takes two minutes at most. Never raises: what goes wrong is logged, and the former dump stays.
+        """
+        if not self._database.embedded:
+            return
+        try:
+            async with asyncio.timeout(_SAVE_S):
+                await self._save(dump.path_in(folder, self._host), clock())
+        except HistoryAway as error:
+            log.warning("The history could not be saved beside the backups in %s. %s", folder, error)
+        except (OSError, dump.Unreadable) as error:
+            log.warning(
+                "The history could not be saved beside the backups in %s: %s. The backups themselves are whole; the "
+                "next run tries again.", folder, dump.reason(error),
+            )  # fmt: skip
+        except Exception as error:
+            log.warning("The history could not be saved beside the backups in %s.", folder, exc_info=error)
+
+    async def _save(self, path: Path, at: datetime) -> None:
+        former = await look(partial(dump.former, path), _SAVE_S)
+
+        async def work(connection: Connection) -> bytes:
+            await self._empty_spool(connection)
+            if former:
+                async with alone(connection):
+                    await dump.load(connection, former)
+            return await dump.packed(connection, self._host, at)
+
+        content = await self._database.ask(work)
+        await look(partial(dump.publish, content, path), _SAVE_S)
+
+    async def _take_back(self, connection: Connection) -> None:
+        """Fill new tables, in the transaction that makes them: killed in here, the next who asks begins again.
+
+        What cannot be seen now is added by the next run, which takes the dump back before it replaces it.
+        """
+        dumps: list[dump.Dump] = []
+        told: Sequence[Run] = ()
+        try:
+            for place in self._places:
+                dumps += await look(partial(dump.available, place), _LOOK_S)
+            told = await look(self._lying, _LOOK_S)
+        except StoreError as error:
+            log.warning("%s", error)
+        except TimeoutError:
+            log.warning("A disk with backups does not answer, so what the history knew is not all there yet.")
+        counts = [(d.path, await dump.load(connection, d)) for d in dump.best_first(dumps, self._host)]
+        adopted = len(await rows.add(connection, told))
+        came = [f"{count} notes from {path}" for path, count in counts if count]
+        came += [f"{adopted} from what backups say of themselves"] if adopted else []
+        if came:
+            log.warning("The history was made anew, with %s.", " and ".join(came))
 
     async def runs(
         self,
@@ -181,7 +264,7 @@ class History:
     @property
     def unmade(self) -> bool:
         """Whether nothing was ever written down, in an embedded server that is not there yet: asking makes none."""
-        return self._database.unmade and not self.waiting()
+        return self._database.unmade and not self.waiting() and not any(map(dump.present, self._places))
 
     async def backup_count(self, *, job: str | None = None) -> int:
         """How many backups are stored: successful or partial and not deleted since. Raises HistoryAway."""

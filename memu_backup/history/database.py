@@ -11,8 +11,8 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -35,12 +35,23 @@ _PAUSE_FACTOR = 10
 
 
 class Database:
-    """The family's Postgres at ``url``, or where that is None our own under ``folder``, started on first use."""
+    """The family's Postgres at ``url``, or where that is None our own under ``folder``, started on first use.
+
+    ``fill`` puts into the tables of our own, once they are made, what is known already.
+    """
 
     def __init__(
-        self, url: str | None, folder: Path, host: str, *, connect_timeout_s: float, command_timeout_s: float
+        self,
+        url: str | None,
+        folder: Path,
+        host: str,
+        *,
+        fill: schema.Fill,
+        connect_timeout_s: float,
+        command_timeout_s: float,
     ) -> None:
         self._url = url
+        self._fill = fill
         self._server = PostgresServer(folder) if url is None else None
         self._host = host
         self._connect_timeout_s = connect_timeout_s
@@ -56,8 +67,9 @@ class Database:
 
         Raises HistoryAway when there is no answer in time (of each command, and of all within ``budget_s``), or at
         once when that happened a moment ago, unless ``insist``; HistoryRefused when waiting alone will not help.
-        ``work`` may let every error through. The budget counts the wait for whoever asks just now, and leaves out the
-        start of the embedded server.
+        ``work`` may let every error through, and is asked once more where our own server found its data damaged and
+        got new. The budget counts the wait for whoever asks just now, and leaves out the start of the embedded server
+        and its filling.
         """
         called = time.monotonic()
         async with self._its_turn(budget_s):
@@ -91,6 +103,10 @@ class Database:
             self._turn.release()
 
     @property
+    def embedded(self) -> bool:
+        return self._server is not None
+
+    @property
     def unmade(self) -> bool:
         """Whether it is our own, and nobody has made it yet. Where that cannot be seen it is taken to be there."""
         try:
@@ -114,22 +130,39 @@ class Database:
             return f"embedded {version}"
         return f"{version} at {self._place() or 'the address in history.url'}"
 
-    async def _ask(self, work: Callable[[Connection], Awaitable[T]], budget_s: float | None) -> T:
+    async def _ask(
+        self, work: Callable[[Connection], Awaitable[T]], budget_s: float | None, once_more: bool = True
+    ) -> T:
         url = self._url if self._server is None else await self._start(self._server)
+        found = self._server.identity() if self._server else None
         try:
-            async with asyncio.timeout(budget_s):
-                connection = await self._connect(url)
-                try:
-                    await schema.migrate(connection)
-                    result = await work(connection)
-                    await _say_goodbye(connection)
-                    return result
-                finally:
-                    connection.terminate()  # does nothing after a goodbye
+            return await self._ask_at(url, work, budget_s)
         except HistoryAway:
             raise
         except Exception as error:  # also what a stranger on that port makes asyncpg stumble over
-            raise self._translated(error) from error
+            if self._server is None or not once_more or not _is_damage(error):
+                raise self._translated(error) from error
+            log.debug("The data of the embedded history database is damaged.", exc_info=error)
+            if not await self._replaced(self._server, found):
+                raise self._translated(error) from error
+        return await self._ask(work, budget_s, once_more=False)
+
+    async def _ask_at(self, url: str | None, work: Callable[[Connection], Awaitable[T]], budget_s: float | None) -> T:
+        async with asyncio.timeout(budget_s) as limit:
+
+            async def fill(connection: Connection) -> None:
+                limit.reschedule(None)
+                await self._fill(connection)
+                limit.reschedule(None if budget_s is None else asyncio.get_running_loop().time() + budget_s)
+
+            connection = await self._connect(url)
+            try:
+                await schema.migrate(connection, fill if self._server else None)
+                result = await work(connection)
+                await _say_goodbye(connection)
+                return result
+            finally:
+                connection.terminate()  # does nothing after a goodbye
 
     async def _connect(self, url: str | None) -> Connection:
         import asyncpg
@@ -154,16 +187,15 @@ class Database:
         )
 
     async def _start(self, server: PostgresServer) -> str:
-        try:
+        with _starting(server):
             if not server.running():
                 await server.stop()  # counts us out of one that has died under us
             await server.start()
-        except Exception as error:
-            why = str(error)
-            if not isinstance(error, DatabaseError):
-                why = f"The embedded history database in {server.folder} cannot be started: {_reason(error)}."
-            raise HistoryAway(why) from error
         return server.url()
+
+    async def _replaced(self, server: PostgresServer, found: object) -> bool:
+        with _starting(server):
+            return await server.replace(found)
 
     def _place(self) -> str:
         """Host and database without user and password; empty where the address is too odd to be sure of that."""
@@ -213,6 +245,23 @@ _REFUSALS = {
         "Make that user the owner of the database, or of the tables if they are there already.",
     ),
 }
+
+
+@contextmanager
+def _starting(server: PostgresServer) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        why = str(error)
+        if not isinstance(error, DatabaseError):
+            why = f"The embedded history database in {server.folder} cannot be started: {_reason(error)}."
+        raise HistoryAway(why) from error
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether our own Postgres says that its files are damaged, or not there, or does not know its user any more."""
+    state = getattr(error, "sqlstate", None) or ""
+    return state.startswith("XX") or state in ("58P01", "28000", "3D000")
 
 
 async def _say_goodbye(connection: Connection) -> None:

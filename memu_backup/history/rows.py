@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,11 @@ Note = Run | AuditEvent
 
 _RUN = tuple(f.name for f in fields(Run))
 _AUDIT = tuple(f.name for f in fields(AuditEvent))
+_SHAPES: dict[type[Note], tuple[tuple[str, ...], str, str]] = {
+    Run: (_RUN, "backup_history", "run_id"),
+    AuditEvent: (_AUDIT, "backup_audit", "event_id"),
+}
+"""Fields, table and key of each."""
 _TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at"}
 
 # Postgres takes neither NUL nor the surrogates that stand for bytes of a file name. They become \x00 and \udcff, and
@@ -26,10 +31,10 @@ _UNFIT = re.compile("[\x00\ud800-\udfff]|\\\\(?=ud[89a-f]|x00|x5c)")
 _ESCAPED = re.compile(r"\\(?:x(00|5c)|u(d[89a-f][0-9a-f]{2}))")
 
 
-def to_json(note: Note) -> bytes:
+def to_json(note: Note, *, indent: int | None = 1) -> bytes:
     """One object with the key ``run`` or ``audit``; ASCII, times in ISO 8601 with their offset."""
     kind = "run" if isinstance(note, Run) else "audit"
-    return json.dumps({kind: asdict(note)}, default=datetime.isoformat, indent=1).encode()
+    return json.dumps({kind: asdict(note)}, default=datetime.isoformat, indent=indent).encode()
 
 
 def from_json(content: bytes) -> Note:
@@ -43,9 +48,7 @@ def from_json(content: bytes) -> Note:
 
 async def write(connection: Connection, note: Note) -> None:
     """Insert a note, or replace the row that has its ``run_id`` or ``event_id``. Lets asyncpg's errors through."""
-    names, table, key = (
-        (_RUN, "backup_history", "run_id") if isinstance(note, Run) else (_AUDIT, "backup_audit", "event_id")
-    )
+    names, table, key = _SHAPES[type(note)]
     places = ", ".join(f"${number}" for number in range(1, len(names) + 1))
     changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name != key)
     await connection.execute(
@@ -53,6 +56,45 @@ async def write(connection: Connection, note: Note) -> None:
         f"ON CONFLICT ({key}) DO UPDATE SET {changes}",
         *(_to_column(getattr(note, name)) for name in names),
     )
+
+
+async def add(connection: Connection, notes: Sequence[Note]) -> set[str]:
+    """Insert those that have no row yet, and return their keys; no row that is there changes.
+
+    Lets asyncpg's errors through.
+    """
+    added: set[str] = set()
+    for kind, (names, table, key) in _SHAPES.items():
+        mine = [note for note in notes if isinstance(note, kind)]
+        content = [{name: _to_json(getattr(note, name)) for name in names} for note in mine]
+        columns = ", ".join(names)
+        records = await connection.fetch(
+            f"INSERT INTO {table} ({columns}) "  # noqa: S608  names of our own fields
+            f"SELECT {columns} FROM jsonb_populate_recordset(NULL::{table}, $1::jsonb) "
+            f"ON CONFLICT ({key}) DO NOTHING RETURNING {key}",
+            json.dumps(content, default=datetime.isoformat),
+        )
+        added |= {from_text(record[0]) for record in records}
+    return added
+
+
+async def everything(connection: Connection, batch: int) -> AsyncIterator[list[Note]]:
+    """All rows as they are at one moment, ``batch`` at a time, each table in the order of its rows.
+
+    Lets asyncpg's errors through; the caller then ends the connection.
+    """
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    for order, read, (names, table, _) in (
+        ("id", _run, _SHAPES[Run]),
+        ("created_at, event_id", _audit, _SHAPES[AuditEvent]),
+    ):
+        await connection.execute(
+            f"DECLARE all_rows CURSOR FOR SELECT {', '.join(names)} FROM {table} ORDER BY {order}"  # noqa: S608
+        )
+        while records := await connection.fetch(f"FETCH {batch} FROM all_rows"):
+            yield [read(_from_columns(record)) for record in records]
+        await connection.execute("CLOSE all_rows")
+    await connection.execute("COMMIT")
 
 
 async def read_runs(
@@ -122,6 +164,10 @@ async def read_audit(connection: Connection, limit: int) -> list[AuditEvent]:
         limit,
     )
     return [_audit(_from_columns(record)) for record in records]
+
+
+def _to_json(value: Any) -> Any:
+    return [to_text(item) for item in value] if isinstance(value, tuple) else _to_column(value)
 
 
 def _to_column(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -11,6 +11,8 @@ from memu_backup.errors import HistoryRefused
 
 Connection = Any
 """An ``asyncpg.Connection``; asyncpg carries no types."""
+
+Fill = Callable[[Connection], Awaitable[None]]
 
 NEWEST = 2
 """The schema version that this code writes and reads."""
@@ -41,8 +43,10 @@ async def alone(connection: Connection) -> AsyncIterator[None]:
     await connection.execute("COMMIT")
 
 
-async def migrate(connection: Connection) -> None:
+async def migrate(connection: Connection, fill: Fill | None = None) -> None:
     """Bring the tables to ``NEWEST``, all or nothing. Costs two queries and needs no rights where they are there.
+
+    Where there are none yet, ``fill`` is asked to put into them what is known already, before anybody sees them.
 
     Raises HistoryRefused for tables of a newer version, which are left untouched; lets asyncpg's errors through.
     """
@@ -60,6 +64,10 @@ async def migrate(connection: Connection) -> None:
             if number > found:
                 await connection.execute(step.read_text("utf-8"))
                 await connection.execute("INSERT INTO backup_schema (version) VALUES ($1)", number)
+        if fill and not found:
+            # It may have to wait for a disk that wakes up; who fills is on this machine, and its end is noticed.
+            await connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+            await fill(connection)
 
 
 async def _version(connection: Connection) -> int:

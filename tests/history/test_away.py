@@ -315,7 +315,7 @@ async def test_a_clash_or_a_session_that_was_ended_passes_and_is_no_refusal(
         await connection.execute(f"DO $$ BEGIN RAISE 'no' USING ERRCODE = '{state}'; END $$")
 
     with pytest.raises(HistoryAway) as caught:
-        await Database(database, tmp_path, "nas", connect_timeout_s=5, command_timeout_s=5).ask(clash)
+        await Database(database, tmp_path, "nas", fill=clash, connect_timeout_s=5, command_timeout_s=5).ask(clash)
     assert (type(caught.value) is HistoryAway, caught.value.retryable) == (passes, passes)
 
 

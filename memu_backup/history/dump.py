@@ -1,0 +1,190 @@
+"""All rows beside the archives, as lines of JSON that people can read and every version of Postgres can take back."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import os
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+from urllib.parse import quote
+
+from memu_backup.files import write_atomically
+from memu_backup.history import rows
+from memu_backup.history.rows import Note
+from memu_backup.history.schema import Connection
+
+log = logging.getLogger(__name__)
+
+FORMAT = "memu-backup-history/1"
+
+_PREFIX, _SUFFIX = "backup_history_", ".jsonl.gz"
+_BATCH = 500
+_LEFT_OVER_S = 3600.0
+_DAMAGE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, AttributeError)
+
+
+class Unreadable(Exception):
+    """A dump that is damaged, or of a later format; its words fit into a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dump:
+    """One that lies in a folder. ``content`` is packed, some hundred bytes a row: the disk is done with."""
+
+    path: Path
+    host: str
+    made_at: datetime
+    content: bytes
+
+
+def path_in(folder: Path, host: str) -> Path:
+    """Where the dump of this machine's history lies. Machines that share a folder do not write over each other's."""
+    return folder / f"{_PREFIX}{quote(host, safe='')[:150]}{_SUFFIX}"
+
+
+def best_first(dumps: Sequence[Dump], host: str) -> list[Dump]:
+    """This machine's own before others', the newest first: what is taken from one, none behind it changes."""
+    return sorted(dumps, key=lambda d: (d.host == host, d.made_at), reverse=True)
+
+
+def available(folder: Path) -> list[Dump]:
+    """All dumps in a folder, whoever wrote them. What cannot be read is logged and left out. Blocks."""
+    found = []
+    for path in present(folder):
+        try:
+            found.append(fetched(path))
+        except (OSError, Unreadable) as error:
+            log.warning("The saved history %s cannot be read (%s).", path, reason(error))
+    return found
+
+
+def present(folder: Path) -> list[Path]:
+    """Where they lie. In a folder that cannot be read there are none."""
+    try:
+        return sorted(p for p in folder.iterdir() if p.name.startswith(_PREFIX) and p.name.endswith(_SUFFIX))
+    except OSError:
+        return []
+
+
+def fetched(path: Path) -> Dump:
+    """Raises OSError, Unreadable."""
+    with open(path, "rb", opener=_opened) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise Unreadable("it is no file")
+        content = file.read()
+    try:
+        with gzip.open(BytesIO(content)) as lines:
+            head = json.loads(lines.readline())
+        made_at = datetime.fromisoformat(head["made_at"])
+        if head["format"] != FORMAT or made_at.tzinfo is None:
+            raise Unreadable("it was written by another version of memu-backup")
+        return Dump(path, head["host"], made_at, content)
+    except _DAMAGE as error:
+        raise Unreadable("it is damaged") from error
+
+
+def former(path: Path) -> Dump | None:
+    """What is about to be replaced; one that cannot be read is set aside, as it may be all that is left. Blocks.
+
+    Raises OSError.
+    """
+    try:
+        return fetched(path)
+    except FileNotFoundError:
+        return None
+    except Unreadable as error:
+        aside = path.with_name(f"{path.name}.unreadable")
+        path.rename(aside)
+        log.warning("The saved history %s cannot be read (%s); it is kept as %s.", path, error, aside.name)
+        return None
+
+
+def _opened(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+async def load(connection: Connection, dump: Dump) -> int:
+    """Add the rows that are not there yet, and return how many; those that are there are newer and stay as they are.
+
+    All that can be read of a damaged one. Lets asyncpg's errors through; the caller has begun a transaction.
+    """
+    from asyncpg import DataError, IntegrityConstraintViolationError
+
+    added = 0
+    batches = _batches(dump.content)
+    try:
+        while batch := await asyncio.to_thread(next, batches, None):
+            await connection.execute("SAVEPOINT batch")
+            added += len(await rows.add(connection, batch))
+            await connection.execute("RELEASE SAVEPOINT batch")
+    except Unreadable as error:
+        log.warning(
+            "The saved history %s cannot be read to its end: %s. What could be read of it counts.", dump.path, error
+        )
+    except (DataError, IntegrityConstraintViolationError) as error:
+        await connection.execute("ROLLBACK TO SAVEPOINT batch")
+        log.warning(
+            "The saved history %s holds what no history takes (%s); the rest of it is left out.",
+            dump.path,
+            error.args[0],
+        )
+    return added
+
+
+def _batches(content: bytes) -> Iterator[list[Note]]:
+    batch: list[Note] = []
+    damage: Exception | None = None
+    try:
+        with gzip.open(BytesIO(content)) as lines:
+            lines.readline()
+            for line in lines:
+                batch.append(rows.from_json(line))
+                if len(batch) == _BATCH:
+                    yield batch
+                    batch = []
+    except _DAMAGE as error:
+        damage = error
+    if batch:
+        yield batch
+    if damage:
+        raise Unreadable("it is damaged") from damage
+
+
+async def packed(connection: Connection, host: str, made_at: datetime) -> bytes:
+    """What a dump holds: all rows as they are at one moment, in the order in which they were first written.
+
+    Unpacked, only a few hundred rows are in memory at once. Lets asyncpg's errors through.
+    """
+    out = BytesIO()
+    with gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=0) as lines:
+        head = {"format": FORMAT, "host": host, "made_at": made_at.isoformat()}
+        lines.write(json.dumps(head).encode() + b"\n")
+        async for notes in rows.everything(connection, _BATCH):
+            await asyncio.to_thread(lines.writelines, [rows.to_json(note, indent=None) + b"\n" for note in notes])
+    return out.getvalue()
+
+
+def publish(content: bytes, path: Path) -> None:
+    """Put it in the place of the former one, whole or not at all. Raises OSError."""
+    for left_over in path.parent.glob(f".{path.name}.*.partial"):  # of a process that was killed
+        with suppress(OSError):
+            if time.time() - left_over.stat().st_mtime > _LEFT_OVER_S:
+                left_over.unlink()
+    write_atomically(path, content)
+
+
+def reason(error: Exception) -> str:
+    """Half a sentence for people."""
+    if isinstance(error, TimeoutError):
+        return "its disk does not answer"
+    return (error.strerror or "it cannot be opened").lower() if isinstance(error, OSError) else str(error)
