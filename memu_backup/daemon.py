@@ -17,7 +17,7 @@ from memu_backup.clock import Clock, now
 from memu_backup.config import Config
 from memu_backup.errors import HistoryAway, MemuError, StoreError
 from memu_backup.history import History
-from memu_backup.manager import Manager
+from memu_backup.manager import Manager, history_of
 from memu_backup.model import Trigger
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ async def serve(config: Config) -> None:
     Raises LockHeld when another service with the same ``state_dir`` runs: both would make the same backups.
     """
     with _alone(config.state_dir):
-        async with History(config.history_url(), config.state_dir, config.host) as history:
+        async with history_of(config) as history:
             await Daemon(config, history).serve()
     for number in _STOP_SIGNALS:
         # Everything is in order: from here on, asking once more would only turn a good end into a bad one.

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memu_backup import catalog, check, clean, lock, recover, schedule, status, verify
+from memu_backup import catalog, check, clean, lock, rebuild, recover, schedule, status, verify
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -72,6 +72,21 @@ async def search(backups: Sequence[Backup], pattern: str, on_progress: OnProgres
     return await in_thread(lambda: find.find(backups, pattern, on_progress, stop), stop)
 
 
+def history_of(config: Config) -> History:
+    """The history that these settings name. Raises SettingsError.
+
+    One of our own, whose data was lost, comes back from what lies in the places of these settings.
+    """
+    stores = _stores(config)
+    return History(
+        config.history_url(),
+        config.state_dir,
+        config.host,
+        places=[store.directory for store in stores],
+        lying=partial(rebuild.told, stores),
+    )
+
+
 class Manager:
     """Use one a process. Backups wait for each other here; across processes the directory's lock keeps them apart."""
 
@@ -123,7 +138,18 @@ class Manager:
             async with self._one_at_a_time:
                 run = await backup.run(order, self.history, on_progress, self._clock)
             deed.subject, deed.outcome = run.filename, run.status.value
-            return run
+        await self._save_history(order.store)  # now that the audit knows how it ended
+        return run
+
+    async def _save_history(self, store: Store) -> None:
+        """Only where backups lie: what failed for want of its disk must not write below where that is mounted."""
+        try:
+            beside = await asyncio.to_thread(store.backups)
+        except StoreError as error:
+            log.warning("%s", error)
+            return
+        if beside:
+            await self.history.save(store.directory, self._clock)
 
     async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError.
@@ -174,6 +200,21 @@ class Manager:
             except StoreError as error:
                 log.warning("%s", error)
 
+    async def rebuild(self, asker: Asker, *, dry_run: bool) -> rebuild.Rebuilt:
+        """Bring the history in line with the backups in all places, see ``rebuild``; with ``dry_run`` only say how.
+
+        Raises HistoryAway, StoreError.
+        """
+        jobs = {name: self.store(self.config.job(name)) for name in self.config.jobs}
+        work = partial(rebuild.rebuild, self.stores(), jobs, self.config.host, self.history, self._clock)
+        # Looked at first: a history that is not there yet is filled by whoever writes first, which is the audit.
+        found = await work(dry_run=True)
+        if not dry_run:
+            async with self._audit.act(asker, "history rebuild", "") as deed:
+                await work(dry_run=False)
+                deed.outcome = f"{len(found.changes)} changed" if found.changes else "nothing was missing"
+        return found
+
     async def _removed(self, asker: Asker, gone: Decision) -> None:
         """With the reason for an outcome: what is gone can no longer be asked why."""
         await self._audit.note(asker, "delete", gone.backup.name, gone.verdict.reason)
@@ -181,15 +222,11 @@ class Manager:
     # --- what there is -----------------------------------------------------------------------------------------------
 
     def store(self, job: Job) -> Store:
-        settings = self.config.store_of(job)
-        kind = next(k for k in store_kinds().values() if k.Settings is type(settings))
-        assert settings.dir is not None
-        return kind(settings.dir, settings)
+        return _store(self.config, job)
 
     def stores(self) -> list[Store]:
         """Every place that a job uses, each once."""
-        found = {(s.kind, s.directory): s for s in (self.store(self.config.job(name)) for name in self.config.jobs)}
-        return list(found.values())
+        return _stores(self.config)
 
     def _is_ours(self, store: Store) -> bool:
         return any(_same_folder(store.directory, ours.directory) for ours in self.stores())
@@ -298,6 +335,18 @@ class Manager:
         """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
         async with self._audit.act(asker, "restore", _subject(planned)):
             return await give_back(planned, overwrite=overwrite, on_progress=on_progress)
+
+
+def _store(config: Config, job: Job) -> Store:
+    settings = config.store_of(job)
+    kind = next(k for k in store_kinds().values() if k.Settings is type(settings))
+    assert settings.dir is not None
+    return kind(settings.dir, settings)
+
+
+def _stores(config: Config) -> list[Store]:
+    found = {(s.kind, s.directory): s for s in (_store(config, config.job(name)) for name in config.jobs)}
+    return list(found.values())
 
 
 def _seen(store: Store) -> list[Backup] | None:

@@ -25,9 +25,8 @@ from uuid import uuid4
 import asyncpg
 
 from memu_backup.config import load
-from memu_backup.history import History
 from memu_backup.lock import NAME as LOCK
-from memu_backup.manager import Manager
+from memu_backup.manager import Manager, history_of
 from memu_backup.postgres_server import PostgresServer, programs
 from tests import warm
 
@@ -198,7 +197,7 @@ class Home:
 async def managed(home: Home, now: list[datetime]) -> AsyncIterator[Manager]:
     """Its manager, with ``now[0]`` for a clock."""
     config = load(home.folder / "config.toml", {})
-    async with History(config.history_url(), config.state_dir, config.host) as history:
+    async with history_of(config) as history:
         yield Manager(config, history, lambda: now[0])
 
 

@@ -26,6 +26,7 @@ FLOORS = (
         "check",
         "clean",
         "outlook",
+        "rebuild",
         "recover",
         "restore",
         "retention",

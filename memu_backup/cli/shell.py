@@ -151,13 +151,12 @@ def load() -> Config:
 async def the_manager() -> AsyncIterator[Manager]:
     """Raises SettingsError."""
     from memu_backup import logs
-    from memu_backup.history import History
-    from memu_backup.manager import Manager
+    from memu_backup.manager import Manager, history_of
 
     settings = load()
-    url = settings.history_url()
+    history = history_of(settings)
     logs.configure_for_people(settings.log_file, debug=_options.debug)
-    async with History(url, settings.state_dir, settings.host) as history:
+    async with history:
         yield Manager(settings, history)
 
 
