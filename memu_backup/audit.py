@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from memu_backup.clock import Clock
-from memu_backup.errors import HistoryAway, LockHeld
+from memu_backup.errors import HistoryAway, LockHeld, UsageError
 from memu_backup.history import History
 from memu_backup.model import AuditEvent
 
@@ -71,7 +71,7 @@ class Audit:
             except Exception as error:  # said at the end, if it is still so
                 log.debug("That this begins could not be written down.", exc_info=error)
             yield deed
-        except LockHeld:
+        except (LockHeld, UsageError):
             deed.outcome = "refused"
             raise
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from memu_backup import __version__, clean, files, lock, logs, verify, words
+from memu_backup import __version__, clean, files, lock, logs, place, verify, words
 from memu_backup.clean import OnRemoved
 from memu_backup.clock import Clock, now
 from memu_backup.errors import (
@@ -46,6 +46,7 @@ _LOCK_POLL_S = 2.0
 class Order:
     """Everything that one run needs. ``never`` are folders of ours that no source may pull in.
 
+    ``new_place`` is somebody's word that the folder may be empty although backups were made in it.
     ``on_removed`` is told of each older backup that retention lets go at the end.
     """
 
@@ -60,18 +61,19 @@ class Order:
     on_removed: OnRemoved
     never: tuple[Path, ...] = ()
     patient: bool = False
+    new_place: bool = False
 
 
 async def run(order: Order, history: History, on_progress: OnProgress, clock: Clock = now) -> Run:
     """Make one backup and return its row, which tells how it went: no failure of the backup itself is raised.
 
-    Raises LockHeld, with nothing begun and no row, when another run holds the directory; a ``patient`` order waits
-    instead. When cancelled, ends its children and threads, removes what is half-done, writes the row as failed and
-    raises CancelledError; once the backup has its name, the row says so even then.
+    Raises, with nothing begun and no row, LockHeld when another run holds the directory (a ``patient`` order waits
+    instead) and BackupsMissing as ``place.ready``. When cancelled, ends its children and threads, removes what is
+    half-done, writes the row as failed and raises CancelledError; once the backup has its name, the row says so even
+    then.
     """
     logs.run_id.set(order.run_id)
     try:
-        await asyncio.to_thread(order.store.prepare)
         async with _locked(order, history, on_progress, clock):
             return await _run_alone(order, history, on_progress, clock)
     except StoreError as error:  # of the folder itself: nothing had begun
@@ -157,7 +159,10 @@ async def _sweep(store: Store) -> None:
 
 @asynccontextmanager
 async def _locked(order: Order, history: History, on_progress: OnProgress, clock: Clock) -> AsyncIterator[None]:
+    by_hand = order.trigger is Trigger.MANUAL
     while True:
+        # Each time anew: the disk may be unmounted as soon as whoever we wait for lets go of it.
+        await place.ready(order.store, order.host, history, clock, by_hand=by_hand, new=order.new_place)
         try:
             with lock.held(order.store.directory, f"backup job {order.job}"):
                 yield

@@ -32,6 +32,16 @@ async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
         return [Finding(what, False, str(error))]
 
 
+def _check_store(store: Store) -> str:
+    free = _check_place(store.directory)
+    if not store.marked():
+        raise StoreError(
+            f"{store.directory} does not carry the mark of a place for backups, so none is made there at night. If its "
+            "disk is not mounted, mount it; if this is a new place, make the first backup by hand: memu-backup start"
+        )
+    return free
+
+
 def _check_place(directory: Path, no: str = "") -> str:
     """The folder, or the nearest one above it that is there, since the first backup makes it."""
     there = next(f for f in (directory, *directory.parents) if os.path.lexists(f))
@@ -51,7 +61,7 @@ async def check(config: Config, stores: Iterable[Store], history: History) -> li
     for name in config.sources:
         found += await _check_source(config, name)
     for store in stores:
-        found += await _found(f"backups in {store.directory}", asyncio.to_thread(_check_place, store.directory))
+        found += await _found(f"backups in {store.directory}", asyncio.to_thread(_check_store, store))
     found += await _found("history", _check_history(config, history))
     return found
 

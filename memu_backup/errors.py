@@ -3,12 +3,14 @@
     MemuError                  1   code "error"
     ├── UsageError             2   what was typed cannot be done as typed
     │   ├── SettingsError      2   config.toml or the environment; holds every mistake found
-    │   └── UnknownBackup      2   no backup of that name
+    │   ├── UnknownBackup      2   no backup of that name
+    │   └── BackupsMissing     2   by hand, into an empty folder in which backups were made: mount its disk, or say so
     ├── LockHeld              75   another run holds the backup directory
     ├── Interrupted            1   cancelled, or the daemon is stopping
     ├── SourceError            1   something to back up is not there or cannot be read
     │   └── DatabaseError      1   a database refuses, is too new, or is away
     ├── StoreError             1   the place for backups cannot be used
+    │   ├── NotMounted         1   the folder does not carry our mark, so nothing is written there
     │   ├── DiskFull           1
     │   └── WriteFailed        1   the disk took the data and then said no
     ├── ArchiveError           1
@@ -57,6 +59,10 @@ class UnknownBackup(UsageError):
     code = "unknown_backup"
 
 
+class BackupsMissing(UsageError):
+    code = "backups_missing"
+
+
 class LockHeld(MemuError):
     code = "lock_held"
     retryable = True
@@ -85,6 +91,11 @@ class DatabaseAway(DatabaseError):
 
 class StoreError(MemuError):
     code = "store"
+
+
+class NotMounted(StoreError):
+    code = "not_mounted"
+    retryable = True
 
 
 class DiskFull(StoreError):

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memu_backup import catalog, check, clean, lock, rebuild, recover, schedule, status, verify
+from memu_backup import catalog, check, clean, lock, place, rebuild, recover, schedule, status, verify
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -72,12 +72,18 @@ async def search(backups: Sequence[Backup], pattern: str, on_progress: OnProgres
     return await in_thread(lambda: find.find(backups, pattern, on_progress, stop), stop)
 
 
+def places(config: Config) -> list[Store]:
+    """Every place that a job uses, each once."""
+    found = {(s.kind, s.directory): s for s in (_store(config, config.job(name)) for name in config.jobs)}
+    return list(found.values())
+
+
 def history_of(config: Config) -> History:
     """The history that these settings name. Raises SettingsError.
 
     One of our own, whose data was lost, comes back from what lies in the places of these settings.
     """
-    stores = _stores(config)
+    stores = places(config)
     return History(
         config.history_url(),
         config.state_dir,
@@ -106,8 +112,10 @@ class Manager:
         asker: Asker,
         on_progress: OnProgress = _nobody_watches,
         on_removed: Callable[[Backup], None] | None = None,
+        *,
+        new_place: bool = False,
     ) -> Run:
-        """Run a job now and return its row. Raises UsageError for an unknown job and LockHeld; else see ``backup.run``.
+        """Run a job now and return its row. Raises UsageError for an unknown job; else see ``backup.run``.
 
         ``on_removed`` is told of each older backup that retention lets go. One that the timetable set off waits for the
         lock: a backup made by hand at 1:59 must not cost the night's.
@@ -133,6 +141,7 @@ class Manager:
             on_removed=removed,
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
+            new_place=new_place,
         )
         async with self._audit.act(asker, "backup", job) as deed:
             async with self._one_at_a_time:
@@ -144,7 +153,7 @@ class Manager:
     async def _save_history(self, store: Store) -> None:
         """Only where backups lie: what failed for want of its disk must not write below where that is mounted."""
         try:
-            beside = await asyncio.to_thread(store.backups)
+            beside = await asyncio.to_thread(lambda: store.marked() and store.backups())
         except StoreError as error:
             log.warning("%s", error)
             return
@@ -154,7 +163,8 @@ class Manager:
     async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError.
 
-        Room for the next backup is made as that backup would do it.
+        Room for the next backup is made as that backup would do it. In a place without mark nothing is removed: raises
+        NotMounted.
         """
         settings = self.config.job(job)
         store = self.store(settings)
@@ -163,7 +173,8 @@ class Manager:
         async def decide() -> tuple[Decision, ...]:
             return await clean.plan(shelf, self.history, self._clock(), for_next=True)
 
-        if dry_run or not store.directory.exists():
+        await place.found(store)
+        if dry_run:
             return await decide()
         async with self._audit.act(asker, "clean", job):
             with lock.held(store.directory, f"clean job {job}"):
@@ -190,9 +201,9 @@ class Manager:
         """Remove what killed runs left behind and bring rows in line with the files, wherever nobody is at work."""
         for name in self.config.jobs:
             store = self.store(self.config.job(name))
-            if not store.directory.is_dir():
-                continue
             try:
+                if not await asyncio.to_thread(store.marked):
+                    continue  # the disk is not mounted, or nothing was ever made there
                 with lock.held(store.directory, "tidying up"):
                     await recover.recover(store, self.config.host, name, self.history, self._clock)
             except LockHeld:
@@ -226,7 +237,7 @@ class Manager:
 
     def stores(self) -> list[Store]:
         """Every place that a job uses, each once."""
-        return _stores(self.config)
+        return places(self.config)
 
     def _is_ours(self, store: Store) -> bool:
         return any(_same_folder(store.directory, ours.directory) for ours in self.stores())
@@ -288,6 +299,7 @@ class Manager:
             runs,
             None if stored is None else mine,
             self._clock(),
+            marked=await asyncio.to_thread(_marked, store),
             interval=schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None,
             usb_overdue_days=self.config.usb.overdue_days,
             outlook=ahead,
@@ -344,11 +356,6 @@ def _store(config: Config, job: Job) -> Store:
     return kind(settings.dir, settings)
 
 
-def _stores(config: Config) -> list[Store]:
-    found = {(s.kind, s.directory): s for s in (_store(config, config.job(name)) for name in config.jobs)}
-    return list(found.values())
-
-
 def _seen(store: Store) -> list[Backup] | None:
     """What lies there; None where it cannot be looked at: the folder, or what is in it, is closed to this user."""
     try:
@@ -358,6 +365,14 @@ def _seen(store: Store) -> list[Backup] | None:
         return None
     closed = any(b.manifest is None and not os.access(b.path, os.R_OK) for b in stored)
     return None if closed else stored
+
+
+def _marked(store: Store) -> bool:
+    """True where nobody may look, which is told otherwise."""
+    try:
+        return store.marked()
+    except StoreError:
+        return True
 
 
 def _subject(planned: restore.Plan) -> str:

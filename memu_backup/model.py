@@ -233,6 +233,7 @@ class Problem(StrEnum):
     LAST_FAILED = "last_failed"
     CANNOT_LOOK = "cannot_look"
     BACKUP_GONE = "backup_gone"
+    NOT_MARKED = "not_marked"
     NOTHING_GOOD = "nothing_good"
     OVERDUE = "overdue"
     NO_ROOM = "no_room"
@@ -249,6 +250,7 @@ _CRITICAL = frozenset(
         Problem.LAST_FAILED,
         Problem.CANNOT_LOOK,
         Problem.BACKUP_GONE,
+        Problem.NOT_MARKED,
         Problem.NOTHING_GOOD,
         Problem.OVERDUE,
         Problem.NO_ROOM,

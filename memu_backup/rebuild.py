@@ -44,7 +44,7 @@ async def rebuild(
     for store in stores if not dry_run else ():
         changes += await adopt(store, [there for its, there in stored if its is store], history)
     for job, store in jobs.items():
-        if store.directory.is_dir():
+        if await asyncio.to_thread(store.marked):
             changes += await _settled(store, host, job, history, clock, dry_run=dry_run)
     changes.sort(key=lambda change: change.run.created_at, reverse=True)
     return Rebuilt(tuple(changes), tuple(there for _, there in stored if there.manifest is None))

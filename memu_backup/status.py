@@ -33,6 +33,7 @@ def assess(
     *,
     interval: timedelta | None,
     usb_overdue_days: int,
+    marked: bool = True,
     outlook: Outlook | None = None,
     history_away: bool = False,
 ) -> StatusReport:
@@ -43,6 +44,7 @@ def assess(
     the rows tell is then taken to be so, and the report says it. A stored backup of which no row tells is taken
     at its own word (its manifest), so the answer holds while the history is away or was lost. Rows and files dated
     ahead of ``now`` are passed over, except that ``stored_count`` and ``stored_bytes`` tell all that lies there.
+    ``marked`` is whether that place carries the mark without which nothing is written there at night.
     ``interval`` is the usual time between two runs, None for a job without a timetable. ``usb_overdue_days`` 0 means
     that no drive is part of the plan. ``outlook`` is None where the disk could not be asked.
     """
@@ -59,6 +61,8 @@ def assess(
     problems = _problems_of_runs(ended, last_good, names)
     if cannot_look:
         problems = problems - {Problem.NO_BACKUP} | {Problem.CANNOT_LOOK}
+    if not marked:
+        problems.add(Problem.NOT_MARKED)
     if interval and last_good and now - last_good.created_at > OVERDUE_INTERVALS * interval:
         problems.add(Problem.OVERDUE)
     if outlook and not outlook.fits:

@@ -41,6 +41,7 @@ REASONS: Mapping[str, Reason] = {
     "disk_full": Reason("Disk full", "Free up space or add storage"),
     "write_failed": Reason("The disk did not keep what was written", "Check the backup disk, it may be failing"),
     "store": Reason("The backup folder cannot be used", "Check that the backup disk is connected"),
+    "not_mounted": Reason("The backup disk is not there", "Connect the backup disk"),
     "source": Reason("Something to back up cannot be read", "Check that all disks and folders are there"),
     "database": Reason("The database refused to be copied", "Check its password and rights in the settings"),
     "database_away": Reason("The database did not answer", "Check that the database is running"),
@@ -222,6 +223,10 @@ def _health(report: StatusReport) -> str:
             return "The backups cannot be looked at from here - check that the backup disk is connected, or ask as root"
         case Problem.BACKUP_GONE:
             return "Backups are missing from their place - check that the backup disk is connected"
+        case Problem.NOT_MARKED:
+            if report.last is None and report.in_progress is None:
+                return "No backup yet - start the first one by hand, the nights follow it"
+            return "The backup disk is not in its place - connect it, or start a backup by hand if this is a new one"
         case Problem.NOTHING_GOOD:
             return "There is no good backup - start one now"
         case Problem.OVERDUE:

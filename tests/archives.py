@@ -36,6 +36,7 @@ def ignore(_: Progress) -> None:
 
 def archive_store(directory: Path) -> ArchiveStore:
     store = ArchiveStore(directory, ArchiveSettings(kind="archive"))
+    store.mark("attic", TAKEN_AT)
     store.prepare()
     return store
 

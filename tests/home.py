@@ -24,9 +24,11 @@ from uuid import uuid4
 
 import asyncpg
 
+from memu_backup.clock import now
 from memu_backup.config import load
 from memu_backup.lock import NAME as LOCK
-from memu_backup.manager import Manager, history_of
+from memu_backup.manager import Manager, history_of, places
+from memu_backup.mark import NAME as MARK
 from memu_backup.postgres_server import PostgresServer, programs
 from tests import warm
 
@@ -125,10 +127,11 @@ class Home:
         return sorted(self.backups.glob("*.tar.gz")) if self.backups.exists() else []
 
     def leftovers(self) -> list[str]:
-        """What lies among the backups and is neither an archive, its checksum nor the lock."""
+        """What lies among the backups and is neither an archive, its checksum, the lock nor the mark."""
         if not self.backups.exists():
             return []
-        known = re.compile(r"memu_backup_\d{8}_\d{6}(_\d+)?\.tar\.gz(\.sha256|\.keep)?|" + re.escape(LOCK))
+        ours = f"{re.escape(LOCK)}|{re.escape(MARK)}"
+        known = re.compile(r"memu_backup_\d{8}_\d{6}(_\d+)?\.tar\.gz(\.sha256|\.keep)?|" + ours)
         return [p.name for p in self.backups.iterdir() if not known.fullmatch(p.name)]
 
     def configure(
@@ -147,6 +150,12 @@ class Home:
             + '[jobs.nightly]\nat = "02:00"\n'
             + more
         )
+
+    def mark(self, environ: Mapping[str, str] | None = None) -> None:
+        """What ``init`` does, or a first backup by hand: scheduled runs go to no other place."""
+        config = load(self.folder / "config.toml", environ or {})
+        for store in places(config):
+            store.mark(config.host, now())
 
     def _environ(self, more: Mapping[str, str] | None) -> dict[str, str]:
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("MEMU_", "BACKUP_", "SUDO_"))}
@@ -194,11 +203,11 @@ class Home:
 
 
 @asynccontextmanager
-async def managed(home: Home, now: list[datetime]) -> AsyncIterator[Manager]:
-    """Its manager, with ``now[0]`` for a clock."""
+async def managed(home: Home, at: list[datetime]) -> AsyncIterator[Manager]:
+    """Its manager, with ``at[0]`` for a clock."""
     config = load(home.folder / "config.toml", {})
     async with history_of(config) as history:
-        yield Manager(config, history, lambda: now[0])
+        yield Manager(config, history, lambda: at[0])
 
 
 def ran(argv: list[str], folder: Path, environ: Mapping[str, str]) -> Ran:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from memu_backup.lock import NAME as LOCK
+from memu_backup.mark import NAME as MARK
 from tests.home import Home, wait_until
 
 
@@ -66,7 +67,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest()
         for p in folder.iterdir()
-        if p.is_file() and p.name != LOCK and ".partial" not in p.name
+        if p.is_file() and p.name not in (LOCK, MARK) and ".partial" not in p.name
     }
 
 

@@ -21,6 +21,9 @@ import asyncpg
 import psutil
 import pytest
 
+from memu_backup.config import load
+from memu_backup.manager import places
+
 PROGRAM = str(Path(sys.executable).with_name("memu-backup"))
 
 NIGHTLY = '[jobs.nightly]\nat = "02:00"\n'
@@ -35,7 +38,7 @@ def settings(
     host: str = "homeserver",
     more: str = "",
 ) -> Path:
-    """A config.toml in ``folder``, the backups beside it; Berlin's clocks."""
+    """A config.toml in ``folder``, the backups beside it, in a place marked as ``init`` does it; Berlin's clocks."""
     folder.mkdir(exist_ok=True)
     file = folder / "config.toml"
     table = f'[history]\nurl = "{history}"\n' if history else ""
@@ -43,6 +46,9 @@ def settings(
         f'backup_dir = "backups"\nstate_dir = "state"\nhost = "{host}"\ntimezone = "Europe/Berlin"\n{more}\n'
         f"{table}\n{sources}\n{jobs}"
     )
+    config = load(file, {})
+    for store in places(config):
+        store.mark(config.host, datetime.now(UTC))
     return file
 
 

@@ -15,7 +15,7 @@ FLOORS = (
     # The ground: nouns and what has no opinion about backups.
     {"", "clock", "errors", "model", "paths", "cron", "words", "logs", "systemd"},
     # Machinery.
-    {"work", "process", "files", "lock", "postgres_server", "postgres_connection", "postgres_tools"},
+    {"work", "process", "files", "lock", "mark", "postgres_server", "postgres_connection", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "stores", "history"},
@@ -26,6 +26,7 @@ FLOORS = (
         "check",
         "clean",
         "outlook",
+        "place",
         "rebuild",
         "recover",
         "restore",

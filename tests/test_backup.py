@@ -106,6 +106,7 @@ def test_backup_script_idempotent(home: Home) -> None:
 
 async def test_backup_pruning(home: Home) -> None:
     """Keeps only 7, the newest; older rows say that theirs is gone, and the audit who let it go."""
+    home.mark()
     now = [datetime(2026, 3, 1, 1, 0, tzinfo=UTC)]
     async with managed(home, now) as manager:
         for _ in range(9):
@@ -123,6 +124,7 @@ async def test_backup_pruning(home: Home) -> None:
 async def test_two_machines_with_one_history_and_one_folder_leave_each_other_alone(home: Home) -> None:
     """Both back up at 2:00, so their files are named alike but for a suffix, and rows must not be mixed up."""
     home.configure(top="backup_retention_count = 1")
+    home.mark()
     now = [datetime(2026, 3, 1, 1, 0, tzinfo=UTC)]
     other = load(home.folder / "config.toml", {"MEMU_BACKUP_HOST": "other", "MEMU_BACKUP_STATE_DIR": "other"})
     async with managed(home, now) as ours:
@@ -236,6 +238,7 @@ def test_a_run_without_its_history_is_made_and_written_down_later(
     sockets.mkdir()
     name = home.history.partition("@/")[2].partition("?")[0]
     home.configure(history=f"postgresql://postgres@/{name}?host={sockets}")
+    home.mark()
     ran = home.run("start")
     assert ran.status == 0, ran.err
     assert ran.err.count("noted down on this machine") == 1  # said once, though it is met at every turn

@@ -157,7 +157,7 @@ def test_a_disk_that_cannot_be_written_to(home: Home) -> None:
 def test_a_disk_that_is_full(home: Home) -> None:
     (home.photos / "film.mp4").write_bytes(os.urandom(3_000_000))
     ran = in_a_mount(home, "size=1m", "start", then=f'ls -A "{home.backups}"')
-    assert ran.out == "1\n.memu_backup.lock\n"
+    assert ran.out == "1\n.memu-backup.json\n.memu_backup.lock\n"
     assert f"The disk that holds {home.backups} is full, so this backup was given up" in ran.err
     row = home.rows()[0]
     assert (row["status"], row["error_code"]) == ("failed", "disk_full")

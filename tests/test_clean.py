@@ -64,6 +64,7 @@ def test_a_run_says_what_it_removed_and_an_empty_place_has_no_list(home: Home) -
     assert line.startswith("Removed 3 backups (") and "), which newer ones replace: memu_backup_" in line
     assert all(archive.name in line for archive in gone)
     home.configure(top='backup_dir = "nothing"')
+    home.mark()
     assert home.run("clean").out == "Nothing has to go.\n"
 
 

@@ -67,7 +67,7 @@ def _dumping(pid: int) -> list[int]:
 def test_a_run_told_to_stop_while_it_writes_takes_its_file_along(home: Home) -> None:
     (home.photos / "film.mp4").write_bytes(os.urandom(1_000_000) * 250)
     child = home.started("start")
-    wait_until(lambda: list(home.backups.glob("*.partial")) if home.backups.exists() else [])
+    wait_until(lambda: list(home.backups.glob("memu_backup_*.partial")) if home.backups.exists() else [])
     ended = end(child, signal.SIGTERM)
     assert ended.status == 130 and ended.seconds < 5
     assert home.archives == [] and home.leftovers() == []
@@ -112,7 +112,7 @@ async def test_a_backup_whose_maker_was_killed_before_it_could_say_so_is_adopted
 async def test_a_scheduled_run_waits_for_its_turn(home: Home) -> None:
     now = [datetime(2026, 3, 1, 1, 0, tzinfo=UTC)]
     waits = asyncio.Event()
-    home.backups.mkdir(mode=0o700)
+    home.mark()
     async with managed(home, now) as manager:
         with lock.held(home.backups, "backup job by hand"):
             run = asyncio.ensure_future(
@@ -141,6 +141,7 @@ async def _has_tables(home: Home) -> bool:
 
 async def test_a_run_is_recorded_as_made_even_when_it_is_cancelled_after_it_got_its_name(home: Home) -> None:
     now = [datetime(2026, 3, 1, 1, 0, tzinfo=UTC)]
+    home.mark()
     async with managed(home, now) as manager:
         run: asyncio.Task[object] | None = None
 

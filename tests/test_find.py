@@ -47,6 +47,7 @@ async def _six_nights(home: Home) -> None:
     photo = home.photos / "2024" / "IMG_2041.jpg"
     photo.parent.mkdir()
     now = [BEGIN]
+    home.mark()
     async with managed(home, now) as manager:
         for content in (PHOTO, PHOTO, RETOUCHED, PHOTO, PHOTO, None):
             if content is None:

@@ -142,6 +142,7 @@ def test_the_list_of_very_many_files_may_be_what_fills_the_disk(home: Home) -> N
 def test_a_state_folder_that_is_full_costs_no_backup(home: Home, history: str) -> None:
     if history == "away":
         home.configure(history="postgresql://memu@127.0.0.1:1/memu")
+    home.mark()
     with small_disk(home.folder / "state", "40k") as state:
         fill(state, 0)
         ran = home.run("start")

@@ -30,7 +30,9 @@ NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
 
 @pytest.fixture
 def home(tmp_path: Path, database: str) -> Home:
-    return Home(tmp_path / "home", database)
+    home = Home(tmp_path / "home", database)
+    home.mark()
+    return home
 
 
 @pytest.fixture
@@ -139,7 +141,6 @@ async def test_rows_are_found_below_any_number_of_newer_ones(manager: Manager, h
 
 
 async def test_a_backup_that_was_refused_or_cancelled_is_in_the_audit_too(manager: Manager, home: Home) -> None:
-    home.backups.mkdir(mode=0o700)
     with lock.held(home.backups, "a test"):
         with pytest.raises(LockHeld):
             await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
@@ -210,7 +211,6 @@ async def test_what_is_unknown_is_refused_before_anything_begins(manager: Manage
         await manager.back_up("nigthly", Trigger.MANUAL, GRANDMA)
     with pytest.raises(UnknownBackup, match="There is no backup in"):
         await manager.find("latest")
-    home.backups.mkdir()
     with lock.held(home.backups, "a test"), pytest.raises(LockHeld, match="a test"):
         await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
     assert await manager.history.runs() == []
@@ -232,7 +232,9 @@ async def test_settings_that_share_the_history_but_not_the_place_leave_each_othe
     manager: Manager, home: Home
 ) -> None:
     """Every preset's job is called nightly, and every root's state lies in one folder unless it is told otherwise."""
-    config = load(home.folder / "config.toml", {"BACKUP_DIR": str(home.backups / "other")})
+    elsewhere = {"BACKUP_DIR": str(home.backups / "other")}
+    home.mark(elsewhere)
+    config = load(home.folder / "config.toml", elsewhere)
     theirs = Manager(config, manager.history, lambda: NOON + timedelta(seconds=1))
     done = await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
     begun = asyncio.Event()

@@ -63,7 +63,8 @@ def test_from_init_to_the_first_backup(tmp_path: Path, database: str) -> None:
     assert (made.status, made.err) == (0, "")
     named = made.out.splitlines()
     assert named[0] == f"Wrote {file}."
-    assert named[2:-2] == [
+    assert named[1] == f"Marked {memu}/backups as a place for backups."
+    assert named[3:-2] == [
         f"  {etc}/postgres-url",
         "  /var/lib/docker/volumes/memu_ollama_data/_data",
         f"  {memu}/element-config.json",

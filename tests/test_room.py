@@ -25,6 +25,7 @@ def home(tmp_path: Path, database: str) -> Iterator[Home]:
     """Its disk for backups, of 1 MB, has room for seven of them, of 130 kB each."""
     home = Home(tmp_path / "home", database)
     with small_disk(home.backups, "1000k"):
+        home.mark()
         yield home
 
 

@@ -36,6 +36,7 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def home(disk: Path, database: str, request: pytest.FixtureRequest) -> Home:
     home = Home(disk / request.node.name, database)
+    home.mark()
     (home.photos / "film.mp4").write_bytes(FILM)
     time.sleep(2.1)  # what was changed within two seconds is not trusted
     return home

@@ -147,6 +147,7 @@ async def chat(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -
     """A household with a database, on a machine whose only programs of Postgres lie in ``programs`` beside it."""
     home = Home(tmp_path / "chat", database)
     home.configure(sources=f'[sources.chat]\nkind = "postgres"\nurl = "{database}"\n')
+    home.mark()
     await query(database, "CREATE TABLE messages (id int)", "INSERT INTO messages VALUES (1)")
     (tmp_path / "programs").mkdir()
     for name in ("pg_dump", "pg_dumpall", "pg_restore", "psql"):

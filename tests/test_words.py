@@ -192,7 +192,7 @@ def test_only_a_run_of_the_timetable_in_this_night_is_last_nights(
 def test_every_way_a_backup_can_fail_has_words() -> None:
     ends: list[type[errors.MemuError]] = [errors.SettingsError, errors.LockHeld, errors.Interrupted]
     ends += [errors.SourceError, errors.DatabaseError]
-    ends += [errors.DatabaseAway, errors.StoreError, errors.DiskFull, errors.WriteFailed]
+    ends += [errors.DatabaseAway, errors.StoreError, errors.NotMounted, errors.DiskFull, errors.WriteFailed]
     ends += [errors.ArchiveError, errors.DamagedArchive]
     assert {e.code for e in ends} == set(words.REASONS)
     for why in (*words.REASONS.values(), words.UNKNOWN_REASON):

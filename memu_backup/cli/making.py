@@ -42,7 +42,13 @@ async def run() -> None:
 
 @app.command()
 @command
-async def start(job: JobName = None, json: Json = False) -> int:
+async def start(
+    job: JobName = None,
+    new_place: Annotated[
+        bool, typer.Option("--new-place", help="Begin anew in a folder where older backups are missing.")
+    ] = False,
+    json: Json = False,
+) -> int:
     """Make a backup now."""
     from memu_backup import console
     from memu_backup.audit import at_the_terminal
@@ -53,7 +59,9 @@ async def start(job: JobName = None, json: Json = False) -> int:
     async with the_manager() as manager:
         name = job_or_only(manager.config, job, "start")
         with console.progress() as on_progress:
-            row = await manager.back_up(name, Trigger.MANUAL, at_the_terminal(), on_progress, gone.append)
+            row = await manager.back_up(
+                name, Trigger.MANUAL, at_the_terminal(), on_progress, gone.append, new_place=new_place
+            )
     if json:
         console.print_json(run_as_json(row))
     elif row.status is not Status.FAILED:  # why it failed was logged, and so is on the screen already

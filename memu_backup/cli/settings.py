@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from memu_backup.cli.shell import EXIT_FAILED, Json, app, command, load, the_manager
+from memu_backup.errors import MemuError
 
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
@@ -33,12 +34,28 @@ async def init(
     missing = presets.write(preset, file, absolute(home.expanduser()) if home else file.parent)
     found = to == Path("config.toml") or file == SYSTEM_FILE
     console.say(f"Wrote {file}.")
+    _mark_places(file)
     if missing:
         console.say("It names these, which are not there or cannot be seen; make them, or correct the file:")
     for path in missing:
         console.say(f"  {path}")
     console.say("Now look at each line of it that says CHECK, then type:")
     console.say(f"  memu-backup {'' if found else f'--config {shlex.quote(str(to))} '}config check")
+
+
+def _mark_places(file: Path) -> None:
+    """So that the first night is not refused. Whatever keeps us from it is no reason to fail: ``start`` marks too."""
+    from memu_backup import config, console
+    from memu_backup.clock import now
+    from memu_backup.manager import places
+
+    try:
+        settings = config.load(file)
+        for store in places(settings):
+            store.mark(settings.host, now())
+            console.say(f"Marked {store.directory} as a place for backups.")
+    except MemuError as error:
+        console.say(f"{error} Then make the first backup by hand, which marks the place: memu-backup start")
 
 
 @config_app.command("show")

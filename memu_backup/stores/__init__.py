@@ -86,8 +86,19 @@ class Store(Protocol):
 
     def __init__(self, directory: Path, settings: Any) -> None: ...
 
+    def marked(self) -> bool:
+        """Whether the folder carries the mark of a place for backups. Raises StoreError where nobody may look."""
+        ...
+
+    def mark(self, host: str, at: datetime) -> None:
+        """Make the folder (0700) and mark it, saying which machine did so ``at`` which moment; again is no error.
+
+        Lasts through a power cut. Raises StoreError, DiskFull.
+        """
+        ...
+
     def prepare(self) -> None:
-        """Make the folder (0700) and see that it can be written. Raises StoreError."""
+        """See that the folder can be written. Raises StoreError."""
         ...
 
     def unused_name(self, at: datetime, zone: tzinfo) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from memu_backup import files
+from memu_backup import files, mark
 from memu_backup.errors import ArchiveError, DamagedArchive, MemuError, StoreError, UnknownBackup
 from memu_backup.formats import manifest, proof, sums
 from memu_backup.formats.earlier import opened
@@ -54,18 +53,18 @@ class ArchiveStore:
         self._prefix = settings.prefix
         name = re.escape(settings.prefix) + r"_(\d{8}_\d{6})(_\d+)?\.tar\.gz"
         self._name = re.compile(name)
-        self._scratch = re.compile(rf"\.({name}\.sha256\.)?\d+\.partial")
+        beside = rf"{name}\.sha256|{re.escape(mark.NAME)}"
+        self._scratch = re.compile(rf"\.(({beside})\.)?\d+\.partial")
 
     # --- making one --------------------------------------------------------------------------------------------------
 
+    def marked(self) -> bool:
+        return mark.is_there(self.directory)
+
+    def mark(self, host: str, at: datetime) -> None:
+        mark.make(self.directory, host, at)
+
     def prepare(self) -> None:
-        try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except FileExistsError as error:
-            taken = NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            raise files.storing(taken, self.directory) from error
-        except OSError as error:
-            raise files.storing(error, self.directory) from error
         try:
             probe = self.directory / f".{os.getpid()}{_PARTIAL}"
             probe.unlink(missing_ok=True)

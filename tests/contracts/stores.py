@@ -18,6 +18,7 @@ from memu_backup.files import identities
 from memu_backup.model import Backup, Captured, Level, Progress, Root
 from memu_backup.stores import Label, OnProgress, Store, Written
 from memu_backup.work import Stop
+from tests.home import fingerprints
 
 AT = datetime(2026, 3, 4, 1, 0, 0, tzinfo=UTC)
 ZONE = timezone(timedelta(hours=1))
@@ -68,7 +69,7 @@ def small_disk(folder: Path, size: str, more: str = "") -> Iterator[Path]:
 
 class StoreContract:
     def make(self, directory: Path) -> Store:
-        """The store, prepared, that keeps its backups in ``directory``."""
+        """The store, marked and prepared, that keeps its backups in ``directory``."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -100,8 +101,9 @@ class StoreContract:
         assert [b.name for b in store.backups()] == [written.name]
 
     def test_discarding_leaves_nothing(self, store: Store, source: Path) -> None:
+        before = set(store.directory.iterdir())
         store.discard(write(store, captured(source)))
-        assert list(store.directory.iterdir()) == []
+        assert set(store.directory.iterdir()) == before
 
     def test_backups_are_listed_newest_first(self, store: Store, source: Path) -> None:
         times = [AT + timedelta(days=d) for d in (1, 3, 2)]
@@ -126,6 +128,7 @@ class StoreContract:
         store.delete(gone.path)  # again, as a prune that was killed in between does
 
     def test_a_pinned_backup_is_never_deleted_until_it_is_released(self, store: Store, source: Path) -> None:
+        before = set(store.directory.iterdir())
         there = publish(store, captured(source))
         store.pin(there.path)
         store.pin(there.path)
@@ -138,7 +141,7 @@ class StoreContract:
         store.release(there.path)
         assert [b.pinned for b in store.backups()] == [False]
         store.delete(there.path)
-        assert list(store.directory.iterdir()) == []
+        assert set(store.directory.iterdir()) == before
 
     def test_the_pin_of_one_that_is_gone_is_swept_away_and_keeps_no_other(self, store: Store, source: Path) -> None:
         there = publish(store, captured(source))
@@ -170,11 +173,12 @@ class StoreContract:
         assert store.prove(written.partial_path, Level.FULL, ignore, Stop()).problems == ()
 
     def test_stopping_leaves_nothing_behind(self, store: Store, source: Path) -> None:
+        before = set(store.directory.iterdir())
         stop = Stop()
         stop.set()
         with pytest.raises(Interrupted):
             write(store, captured(source), stop=stop)
-        assert list(store.directory.iterdir()) == []
+        assert set(store.directory.iterdir()) == before
 
     def test_proving_can_be_stopped(self, store: Store, source: Path) -> None:
         backup = publish(store, captured(source))
@@ -249,7 +253,7 @@ class StoreContract:
     def test_running_out_of_inodes_is_told_from_running_out_of_room(self, tmp_path: Path, source: Path) -> None:
         with small_disk(tmp_path / "disk", "20m", ",nr_inodes=8") as disk:
             store = self.make(disk / "store")
-            for number in range(6):
+            for number in range(5):
                 (disk / str(number)).touch()
             with pytest.raises(DiskFull, match="no inodes left"):
                 write(store, captured(source))
@@ -262,6 +266,25 @@ class StoreContract:
             for attempt in (store.prepare, lambda: write(store, captured(source))):
                 with pytest.raises(StoreError, match="read-only"):
                     attempt()
+
+    def test_a_folder_is_marked_once_and_lastingly(self, tmp_path: Path) -> None:
+        """Neither by being there nor by being prepared; and what is swept away is not the mark."""
+        store = self.make(tmp_path / "other")
+        other = type(store)(tmp_path / "new" / "store", store.Settings.model_validate({"kind": store.kind}))
+        assert (store.marked(), other.marked()) == (True, False)
+        with pytest.raises(StoreError):
+            other.prepare()
+        assert not (tmp_path / "new").exists()
+        other.mark("attic", AT)
+        assert other.marked() and other.backups() == [] and other.sweep() == []
+        other.prepare()
+        there = fingerprints(other.directory)
+        other.mark("cellar", AT + timedelta(days=1))
+        assert fingerprints(other.directory) == there and other.marked()
+        assert [oct(p.stat().st_mode & 0o777) for p in (other.directory, *other.directory.iterdir())] == [
+            "0o700",
+            "0o600",
+        ]
 
     def test_a_store_in_a_file_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

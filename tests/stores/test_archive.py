@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from memu_backup import mark
 from memu_backup.errors import StoreError
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.model import Level
@@ -206,7 +207,7 @@ def test_a_taken_name_leaves_the_older_backup_and_its_checksum_alone(tmp_path: P
     sidecar.write_bytes(b"its checksum")
     with pytest.raises(StoreError, match="already holds"):
         store.publish(written, "0" * 64)
-    assert sorted(p.name for p in store.directory.iterdir()) == [older.name, sidecar.name]
+    assert sorted(p.name for p in store.directory.iterdir()) == [mark.NAME, older.name, sidecar.name]
     assert (older.read_bytes(), sidecar.read_bytes()) == (b"older", b"its checksum")
 
 
@@ -265,4 +266,4 @@ def test_who_sees_whether_the_folder_can_be_written_is_not_disturbed_by_who_swee
     finally:
         done.set()
         sweeping.join()
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [mark.NAME]

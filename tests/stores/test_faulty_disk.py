@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from memu_backup import mark
 from memu_backup.errors import DiskFull, StoreError, WriteFailed
 from memu_backup.model import Level
 from memu_backup.work import Stop
@@ -71,5 +72,5 @@ def test_what_the_disk_refuses_at_the_end_is_thrown_away_and_never_tried_again(
         with pytest.raises(error):
             write(store, tree(tmp_path / "source"))
         assert [f.split()[0] for f in disk.failed()] == [operation]
-        assert [p.name for p in disk.beneath.iterdir()] == [older.name]
+        assert {p.name for p in disk.beneath.iterdir()} == {mark.NAME, older.name}
         assert older.read_bytes() == b"older"

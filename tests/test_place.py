@@ -1,0 +1,133 @@
+"""Backups go where backups belong: below an empty mount point nothing is written, made or removed, and it is said."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from memu_backup import mark
+from memu_backup.audit import SCHEDULER
+from memu_backup.model import Status, Trigger
+from tests.archives import needs_root
+from tests.contracts.stores import small_disk
+from tests.home import Home, fingerprints, managed
+
+pytestmark = needs_root
+
+NIGHT = datetime(2026, 3, 1, 1, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def home(tmp_path: Path, database: str) -> Iterator[Home]:
+    """Its backups lie on a disk of their own; ``away`` takes that off for a while."""
+    home = Home(tmp_path / "home", database)
+    with small_disk(home.backups, "20m"):
+        home.mark()
+        yield home
+
+
+@contextmanager
+def away(folder: Path) -> Iterator[None]:
+    """Its disk is not mounted while this lasts, and keeps what is on it."""
+    kept = folder.with_name("kept")
+    kept.mkdir(exist_ok=True)
+    subprocess.run(["mount", "--bind", folder, kept], check=True)
+    subprocess.run(["umount", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["mount", "--bind", kept, folder], check=True)
+        subprocess.run(["umount", kept], check=True)
+
+
+async def test_at_night_nothing_is_written_below_an_empty_mount_point(home: Home) -> None:
+    async with managed(home, [NIGHT]) as manager:
+        assert (await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)).status is Status.SUCCESS
+        before = fingerprints(home.backups)
+        for trigger in (Trigger.SCHEDULE, Trigger.CATCH_UP):
+            with away(home.backups):
+                used = home.backups.stat()
+                run = await manager.back_up("nightly", trigger, SCHEDULER)
+                await manager.recover()
+                assert list(home.backups.iterdir()) == [] and home.backups.stat().st_mtime_ns == used.st_mtime_ns
+            assert (run.status, run.error_code) == (Status.FAILED, "not_mounted")
+            assert run.error and run.error.startswith(f"{home.backups} does not carry the mark of a place for backups")
+        assert fingerprints(home.backups) == before
+        assert (await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)).status is Status.SUCCESS
+    assert [r["error_code"] for r in home.rows()] == [None, "not_mounted", "not_mounted", None]
+
+
+async def test_not_even_the_folder_is_made_at_night(home: Home) -> None:
+    home.configure(top=f'backup_dir = "{home.folder}/media/disk/backups"')
+    async with managed(home, [NIGHT]) as manager:
+        run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+        await manager.recover()
+    assert run.error_code == "not_mounted" and not (home.folder / "media").exists()
+
+
+def test_status_and_check_and_clean_say_that_the_disk_is_away(home: Home) -> None:
+    home.configure(top="backup_retention_count = 1")
+    assert home.run("start").status == 0
+    with away(home.backups):
+        assert "Backups are missing from their place" in home.run("status").out
+        told = home.run("status", "--json").json["nightly"]
+        assert (told["health"], told["problems"][:2]) == ("critical", ["backup_gone", "not_marked"])
+        checked = home.run("config", "check")
+        assert checked.status == 1 and f" NO  backups in {home.backups}: " in checked.out
+        assert "does not carry the mark of a place for backups" in checked.out
+        cleaned = home.run("clean", "--yes")
+        assert cleaned.status == 1 and "nothing was written or removed there" in cleaned.err
+        assert list(home.backups.iterdir()) == []
+    assert home.run("status").status == 0
+
+
+def test_by_hand_no_second_home_for_the_backups_is_made_unless_that_is_said(home: Home) -> None:
+    assert home.run("start").status == 0
+    first = home.archives[0].name
+    with away(home.backups):
+        refused = home.run("start", "--json")
+        assert refused.status == 2 and refused.json["error"]["code"] == "backups_missing"
+        assert f"is not there ({first})" in refused.err and "memu-backup start --new-place" in refused.err
+        assert list(home.backups.iterdir()) == [] and len(home.rows()) == 1
+        assert home.run("start", "--new-place").status == 0
+        assert len(home.archives) == 1
+        for file in home.backups.iterdir():
+            file.unlink()
+    assert [a.name for a in home.archives] == [first]
+    assert home.run("start").status == 0
+    assert home.audit()[2]["outcome"] == "refused"
+
+
+def test_with_the_history_away_nobody_can_tell_so_it_asks(home: Home) -> None:
+    home.configure(top='backup_dir = "new"', history="postgresql://memu@127.0.0.1:1/memu")
+    refused = home.run("start")
+    assert refused.status == 2 and "the history cannot be reached to tell" in refused.err
+    assert not (home.folder / "new").exists()
+    assert home.run("start", "--new-place").status == 0
+    assert home.run("start").status == 0
+
+
+def test_a_first_backup_by_hand_marks_its_place_for_the_nights(home: Home) -> None:
+    home.configure(top='backup_dir = "new"')
+    unmarked = home.run("status")
+    assert unmarked.status == 1 and "No backup yet - start the first one by hand" in unmarked.out
+    assert home.run("start").status == 0
+    said = json.loads((home.folder / "new" / mark.NAME).read_text())
+    assert (said["format"], said["host"]) == ("memu-backup-place/1", "family-server")
+    assert home.run("status").status == 0 and home.run("config", "check").status == 0
+
+
+def test_backups_that_lost_their_mark_are_taken_up_by_hand(home: Home) -> None:
+    """As those are that an older memu-backup made, or that somebody copied to a new disk."""
+    assert home.run("start").status == 0
+    (home.backups / mark.NAME).unlink()
+    assert "The backup disk is not in its place" in home.run("status").out
+    assert home.run("clean", "--yes").status == 1
+    assert home.run("start").status == 0
+    assert home.run("status").status == 0 and len(home.archives) == 2
