@@ -7,7 +7,7 @@ import logging
 import signal
 from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +19,12 @@ from memu_backup.errors import HistoryAway, MemuError, StoreError
 from memu_backup.history import History
 from memu_backup.manager import Manager, history_of
 from memu_backup.model import Trigger
+from memu_backup.schedule import Watch
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 log = logging.getLogger(__name__)
-
-_MISFIRE_GRACE = timedelta(hours=12)
-"""A backup that is due while the machine sleeps is made when it wakes, as long as it is still the same night's."""
 
 _STOP_S = 6.0
 """For all that runs to end after SIGTERM; with the end of the embedded history, 3 s, it stays below 10 s."""
@@ -46,6 +44,9 @@ class Daemon:
         self._history = history
         self._clock = clock
         self._manager = Manager(config, history, clock)
+        zone, lines = config.zone, {name: config.job(name).cron for name in config.jobs}
+        self._tables = {name: schedule.timetable(line, zone) for name, line in lines.items() if line}
+        self._watches = {name: Watch(table, clock()) for name, table in self._tables.items()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
 
@@ -56,7 +57,7 @@ class Daemon:
             loop.add_signal_handler(number, self._asked_to_stop.set)
         scheduler = self._scheduler()
         scheduler.start()
-        opening = self._start(self._tidy_up())
+        opening = self._start(self._open())
         self._start(self._keep_alive(scheduler, opening))
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
@@ -80,32 +81,57 @@ class Daemon:
         from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
         scheduler = AsyncIOScheduler(timezone=self._config.zone)
-        for name in self._config.jobs:
-            line = self._config.job(name).cron
-            if line is not None:
-                scheduler.add_job(
-                    self._submit,
-                    schedule.timetable(line, self._config.zone),
-                    args=[name],
-                    id=name,
-                    coalesce=True,
-                    max_instances=1,
-                    misfire_grace_time=int(_MISFIRE_GRACE.total_seconds()),
-                )
+        for name, table in self._tables.items():
+            # However late it is: what is due, and what is late, the watch says.
+            scheduler.add_job(
+                self._on_time, table, args=[name], id=name, coalesce=True, max_instances=1, misfire_grace_time=None
+            )
         return scheduler
 
-    async def _submit(self, job: str) -> None:
-        """The timetable only submits: what it runs itself, it would cancel when it is shut down.
+    async def _on_time(self, job: str) -> None:
+        """Async, since APScheduler calls anything else in a thread."""
+        self._look(job)
 
-        Async, since APScheduler calls anything else in a thread.
-        """
-        self._start(self._back_up(job), f"backup job {job}")
+    def _look(self, job: str) -> None:
+        """Begin what is due; called as often as one likes. Only submits: what the scheduler runs, it would cancel."""
+        now = self._clock()
+        watch = self._watches[job]
+        if watch.is_ahead(now):
+            log.info("The clock was put back; what is due for job %s is looked up anew.", job)
+            watch.last = now
+            self._start(self._look_back(job))
+        elif due := watch.due(now):
+            late = now - due > schedule.ON_TIME
+            self._start(self._catch_up(job, due) if late else self._back_up(job, Trigger.SCHEDULE), f"backup job {job}")
 
-    async def _back_up(self, job: str) -> None:
+    async def _look_back(self, job: str) -> None:
+        """Take up the thread of an earlier service, or of a clock that was right: what was tried last, and when?"""
+        watch = self._watches[job]
+        before = watch.last
+        attempts = await self._manager.attempts(job)
+        if attempts and watch.last == before:  # else something was begun meanwhile
+            watch.last = attempts[0].created_at
+            self._look(job)
+
+    async def _catch_up(self, job: str, due: datetime) -> None:
+        """One backup for all that were missed, unless somebody made one by hand since."""
+        when = f"{due.astimezone(self._config.zone):%Y-%m-%d %H:%M}"
+        if any(run.created_at >= due for run in await self._manager.attempts(job)):
+            log.info("The backup of job %s that was due %s was made by hand since.", job, when)
+            return
+        log.info("The backup of job %s that was due %s was missed; it is made now.", job, when)
+        await self._back_up(job, Trigger.CATCH_UP)
+
+    async def _back_up(self, job: str, trigger: Trigger) -> None:
         try:
-            await self._manager.back_up(job, Trigger.SCHEDULE, SCHEDULER)  # writes down and logs how it went
+            await self._manager.back_up(job, trigger, SCHEDULER)  # writes down and logs how it went
         except MemuError as error:
             log.error("Backup job %s could not begin: %s", job, error)
+
+    async def _open(self) -> None:
+        await asyncio.wait({self._start(self._tidy_up())})  # what goes wrong there must not cost what was missed
+        for job in self._watches:
+            await self._look_back(job)
 
     async def _tidy_up(self) -> None:
         """Open the history and settle what killed runs left behind.
@@ -136,6 +162,8 @@ class Daemon:
             systemd.notify("WATCHDOG=1")
             mend(scheduler, self._clock())
             scheduler.wakeup()
+            for job in self._watches:
+                self._look(job)
             systemd.notify(f"STATUS={self._next_words(scheduler)}")
             if history_work.done() and self._history.waiting():
                 history_work = self._start(self._replay())
@@ -165,7 +193,7 @@ def mend(scheduler: AsyncIOScheduler, moment: datetime) -> None:
     A clock that is put back by less than 12 h changes nothing, so that no backup is made twice in a night.
     """
     for job in scheduler.get_jobs():
-        due = job.trigger.next_after(moment + _MISFIRE_GRACE)
+        due = job.trigger.next_after(moment + schedule.SLACK)
         if due is not None and (job.next_run_time is None or job.next_run_time > due):
             job.modify(next_run_time=job.trigger.next_after(moment))
 

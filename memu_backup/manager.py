@@ -280,13 +280,28 @@ class Manager:
                 found[host, job] = status.assess_elsewhere(runs, self._clock())
         return found
 
-    async def _report(self, job: Job) -> StatusReport:
+    async def attempts(self, name: str) -> list[Run]:
+        """The newest runs of a job, newest first, without those that were dated by a clock that was ahead.
+
+        Always answers, after 15 s or so where the history is away: by what lies on disk and waits in the spool.
+        """
+        runs, _, _, mine = await self._known(self.config.job(name))
+        latest = self._clock() + schedule.SLACK
+        return [run for run in status.with_unrecorded(runs, mine) if run.created_at <= latest]
+
+    async def _known(self, job: Job) -> tuple[list[Run], bool, list[Backup] | None, list[Backup]]:
+        """The rows of a job, whether the history is away, what lies in its place, and what of that is this job's."""
         store, host = self.store(job), self.config.host
-        busy = lock.taken(store.directory)
-        # Quiet: the report says it. By directory: other settings may share host, job and history with these.
+        # By directory: other settings may share host, job and history with these.
         runs, away = await self.history.known_runs(host=host, job=job.name, directory=store.directory, quiet=True)
         stored = await asyncio.to_thread(_seen, store)
         mine = [b for b in stored or () if b.manifest and (b.manifest.job, b.manifest.host) == (job.name, host)]
+        return runs, away, stored, mine
+
+    async def _report(self, job: Job) -> StatusReport:
+        store = self.store(job)
+        busy = lock.taken(store.directory)
+        runs, away, stored, mine = await self._known(job)
         told = {r.run_id for r in runs}
         if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
             runs += (await self.history.known_runs(called=beyond, quiet=True))[0]

@@ -21,6 +21,18 @@ if TYPE_CHECKING:
 
 _LONGEST_CHANGE = timedelta(hours=3)
 _INSTANT = timedelta(microseconds=1)
+
+SLACK = timedelta(hours=12)
+"""A clock that is put back by less changes nothing, so that no backup is made twice in a night. What is dated further
+ahead was dated by a clock that was wrong."""
+
+_BELIEVED = timedelta(days=183)
+"""Who finds that a backup was due longer ago than this waits for the next time: perhaps the clock has jumped, and a
+backup of such a date would push a real one out."""
+
+ON_TIME = timedelta(minutes=5)
+"""A backup that begins later than this is one that catches up."""
+
 _LONGEST_LOOK_BACK = timedelta(days=7)
 """Runs that were missed longer ago are passed over: after a clock that jumped by years there would be a million."""
 
@@ -52,6 +64,15 @@ class Timetable:
                 return due
             wall = following
 
+    def missed(self, last_attempt: datetime | None, now: datetime) -> datetime | None:
+        """The first moment since the last attempt at which the job was due, if that has come; however many followed it.
+
+        None where nobody ever tried: a new household waits for its first night. None, too, where that moment is more
+        than half a year back, or the last attempt lies ahead of now.
+        """
+        due = self.next_after(last_attempt) if last_attempt else None
+        return due if due and timedelta() <= now - due <= _BELIEVED else None
+
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
         """What APScheduler calls: with a previous time, those missed since (in the last 7 days) one by one."""
         if previous_fire_time is None:
@@ -75,6 +96,29 @@ class Timetable:
 
     def _offset(self, moment: datetime) -> timedelta:
         return moment.astimezone(self._zone).utcoffset() or timedelta()
+
+
+class Watch:
+    """Says of a job when its backup is to be made, once each time, whatever sleep, restarts and clocks do.
+
+    ``last`` is the last attempt that is known of, or the moment from which it watches.
+    """
+
+    def __init__(self, table: Timetable, since: datetime) -> None:
+        self._table = table
+        self.last = since
+
+    def due(self, now: datetime) -> datetime | None:
+        """The moment whose backup is to be begun now, which counts as attempted from here on."""
+        due = self._table.missed(self.last, now)
+        following = self._table.next_after(self.last)
+        if following and following <= now:
+            self.last = now  # also where the clock is not believed: from here on it counts anew
+        return due
+
+    def is_ahead(self, now: datetime) -> bool:
+        """Whether the clock has been put back so far that nothing would be due for long."""
+        return self.last > now + SLACK
 
 
 def usual_wait(line: str, zone: ZoneInfo, now: datetime) -> timedelta | None:

@@ -51,7 +51,7 @@ def assess(
     cannot_look = stored is None
     stored = stored or ()
     names = {r.filename for r in runs} if cannot_look else {n for b in stored for n in (b.name, b.path.name)}
-    known = [r for r in _with_unrecorded(runs, stored) if r.created_at <= now + CLOCK_SLACK]
+    known = [r for r in with_unrecorded(runs, stored) if r.created_at <= now + CLOCK_SLACK]
     ended = [r for r in known if r.status is not Status.IN_PROGRESS]
     good = [r for r in ended if r.status is Status.SUCCESS]
     last_good = next((r for r in good if _lies_there(r, names)), None)
@@ -161,7 +161,7 @@ def _lies_there(run: Run, names: set[str]) -> bool:
     return run.deleted_at is None and run.filename in names
 
 
-def _with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
+def with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
     """All runs, newest first, with those added that only their backup tells of."""
     recorded = {r.filename for r in runs}
     added = [from_backup(b) for b in stored if b.manifest and not recorded & {b.name, b.path.name}]

@@ -160,8 +160,8 @@ class Service:
         await self.ready()
         clock.set("2026-11-21T00:59:59.9")
 
-    async def logs(self, text: str) -> None:
-        await self.until(lambda: text in self.log())
+    async def logs(self, text: str, times: int = 1) -> None:
+        await self.until(lambda: self.log().count(text) >= times)
 
     async def stop(self, number: signal.Signals = signal.SIGTERM, *more: signal.Signals) -> float:
         """Send it these signals; returns how many seconds it took to end. It has to end well."""
