@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from memu_backup import __version__, clean, files, lock, logs, place, verify, words
@@ -46,6 +46,7 @@ _LOCK_POLL_S = 2.0
 class Order:
     """Everything that one run needs. ``never`` are folders of ours that no source may pull in.
 
+    A failed run is tried again ``again_after`` its end, if its cause can pass; None where this is the last ``attempt``.
     ``new_place`` is somebody's word that the folder may be empty although backups were made in it.
     ``on_removed`` is told of each older backup that retention lets go at the end.
     """
@@ -61,6 +62,8 @@ class Order:
     on_removed: OnRemoved
     never: tuple[Path, ...] = ()
     patient: bool = False
+    attempt: int = 1
+    again_after: timedelta | None = None
     new_place: bool = False
 
 
@@ -78,7 +81,7 @@ async def run(order: Order, history: History, on_progress: OnProgress, clock: Cl
             return await _run_alone(order, history, on_progress, clock)
     except StoreError as error:  # of the folder itself: nothing had begun
         log.error("Backup job %s failed: %s", order.job, error)
-        row = replace(failed(_new_row(order, clock), error), finished_at=clock(), duration_seconds=0)
+        row = _not_begun(order, error, clock)
         await history.note(row)
         return row
 
@@ -95,7 +98,19 @@ def _new_row(order: Order, clock: Clock) -> Run:
         status=Status.IN_PROGRESS,
         created_at=at,
         location=str(order.store.directory / filename),
+        attempt=order.attempt,
     )
+
+
+def _failed(order: Order, row: Run, error: MemuError, clock: Clock) -> Run:
+    """In one piece with when it is tried again: whoever is killed after this leaves no doubt about it."""
+    again = clock() + order.again_after if order.again_after and error.retryable else None
+    return replace(failed(row, error), retry_at=again)
+
+
+def _not_begun(order: Order, error: MemuError, clock: Clock) -> Run:
+    row = _failed(order, _new_row(order, clock), error, clock)
+    return replace(row, finished_at=clock(), duration_seconds=0)
 
 
 async def _run_alone(order: Order, history: History, on_progress: OnProgress, clock: Clock) -> Run:
@@ -116,14 +131,15 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
         row = await _made(order, row, history, on_progress, clock)
     except asyncio.CancelledError:
         log.warning("Backup job %s was interrupted.", order.job)
-        row = ended(failed(row, Interrupted("The backup was interrupted; older backups are untouched.")))
+        interrupted = Interrupted("The backup was interrupted; older backups are untouched.")
+        row = ended(_failed(order, row, interrupted, clock))
         try:
             await _sweep(order.store)
         finally:
             await history.note(row, _LAST_WORDS_S)
         raise
     except MemuError as error:
-        row = failed(row, error)
+        row = _failed(order, row, error, clock)
     except Exception as error:
         # Not the error's own words: nobody knows what a stranger's exception quotes.
         unexpected = MemuError(
@@ -177,8 +193,7 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
             gave_up = Interrupted(
                 "The backup was interrupted while it waited for another; older backups are untouched."
             )
-            row = replace(failed(_new_row(order, clock), gave_up), finished_at=clock(), duration_seconds=0)
-            await history.note(row, _LAST_WORDS_S)
+            await history.note(_not_begun(order, gave_up, clock), _LAST_WORDS_S)
             raise
 
 
@@ -284,7 +299,8 @@ async def _check(sources: Sequence[Source]) -> None:
         raise wrong[0]
     if wrong:
         lines = (f"{len(wrong)} sources cannot be backed up:", *map(str, wrong))
-        raise type(wrong[0])("\n  ".join(lines)) from wrong[0]
+        gravest = min(wrong, key=lambda error: error.retryable)  # waiting helps where it helps all of them
+        raise type(gravest)("\n  ".join(lines)) from gravest
 
 
 @asynccontextmanager

@@ -18,7 +18,7 @@ from memu_backup.config import Config
 from memu_backup.errors import HistoryAway, MemuError, StoreError
 from memu_backup.history import History
 from memu_backup.manager import Manager, history_of
-from memu_backup.model import Trigger
+from memu_backup.model import Run, Status, Trigger
 from memu_backup.schedule import Watch
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
-    """Runs until SIGTERM or SIGINT. ``_tasks`` is everything under way; it is cancelled and awaited at the end."""
+    """Runs until SIGTERM or SIGINT. ``_tasks`` is everything under way; it is cancelled and awaited at the end.
+    ``_pausing`` holds, by job, failed runs that are to be tried again.
+    """
 
     def __init__(self, config: Config, history: History, clock: Clock = now) -> None:
         self._config = config
@@ -47,6 +49,7 @@ class Daemon:
         zone, lines = config.zone, {name: config.job(name).cron for name in config.jobs}
         self._tables = {name: schedule.timetable(line, zone) for name, line in lines.items() if line}
         self._watches = {name: Watch(table, clock()) for name, table in self._tables.items()}
+        self._pausing: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
 
@@ -101,8 +104,12 @@ class Daemon:
             watch.last = now
             self._start(self._look_back(job))
         elif due := watch.due(now):
+            self._pausing.pop(job, None)  # a new night: the last one's is not tried any more
             late = now - due > schedule.ON_TIME
             self._start(self._catch_up(job, due) if late else self._back_up(job, Trigger.SCHEDULE), f"backup job {job}")
+        elif (failed := self._pausing.get(job)) and failed.retry_at and schedule.is_over(failed.retry_at, now):
+            del self._pausing[job]
+            self._start(self._try_again(job, failed), f"backup job {job}")
 
     async def _look_back(self, job: str) -> None:
         """Take up the thread of an earlier service, or of a clock that was right: what was tried last, and when?"""
@@ -111,6 +118,7 @@ class Daemon:
         attempts = await self._manager.attempts(job)
         if attempts and watch.last == before:  # else something was begun meanwhile
             watch.last = attempts[0].created_at
+            self._pause(attempts[0])
             self._look(job)
 
     async def _catch_up(self, job: str, due: datetime) -> None:
@@ -122,9 +130,21 @@ class Daemon:
         log.info("The backup of job %s that was due %s was missed; it is made now.", job, when)
         await self._back_up(job, Trigger.CATCH_UP)
 
-    async def _back_up(self, job: str, trigger: Trigger) -> None:
+    async def _try_again(self, job: str, failed: Run) -> None:
+        """Another attempt for the same night, unless there was a run since."""
+        if all(run.created_at <= failed.created_at for run in await self._manager.attempts(job)):
+            await self._back_up(job, failed.trigger, failed.attempt + 1)
+
+    def _pause(self, run: Run) -> None:
+        if run.status is Status.FAILED and run.retry_at:
+            self._pausing[run.job] = run
+            at = run.retry_at.astimezone(self._config.zone)
+            log.info("Backup job %s is tried again at %s.", run.job, f"{at:%H:%M}")
+
+    async def _back_up(self, job: str, trigger: Trigger, attempt: int = 1) -> None:
         try:
-            await self._manager.back_up(job, trigger, SCHEDULER)  # writes down and logs how it went
+            # It writes down and logs how it went.
+            self._pause(await self._manager.back_up(job, trigger, SCHEDULER, attempt=attempt))
         except MemuError as error:
             log.error("Backup job %s could not begin: %s", job, error)
 
@@ -171,6 +191,7 @@ class Daemon:
 
     def _next_words(self, scheduler: AsyncIOScheduler) -> str:
         due = [job.next_run_time for job in scheduler.get_jobs() if job.next_run_time]
+        due += [run.retry_at for run in self._pausing.values() if run.retry_at]
         if not due:
             return "no job has a time; backups are made by hand"
         return f"the next backup is due {min(due).astimezone(self._config.zone):%Y-%m-%d %H:%M}"

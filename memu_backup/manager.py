@@ -113,12 +113,14 @@ class Manager:
         on_progress: OnProgress = _nobody_watches,
         on_removed: Callable[[Backup], None] | None = None,
         *,
+        attempt: int = 1,
         new_place: bool = False,
     ) -> Run:
         """Run a job now and return its row. Raises UsageError for an unknown job; else see ``backup.run``.
 
         ``on_removed`` is told of each older backup that retention lets go. One that the timetable set off waits for the
-        lock: a backup made by hand at 1:59 must not cost the night's.
+        lock: a backup made by hand at 1:59 must not cost the night's. Its row says when it is to be tried again, which
+        is left to the caller.
         """
         from memu_backup import backup
 
@@ -141,6 +143,8 @@ class Manager:
             on_removed=removed,
             never=(self.config.state_dir,),
             patient=trigger is not Trigger.MANUAL,
+            attempt=attempt,
+            again_after=None if trigger is Trigger.MANUAL else schedule.pause_after(attempt),
             new_place=new_place,
         )
         async with self._audit.act(asker, "backup", job) as deed:

@@ -153,7 +153,8 @@ class Run:
     the start, with ``size_bytes`` 0 until the backup lies there; only what others wrote has no location.
     ``write_seconds`` lasts until what was written is on the disk, ``prove_seconds`` is the re-reading after it.
     ``error`` is the sentence, ``error_code`` the stable code of ``errors``. ``deleted_at`` is set when the backup was
-    pruned.
+    pruned. ``attempt`` counts the tries for one night from 1; ``retry_at`` is set on a failed one that is to be tried
+    again, and stays. A failed run with neither ``retry_at`` nor ``notification_sent`` is an alert still owed.
     """
 
     run_id: str
@@ -180,6 +181,8 @@ class Run:
     sha256: str | None = None
     warnings: tuple[str, ...] = ()
     notification_sent: bool = False
+    attempt: int = 1
+    retry_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

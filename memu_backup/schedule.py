@@ -30,6 +30,10 @@ _BELIEVED = timedelta(days=183)
 """Who finds that a backup was due longer ago than this waits for the next time: perhaps the clock has jumped, and a
 backup of such a date would push a real one out."""
 
+PAUSES = (timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45))
+"""Before a failed backup is tried again. A database that restarts or a disk that is being connected is there in five
+minutes, a machine that is being updated in an hour; and the family still sleeps when the last attempt ends."""
+
 ON_TIME = timedelta(minutes=5)
 """A backup that begins later than this is one that catches up."""
 
@@ -119,6 +123,16 @@ class Watch:
     def is_ahead(self, now: datetime) -> bool:
         """Whether the clock has been put back so far that nothing would be due for long."""
         return self.last > now + SLACK
+
+
+def pause_after(attempt: int) -> timedelta | None:
+    """How long to wait after this attempt (1: the first) has failed; None where it was the last."""
+    return PAUSES[attempt - 1] if attempt <= len(PAUSES) else None
+
+
+def is_over(pause_until: datetime, now: datetime) -> bool:
+    """Whether a pause has ended; also where a clock that was put back would make it endless."""
+    return not now < pause_until <= now + PAUSES[-1]
 
 
 def usual_wait(line: str, zone: ZoneInfo, now: datetime) -> timedelta | None:

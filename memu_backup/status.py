@@ -231,6 +231,8 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "prove_seconds": run.prove_seconds,
         "error": run.error,
         "error_code": run.error_code,
+        "attempt": run.attempt,
+        "retry_at": _time_as_json(run.retry_at),
         "warnings": list(run.warnings),
     }
 

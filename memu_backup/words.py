@@ -154,6 +154,8 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     if report.free_bytes is not None and {Problem.NO_ROOM, Problem.SPACE_SHORT} & set(report.problems):
         lines.append(f"Space: {_space(report.free_bytes, report.days_left or 0, report.problems)}")
     lines.append(f"Health: {_health(report)}")
+    if report.last and report.last.retry_at and report.last.retry_at > now and not report.in_progress:
+        lines.append(f"It is tried again at {_time_of_day(report.last.retry_at.astimezone(zone))}.")
     if report.elsewhere:
         lines.append("Note: this is what that machine wrote down itself; its backups cannot be looked at from here.")
     if report.history_away:

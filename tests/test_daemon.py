@@ -196,7 +196,7 @@ async def test_each_line_of_a_run_carries_its_id_and_no_line_a_secret(
         lines = service.log().splitlines()
     for job, number in ids.items():
         mine = [line for line in lines if f"job {job}" in line]
-        assert len(mine) == 2
+        assert len(mine) == (2 if job == "good" else 3)  # that it is tried again
         assert all(f"[{number}]" in line for line in mine)
     written = (tmp_path / "logs" / "memu.log").read_text()
     assert [line.split("[", 1)[1] for line in written.splitlines()] == [line.split("[", 1)[1] for line in lines]

@@ -48,6 +48,8 @@ async def _assert_gone_in_order(service: Service, folder: Path, older: dict[str,
     row = by_status["failed"]
     assert (row["status"], row["error_code"], row["trigger"]) == ("failed", "interrupted", "schedule")
     assert "older backups are untouched" in row["error"].lower()
+    # What took the machine down is not tried again by itself; what was told to stop is.
+    assert bool(row["retry_at"]) is ("killed" not in row["error"])
     lock = ".memu_backup.lock"
     assert _hashes(folder) == older | {lock: _hashes(folder)[lock]}
     assert not list((folder / "backups").glob(".stage*"))

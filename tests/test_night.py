@@ -1,11 +1,12 @@
-"""The service and the nights that it missed: one backup for all of them."""
+"""The service and the nights that it missed or that failed: one backup for all those missed, and three more tries."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from memu_backup.history import History
 from memu_backup.manager import Manager
 from memu_backup.model import Status, Trigger
 from memu_backup.postgres_server import PostgresServer
-from tests.service import Clock, Service, archives, rows, settings
+from tests.archives import needs_root
+from tests.contracts.stores import small_disk
+from tests.service import PROGRAM, Clock, Service, archives, rows, settings
 
+AWAY = '[sources.chat]\nkind = "postgres"\nurl = "postgresql://anna@127.0.0.1:1/chat"\n'
 BY_HAND_TOO = """\
 [jobs.nightly]
 at = "02:00"
@@ -53,6 +57,14 @@ async def by_hand(config: Path, at: str) -> None:
     async with History(found.history_url(), found.state_dir, found.host) as history:
         manager = Manager(found, history, lambda: datetime.fromisoformat(at).replace(tzinfo=UTC))
         assert (await manager.back_up("nightly", Trigger.MANUAL, Asker("anna", "cli"))).status is Status.SUCCESS
+
+
+def status(config: Path, clock: Clock) -> list[str]:
+    """What a person reads, by the service's clock."""
+    environment = {**os.environ, **clock.environment}
+    argv = [PROGRAM, "--config", str(config), "status"]
+    shown: str = subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    return shown.splitlines()
 
 
 async def looks_twice(service: Service) -> None:
@@ -138,3 +150,116 @@ async def test_with_the_history_away_what_lies_on_disk_tells_what_was_missed(
             await looks_twice(service)
             await service.stop()
     assert len(archives(tmp_path)) == 2
+
+
+# --- what failed -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_database_that_comes_back_in_the_pause_is_backed_up_by_the_second_attempt(
+    tmp_path: Path, database: str, stopped: PostgresServer
+) -> None:
+    """Also where the service is killed in that pause."""
+    source = f'[sources.chat]\nkind = "postgres"\nurl = "{stopped.url()}"\nglobals = false\n'
+    config = settings(tmp_path, source, history=database)
+    clock = Clock(tmp_path)
+    async with Service(config, clock, watchdog_s=0.2) as service:
+        await service.at_two(clock)
+        await service.logs("is tried again at 02:05")
+        service.process.kill()
+        await service.process.wait()
+    asked = status(config, clock)
+    assert asked[1] == "Last backup: FAILED today 2:00 AM - The database did not answer"
+    assert asked[-1] == "It is tried again at 2:05 AM."
+    async with stopped, Service(config, clock, watchdog_s=0.2) as again:
+        await again.logs("is tried again at 02:05")
+        await again.until(lambda: again.said("STATUS=the next backup is due 2026-11-21 02:05"))
+        await looks_twice(again)
+        assert len(await rows(database)) == 1
+        clock.set("2026-11-21T01:05:10")
+        await again.logs("success")
+        await looks_twice(again)
+        await again.stop()
+    assert await told(database, "attempt", "status", "trigger") == [
+        (1, "failed", "schedule"),
+        (2, "success", "schedule"),
+    ]
+    assert status(config, clock)[-1] == "Health: All systems healthy"
+
+
+async def test_what_stays_away_is_tried_four_times_with_growing_pauses_and_then_left_to_the_next_night(
+    tmp_path: Path, database: str
+) -> None:
+    config = settings(tmp_path, AWAY, history=database)
+    clock = Clock(tmp_path)
+    async with Service(config, clock, watchdog_s=0.2) as service:
+        await service.at_two(clock)
+        for attempt in (2, 3, 4):
+            await service.logs("is tried again", attempt - 1)
+            (*_, last) = await rows(database)
+            clock.set(f"{last['retry_at'].astimezone(UTC):%Y-%m-%dT%H:%M:%S}")
+        await service.logs("failed: ", 4)
+        for later in ("2026-11-21T04:00:00", "2026-11-21T20:00:00"):
+            clock.set(later)
+            await looks_twice(service)
+        assert await service.stop() < 5
+    made = await rows(database)
+    pauses = [r["retry_at"] and round((r["retry_at"] - r["finished_at"]) / timedelta(minutes=1)) for r in made]
+    assert [(r["attempt"], p) for r, p in zip(made, pauses, strict=True)] == [(1, 5), (2, 15), (3, 45), (4, None)]
+    assert {(r["error_code"], r["trigger"]) for r in made} == {("database_away", "schedule")}
+
+
+async def test_what_needs_a_person_is_not_tried_again(tmp_path: Path, photos: str, database: str) -> None:
+    """Not where one of two things that are wrong could pass, either."""
+    config = settings(tmp_path, AWAY + photos, history=database)
+    (tmp_path / "photos" / "one.jpg").unlink()
+    (tmp_path / "photos").rmdir()
+    clock = Clock(tmp_path)
+    async with Service(config, clock, watchdog_s=0.2) as service:
+        await service.at_two(clock)
+        await service.logs("2 sources cannot be backed up")
+        clock.set("2026-11-21T01:30:00")
+        await looks_twice(service)
+    assert await told(database, "error_code", "retry_at") == [("source", None)]
+
+
+async def test_a_new_night_and_a_backup_by_hand_end_what_was_to_be_tried_again(
+    tmp_path: Path, photos: str, database: str
+) -> None:
+    config = settings(tmp_path, AWAY, history=database)
+    clock = Clock(tmp_path)
+    async with Service(config, clock, watchdog_s=0.2) as service:
+        await service.at_two(clock)
+        await service.logs("is tried again at 02:05")
+        with lock.held(tmp_path / "backups", "a test"):  # so that the new night's has no row yet
+            clock.set("2026-11-22T01:00:01")
+            await looks_twice(service)
+        await service.logs("is tried again at 02:05", 2)
+        settings(tmp_path, photos, history=database)
+        await by_hand(config, "2026-11-22T01:02:00")
+        clock.set("2026-11-22T01:10:00")
+        await looks_twice(service)
+        await service.stop()
+    assert await told(database, "trigger", "attempt", "status") == [
+        ("schedule", 1, "failed"), ("schedule", 1, "failed"), ("manual", 1, "success"),
+    ]  # fmt: skip
+
+
+@needs_root
+async def test_a_disk_that_is_mounted_in_the_pause_takes_the_second_attempt(
+    tmp_path: Path, photos: str, database: str
+) -> None:
+    config = settings(tmp_path, photos, history=database)
+    place = tmp_path / "backups"
+    (place / ".memu-backup.json").rename(tmp_path / "mark")
+    clock = Clock(tmp_path)
+    async with Service(config, clock, watchdog_s=0.2) as service:
+        await service.at_two(clock)
+        await service.logs("is tried again at 02:05")
+        assert list(place.iterdir()) == []
+        with small_disk(place, "10m"):
+            (place / ".memu-backup.json").write_bytes((tmp_path / "mark").read_bytes())
+            clock.set("2026-11-21T01:05:10")
+            await service.logs("success")
+            await service.stop()
+            assert len(archives(tmp_path)) == 1
+    assert await told(database, "attempt", "error_code") == [(1, "not_mounted"), (2, None)]

@@ -105,6 +105,16 @@ def test_the_status_when_the_first_attempt_failed() -> None:
     ]
 
 
+def test_the_status_says_when_a_failed_backup_is_tried_again_and_then_no_more() -> None:
+    failed = replace(
+        HEALTHY, last=replace(FAILED, retry_at=NOW + timedelta(minutes=1)), problems=(Problem.LAST_FAILED,)
+    )
+    assert lines(failed)[:-1] == lines(replace(failed, last=FAILED))
+    assert lines(failed)[-1] == "It is tried again at 9:01 AM."
+    for over in (replace(failed, in_progress=FAILED), replace(failed, last=replace(FAILED, retry_at=NOW))):
+        assert not any("tried again" in line for line in lines(over))
+
+
 def test_the_status_when_the_newest_backup_is_gone() -> None:
     assert lines(replace(HEALTHY, last_good=EARLIER, problems=(Problem.BACKUP_GONE,)))[1:] == [
         "Last backup: Today 2:05 AM (312 MB)",

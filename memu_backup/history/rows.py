@@ -23,7 +23,7 @@ _SHAPES: dict[type[Note], tuple[tuple[str, ...], str, str]] = {
     AuditEvent: (_AUDIT, "backup_audit", "event_id"),
 }
 """Fields, table and key of each."""
-_TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at"}
+_TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at", "retry_at"}
 
 # Postgres takes neither NUL nor the surrogates that stand for bytes of a file name. They become \x00 and \udcff, and
 # a backslash that would read as one of these becomes \x5c, so that the way back is exact.

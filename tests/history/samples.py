@@ -38,6 +38,8 @@ def a_run(run_id: str = "run-1", **changes: Any) -> Run:
         sha256="ab" * 32,
         warnings=("photos/Zoë 🎂.jpg has vanished.", "photos/\udce9t\udce9.jpg \x00 is odd.", "a\\b"),
         notification_sent=True,
+        attempt=2,
+        retry_at=NIGHT + timedelta(minutes=20),
     )
     return replace(run, **changes)
 
