@@ -304,7 +304,7 @@ class Manager:
 
     async def _report(self, job: Job) -> StatusReport:
         store = self.store(job)
-        busy = lock.taken(store.directory)
+        busy, marked = lock.taken(store.directory), await asyncio.to_thread(_marked, store)
         runs, away, stored, mine = await self._known(job)
         told = {r.run_id for r in runs}
         if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
@@ -312,13 +312,14 @@ class Manager:
         ahead = None
         if stored is not None and not busy and not lock.taken(store.directory):
             runs = [recover.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
-            # Not while a run writes: what it takes is neither free nor a backup yet.
-            ahead = await clean.look_ahead(self._shelf(job, store), mine, runs, self._clock())
+            # Not while a run writes: what it takes is neither free nor a backup yet. Nor below an empty mount point.
+            if marked:
+                ahead = await clean.look_ahead(self._shelf(job, store), mine, runs, self._clock())
         return status.assess(
             runs,
             None if stored is None else mine,
             self._clock(),
-            marked=await asyncio.to_thread(_marked, store),
+            marked=marked,
             interval=schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None,
             usb_overdue_days=self.config.usb.overdue_days,
             outlook=ahead,
