@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memu_backup import lock, schedule, systemd
-from memu_backup.audit import SCHEDULER
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
-from memu_backup.errors import HistoryAway, MemuError, StoreError
+from memu_backup.errors import HistoryAway, StoreError
 from memu_backup.history import History
 from memu_backup.manager import Manager, history_of
-from memu_backup.model import Run, Status, Trigger
-from memu_backup.schedule import Watch
+from memu_backup.nights import Nights
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -37,19 +35,14 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Daemon:
-    """Runs until SIGTERM or SIGINT. ``_tasks`` is everything under way; it is cancelled and awaited at the end.
-    ``_pausing`` holds, by job, failed runs that are to be tried again.
-    """
+    """Runs until SIGTERM or SIGINT. ``_tasks`` is everything under way; it is cancelled and awaited at the end."""
 
     def __init__(self, config: Config, history: History, clock: Clock = now) -> None:
         self._config = config
         self._history = history
         self._clock = clock
         self._manager = Manager(config, history, clock)
-        zone, lines = config.zone, {name: config.job(name).cron for name in config.jobs}
-        self._tables = {name: schedule.timetable(line, zone) for name, line in lines.items() if line}
-        self._watches = {name: Watch(table, clock()) for name, table in self._tables.items()}
-        self._pausing: dict[str, Run] = {}
+        self._nights = Nights(config, self._manager, self._start, clock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
 
@@ -84,7 +77,7 @@ class Daemon:
         from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
         scheduler = AsyncIOScheduler(timezone=self._config.zone)
-        for name, table in self._tables.items():
+        for name, table in self._nights.tables.items():
             # However late it is: what is due, and what is late, the watch says.
             scheduler.add_job(
                 self._on_time, table, args=[name], id=name, coalesce=True, max_instances=1, misfire_grace_time=None
@@ -93,65 +86,11 @@ class Daemon:
 
     async def _on_time(self, job: str) -> None:
         """Async, since APScheduler calls anything else in a thread."""
-        self._look(job)
-
-    def _look(self, job: str) -> None:
-        """Begin what is due; called as often as one likes. Only submits: what the scheduler runs, it would cancel."""
-        now = self._clock()
-        watch = self._watches[job]
-        if watch.is_ahead(now):
-            log.info("The clock was put back; what is due for job %s is looked up anew.", job)
-            watch.last = now
-            self._start(self._look_back(job))
-        elif due := watch.due(now):
-            self._pausing.pop(job, None)  # a new night: the last one's is not tried any more
-            late = now - due > schedule.ON_TIME
-            self._start(self._catch_up(job, due) if late else self._back_up(job, Trigger.SCHEDULE), f"backup job {job}")
-        elif (failed := self._pausing.get(job)) and failed.retry_at and schedule.is_over(failed.retry_at, now):
-            del self._pausing[job]
-            self._start(self._try_again(job, failed), f"backup job {job}")
-
-    async def _look_back(self, job: str) -> None:
-        """Take up the thread of an earlier service, or of a clock that was right: what was tried last, and when?"""
-        watch = self._watches[job]
-        before = watch.last
-        attempts = await self._manager.attempts(job)
-        if attempts and watch.last == before:  # else something was begun meanwhile
-            watch.last = attempts[0].created_at
-            self._pause(attempts[0])
-            self._look(job)
-
-    async def _catch_up(self, job: str, due: datetime) -> None:
-        """One backup for all that were missed, unless somebody made one by hand since."""
-        when = f"{due.astimezone(self._config.zone):%Y-%m-%d %H:%M}"
-        if any(run.created_at >= due for run in await self._manager.attempts(job)):
-            log.info("The backup of job %s that was due %s was made by hand since.", job, when)
-            return
-        log.info("The backup of job %s that was due %s was missed; it is made now.", job, when)
-        await self._back_up(job, Trigger.CATCH_UP)
-
-    async def _try_again(self, job: str, failed: Run) -> None:
-        """Another attempt for the same night, unless there was a run since."""
-        if all(run.created_at <= failed.created_at for run in await self._manager.attempts(job)):
-            await self._back_up(job, failed.trigger, failed.attempt + 1)
-
-    def _pause(self, run: Run) -> None:
-        if run.status is Status.FAILED and run.retry_at:
-            self._pausing[run.job] = run
-            at = run.retry_at.astimezone(self._config.zone)
-            log.info("Backup job %s is tried again at %s.", run.job, f"{at:%H:%M}")
-
-    async def _back_up(self, job: str, trigger: Trigger, attempt: int = 1) -> None:
-        try:
-            # It writes down and logs how it went.
-            self._pause(await self._manager.back_up(job, trigger, SCHEDULER, attempt=attempt))
-        except MemuError as error:
-            log.error("Backup job %s could not begin: %s", job, error)
+        self._nights.look(job)
 
     async def _open(self) -> None:
         await asyncio.wait({self._start(self._tidy_up())})  # what goes wrong there must not cost what was missed
-        for job in self._watches:
-            await self._look_back(job)
+        await self._nights.look_back()
 
     async def _tidy_up(self) -> None:
         """Open the history and settle what killed runs left behind.
@@ -182,8 +121,8 @@ class Daemon:
             systemd.notify("WATCHDOG=1")
             mend(scheduler, self._clock())
             scheduler.wakeup()
-            for job in self._watches:
-                self._look(job)
+            for job in self._nights.tables:
+                self._nights.look(job)
             systemd.notify(f"STATUS={self._next_words(scheduler)}")
             if history_work.done() and self._history.waiting():
                 history_work = self._start(self._replay())
@@ -191,7 +130,7 @@ class Daemon:
 
     def _next_words(self, scheduler: AsyncIOScheduler) -> str:
         due = [job.next_run_time for job in scheduler.get_jobs() if job.next_run_time]
-        due += [run.retry_at for run in self._pausing.values() if run.retry_at]
+        due += self._nights.tried_again_at()
         if not due:
             return "no job has a time; backups are made by hand"
         return f"the next backup is due {min(due).astimezone(self._config.zone):%Y-%m-%d %H:%M}"

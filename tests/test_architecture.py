@@ -15,7 +15,8 @@ FLOORS = (
     # The ground: nouns and what has no opinion about backups.
     {"", "clock", "errors", "model", "paths", "cron", "words", "logs", "systemd"},
     # Machinery.
-    {"work", "process", "files", "lock", "mark", "postgres_server", "postgres_connection", "postgres_tools"},
+    {"work", "process", "files", "lock", "mark"}
+    | {"postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "stores", "history"},
@@ -38,7 +39,7 @@ FLOORS = (
         "verify",
     }
     | {"catalog", "feed", "find", "unpack", "verify"},
-    {"manager", "audit"},
+    {"manager", "audit", "nights"},
     # Front ends.
     {"cli", "console", "daemon"},
 )

@@ -189,7 +189,7 @@ async def test_each_line_of_a_run_carries_its_id_and_no_line_a_secret(
     async with Service(config, clock) as service:
         await service.at_two(clock)
         await service.logs("success")
-        await service.logs("failed: ")
+        await service.logs("is tried again")
         seen = [" ".join(p.cmdline()) for p in service.alive()]
         await service.stop()
         ids = {str(r["job"]): str(r["run_id"])[:8] for r in await rows(database)}

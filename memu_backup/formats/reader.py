@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -18,6 +17,7 @@ from memu_backup.files import shown
 from memu_backup.formats import gzip, index, manifest, untar
 from memu_backup.formats.gzip import Footer
 from memu_backup.formats.index import Entry
+from memu_backup.formats.inflate import inflate
 from memu_backup.formats.members import read_members
 from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Manifest
@@ -27,9 +27,6 @@ OWN_NAMES = frozenset({manifest.NAME, manifest.SUMS_NAME, index.NAME})
 """Files at the top of an archive of ours that are not the household's; anyone else's may hold such names too."""
 
 _BLOCK = 1024 * 1024
-_STEP = 64 * 1024
-"""A step in which zlib meets damage is gone through byte by byte, to have what stands before it."""
-
 _MANIFEST_LIMIT = 64 * 1024 * 1024
 
 OnBytes = Callable[[memoryview], None]
@@ -275,7 +272,7 @@ class ArchiveReader:
     ) -> Generator[tuple[Header, Iterator[memoryview]]]:
         # One with our footer is read by members from the start: a broken first header is damage, not another program.
         ours = self.indexed or gzip.member_bytes(self._read(place.start, gzip.HEADER_BYTES)) is not None
-        blocks = self._by_members(place, on_bytes, alone) if ours else self._by_zlib(place, on_bytes)
+        blocks = self._by_members(place, on_bytes, alone) if ours else self._inflated(place, on_bytes)
         try:
             for header, content in untar.Reader(_without_first(blocks, inside)):
                 if header.path != ".":  # the packed folder itself, as `tar -C photos .` names it
@@ -307,36 +304,15 @@ class ArchiveReader:
         with closing(read_members(members())) as pieces:
             yield from (piece.content for piece in pieces)
 
-    def _by_zlib(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
-        """Any gzip file, also of several members, and with zeros at its end as tapes and some tools leave them."""
-        inflater = zlib.decompressobj(31)
-        offset = place.start
-        while offset < place.end:
+    def _inflated(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
+        def read(offset: int, size: int) -> bytes:
             self.stop.check()
-            block = self._read(offset, min(_STEP, place.end - offset))
-            if not block:
-                break
-            offset += len(block)
+            block = self._read(offset, size)
             if on_bytes:
                 on_bytes(memoryview(block))
-            while block:
-                if inflater.eof:
-                    block = block.lstrip(b"\0")
-                    if not block:
-                        break
-                    inflater = zlib.decompressobj(31)
-                before = inflater.copy()
-                try:
-                    data = inflater.decompress(block, 4 * _BLOCK)
-                except zlib.error as error:
-                    yield from _up_to_damage(before, block)
-                    raise DamagedArchive(f"its compression is damaged before byte {offset:,}") from error
-                yield data
-                block = inflater.unused_data if inflater.eof else inflater.unconsumed_tail
-        while not inflater.eof and (rest := inflater.decompress(b"", 4 * _BLOCK)):
-            yield rest
-        if not inflater.eof:
-            raise DamagedArchive("it ends too early; a part of it is missing")
+            return block
+
+        return inflate(read, place.start, place.end)
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
@@ -345,13 +321,6 @@ class ArchiveReader:
             raise DamagedArchive("its index points to the wrong place") from error
         except OSError as error:
             raise DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})") from error
-
-
-def _up_to_damage(inflater: zlib._Decompress, block: bytes) -> Iterator[bytes]:
-    """zlib gives nothing at all of a block in which it meets damage."""
-    with suppress(zlib.error):
-        for at in range(len(block)):
-            yield inflater.decompress(block[at : at + 1])
 
 
 def unfold(header: Header, stored: Iterator[memoryview]) -> Iterator[bytes | memoryview]:

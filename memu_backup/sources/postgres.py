@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC
@@ -15,12 +13,12 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
-from memu_backup import files, process, words
-from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, SourceError
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
 from memu_backup.postgres_connection import Address, connect, count_tables, list_tables, qualified, refused_tables
-from memu_backup.postgres_tools import Tools, find_tools, list_dump, reason
+from memu_backup.postgres_dump import STALL_S, is_finished, not_listed, write_dump
+from memu_backup.postgres_tools import Tools, find_tools, list_dump
 from memu_backup.sources import Reader, SourceSettings
 from memu_backup.work import Stop, in_thread
 
@@ -31,15 +29,8 @@ _QUESTION_TIMEOUT_S = 60.0
 _LOCK_TIMEOUT_MS = 300_000
 """How long another program may keep a table to itself before the dump is given up."""
 
-_STALL_S = 1800.0
-"""How long a dump may bring nothing before its server counts as hung: it would hang every night that comes, too."""
-
 _SUFFIX = {"custom": ".dump", "plain": ".sql"}
 _GLOBALS = "globals.sql"
-_LAST_WORDS = {"plain": b"PostgreSQL database dump complete", "globals": b"PostgreSQL database cluster dump complete"}
-_TAIL_BYTES = 1024
-_BACKUPS = "the backups"
-"""What lies beside them is gone before anybody could look for it there."""
 
 
 class PostgresSettings(SourceSettings):
@@ -151,7 +142,7 @@ class PostgresSource:
         settings: PostgresSettings,
         *,
         tool_folders: Sequence[Path] | None = None,
-        stall_s: float = _STALL_S,
+        stall_s: float = STALL_S,
     ) -> None:
         self.name = name
         self.place = settings.place_of(name)
@@ -201,7 +192,10 @@ class PostgresSource:
         for dump in details.databases:
             try:
                 if dump.format == "custom":
-                    problems += _not_listed(dump, await list_dump(reader.content(dump.file), details.pg_restore_major))
+                    listing = await list_dump(reader.content(dump.file), details.pg_restore_major)
+                    names = [t for t in dump.tables if dump.encoding == "UTF8" or t.isascii()]
+                    if unlisted := not_listed(names, listing):
+                        problems.append(f"{dump.file} lacks {_some(unlisted)}.")
                 else:
                     problems += await _unfinished(dump.file, "plain", reader)
             except DatabaseError as error:
@@ -288,7 +282,7 @@ class PostgresSource:
                 argv.append("--compress=0")
             try:
                 async with asyncio.TaskGroup() as both:
-                    both.create_task(_run(argv, address, file, self._stall_s))
+                    both.create_task(write_dump(argv, address, file, self._stall_s))
                     counting = both.create_task(_tables(connection, self._settings.row_counts))
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None  # the other one was cancelled for it
@@ -307,8 +301,15 @@ class PostgresSource:
         argv = [plan.tools.program("pg_dumpall"), "--globals-only"]
         if not plan.role_passwords:
             argv.append("--no-role-passwords")
-        await _run(argv, plan.address.of(plan.databases[0]), file, self._stall_s)
+        await write_dump(argv, plan.address.of(plan.databases[0]), file, self._stall_s)
         return {"file": self._place_of(file), "size_bytes": file.stat().st_size, "passwords": plan.role_passwords}
+
+
+async def _unfinished(file: str, kind: str, reader: Reader) -> list[str]:
+    stop = Stop()
+    if await in_thread(lambda: is_finished(kind, reader.content(file), stop), stop, gentle=True):
+        return []
+    return [f"{file} breaks off: its last line does not say that the dump is complete."]
 
 
 async def _every_database(connection: asyncpg.Connection) -> tuple[str, ...]:
@@ -354,102 +355,6 @@ async def _tables(connection: asyncpg.Connection, counted: bool) -> dict[str, in
     if counted:
         return await count_tables(connection)
     return {qualified(schema, table): None for schema, table in await list_tables(connection)}
-
-
-async def _run(argv: list[str], address: Address, file: Path, stall_s: float) -> None:
-    """Run pg_dump or pg_dumpall into ``file``, which only we can read. Raises DiskFull, SourceError and its like."""
-    try:
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        # What lies in the stage is copied into the archive and thrown away: the archive is synced, this need not be.
-        more = ["--no-sync", "--no-password", f"--file={file}", f"--dbname={address.url}"]
-        async with _growing(file, stall_s):
-            done = await process.run([*argv, *more], env=address.environment, gentle=True)
-    except TimeoutError as error:
-        raise DatabaseAway(
-            f"{address.server} gave nothing more of database {address.database} for {words.duration(stall_s)}, so its "
-            "dump was given up; older backups are untouched. Look whether that server hangs, and try again."
-        ) from error
-    except OSError as error:
-        raise files.no_room(error.errno, file, _BACKUPS) or SourceError(
-            f"Database {address.database} could not be written out beside the backups ({error.strerror}); "
-            "older backups are untouched."
-        ) from error
-    if done.returncode == 0:
-        return
-    told = done.stderr.decode(errors="replace")
-    why = address.without_secret(reason(done))
-    for number in (errno.ENOSPC, errno.EDQUOT):
-        if os.strerror(number) in told and (full := files.no_room(number, file, _BACKUPS)):
-            raise full
-    # What libpq itself says, in English because of LC_ALL; the server's own messages may be in any language.
-    if any(m in told for m in ("server closed the connection", "connection to server ", "could not receive data")):
-        raise DatabaseAway(
-            f"{address.server} went away while database {address.database} was dumped ({why}); "
-            "older backups are untouched. Try again when it is back."
-        )
-    raise DatabaseError(
-        f"{address.server}: database {address.database} could not be dumped ({why}); older backups are untouched."
-    )
-
-
-@asynccontextmanager
-async def _growing(file: Path, stall_s: float) -> AsyncIterator[None]:
-    """Raises TimeoutError, with the block cancelled, once ``file`` has not grown for ``stall_s``, or a tenth more."""
-
-    async def watch(limit: asyncio.Timeout) -> None:
-        size_bytes = 0
-        while True:
-            await asyncio.sleep(stall_s / 10)
-            if (grown := file.stat().st_size) != size_bytes and not limit.expired():
-                size_bytes = grown
-                limit.reschedule(asyncio.get_running_loop().time() + stall_s)
-
-    async with asyncio.timeout(stall_s) as limit:
-        watching = asyncio.create_task(watch(limit))
-        try:
-            yield
-        finally:
-            watching.cancel()
-
-
-def _not_listed(dump: _Dump, listing: list[str]) -> list[str]:
-    """Tables that were counted and are not in the dump's own list."""
-    listed: set[str] = set()
-    for line in listing:
-        words = line.partition(" TABLE DATA ")[2].split(" ")
-        listed.update(" ".join(words[:end]) for end in range(2, len(words) + 1))  # a name may hold spaces
-    names = [t for t in dump.tables if dump.encoding == "UTF8" or t.isascii()]
-    lacking = [t for t in names if _as_listed(t) not in listed]
-    return [f"{dump.file} lacks {_some(lacking)}."] if lacking else []
-
-
-def _as_listed(name: str) -> str:
-    """``schema.table`` as pg_restore prints it: without quotes, on one line."""
-    parts, quoted = [""], False
-    for letter in name.replace('""', "\0"):
-        if letter == '"':
-            quoted = not quoted
-        elif letter == "." and not quoted:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return " ".join(parts).replace("\0", '"').replace("\n", " ").replace("\r", " ")
-
-
-async def _unfinished(file: str, kind: str, reader: Reader) -> list[str]:
-    stop = Stop()
-    tail = await in_thread(lambda: _tail(reader.content(file), stop), stop, gentle=True)
-    if _LAST_WORDS[kind] in tail:
-        return []
-    return [f"{file} breaks off: its last line does not say that the dump is complete."]
-
-
-def _tail(blocks: Iterator[bytes], stop: Stop) -> bytes:
-    tail = b""
-    for block in blocks:
-        stop.check()
-        tail = (tail + block)[-_TAIL_BYTES:]
-    return tail
 
 
 SOURCE = PostgresSource
