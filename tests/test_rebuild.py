@@ -110,6 +110,7 @@ def test_rows_of_killed_runs_and_of_files_that_are_gone_or_back_are_put_right(ho
 
 async def test_another_hosts_rows_are_never_settled_nor_written_over(home: Home) -> None:
     """Only a backup of its that no row tells of is written down, under its own name."""
+    home.mark()
     now = [datetime(2026, 3, 1, 1, 0, tzinfo=UTC)]
     other = load(home.folder / "config.toml", {"MEMU_BACKUP_HOST": "other", "MEMU_BACKUP_STATE_DIR": "other"})
     async with managed(home, now) as ours:
