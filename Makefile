@@ -13,11 +13,14 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
 
+# Most tests wait for processes and disks: more of them at once than most machines have cores.
+AT_ONCE := -n 3 --dist worksteal
+
 test: system-packages lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow"
 
 test-all: system-packages lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(AT_ONCE)
 
 bench: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench $(BENCH)
