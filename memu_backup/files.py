@@ -26,6 +26,8 @@ DEEPEST = 800
 """Folders inside folders that are followed: each of them is open meanwhile, and a process may open 1024 files."""
 
 _LEASE_TRIES = 30
+_AHEAD = 8 * 1024 * 1024
+"""Of a larger file the kernel itself reads ahead, once it is begun."""
 _MOST_EXTENTS = 100_000
 
 
@@ -71,12 +73,15 @@ class Skipped:
     lost: bool
 
 
-def walk(root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None]) -> Iterator[Found]:
+def walk(
+    root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None], *, ahead_bytes: int = 0
+) -> Iterator[Found]:
     """Everything below ``root``, folders before their content, names in byte order.
 
     Works on descriptors, so that a folder swapped for a link meanwhile leads nowhere. ``skip`` names folders that are
     never entered (our own). What is left out, or could not be read, goes to ``report``. The root itself is given too
-    where it is a file; its content alone where it is a folder, as ``root.place`` already names it.
+    where it is a file; its content alone where it is a folder, as ``root.place`` already names it. While one entry is
+    looked at, the disk begins to bring the next, where that is a file of at most ``ahead_bytes``.
     """
     try:
         top = root.path.stat()
@@ -99,7 +104,7 @@ def walk(root: Root, skip: frozenset[Identity], report: Callable[[Skipped], None
         report(Skipped(root.place, reason(error), lost=True))
         return
     top = os.fstat(descriptor)
-    yield from _Walker(root, _exclusions(root), skip, report).below(descriptor, (top.st_dev, top.st_ino))
+    yield from _Walker(root, _exclusions(root), skip, report, ahead_bytes).below(descriptor, (top.st_dev, top.st_ino))
 
 
 def _exclusions(root: Root) -> GitIgnoreSpec | None:
@@ -126,6 +131,7 @@ class _Walker:
     spec: GitIgnoreSpec | None
     skip: frozenset[Identity]
     report: Callable[[Skipped], None]
+    ahead_bytes: int
     levels: list[_Level] = field(default_factory=list)
 
     def below(self, descriptor: int, identity: Identity) -> Iterator[Found]:
@@ -137,10 +143,26 @@ class _Walker:
                 if not level.names:
                     os.close(self.levels.pop().descriptor)
                     continue
-                yield from self._entry(level, level.names.pop())
+                name = level.names.pop()
+                if self.ahead_bytes and level.names:
+                    self._begin_to_read(level.names[-1], level.descriptor)
+                yield from self._entry(level, name)
         finally:
             for level in self.levels:
                 os.close(level.descriptor)
+
+    def _begin_to_read(self, name: str, folder: int) -> None:
+        try:
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+            if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= self.ahead_bytes:
+                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+                descriptor = os.open(name, flags, dir_fd=folder)
+                try:
+                    os.posix_fadvise(descriptor, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
+        except OSError:
+            return  # said when its turn comes
 
     def _enter(self, descriptor: int, inner: str, identity: Identity) -> None:
         try:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import sys
 import tempfile
 import zlib
 from collections import deque
@@ -124,8 +125,10 @@ class ArchiveWriter:
             elif "socket" not in found.reason:  # every running service has some; nobody needs to read of them
                 tally.notes.append(f"{shown(found.place)} {found.reason}; left out")
 
+        # What is large and may be taken over is not read.
+        ahead_bytes = SMALL if self._earlier else sys.maxsize
         for root in captured.roots:
-            for found in files.walk(root, skip, report):
+            for found in files.walk(root, skip, report, ahead_bytes=ahead_bytes):
                 self._stop.check()
                 try:
                     self._entry(found)
