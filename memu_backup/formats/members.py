@@ -139,45 +139,43 @@ class MemberWriter:
                     waiting[0] = memoryview(waiting[0])[written:]
 
 
-class Piece:
-    """One inflated member: where it stands in the archive, and its content."""
+def read_members(
+    places: Iterator[tuple[int, int]], read: Callable[[int, int], bytes]
+) -> Generator[tuple[bytes, bytes]]:
+    """Read (offset, size) and inflate whole members on all cores; gives their bytes and their content, in order.
 
-    __slots__ = ("content", "end", "offset")
-
-    def __init__(self, offset: int, end: int, content: bytes) -> None:
-        self.offset, self.end, self.content = offset, end, content
-
-
-def read_members(blocks: Iterator[tuple[int, memoryview]]) -> Generator[Piece]:
-    """Inflate whole members (offset, bytes) on all cores; order is kept. Raises DamagedArchive with the offset.
-
-    What stands before the damage is given first, also where ``blocks`` itself meets it, further on.
+    Raises DamagedArchive with the offset. What stands before the damage is given first, also where ``places`` itself
+    meets it, further on.
     """
-    under_way: deque[tuple[int, int, Future[bytes]]] = deque()
+    under_way: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
     damage: DamagedArchive | None = None
 
-    def next_piece() -> Piece:
-        offset, end, content = under_way.popleft()
+    def next_member() -> tuple[bytes, bytes]:
+        offset, member = under_way.popleft()
         try:
-            return Piece(offset, end, content.result())
+            return member.result()
         except DamagedArchive as error:
             raise DamagedArchive(f"{error}, at byte {offset:,} of the archive") from error
+
+    def fetch(offset: int, size: int) -> tuple[bytes, bytes]:
+        packed = read(offset, size)
+        return packed, gzip.unpack(packed)
 
     pool = ThreadPoolExecutor(THREADS, "memu-unpack")
     try:
         while True:
             try:
-                offset, member = next(blocks)
+                offset, size = next(places)
             except StopIteration:
                 break
             except DamagedArchive as error:
                 damage = error
                 break
-            under_way.append((offset, offset + len(member), pool.submit(gzip.unpack, member)))
+            under_way.append((offset, pool.submit(fetch, offset, size)))
             while len(under_way) > 2 * THREADS:
-                yield next_piece()
+                yield next_member()
         while under_way:
-            yield next_piece()
+            yield next_member()
         if damage:
             raise damage
     finally:

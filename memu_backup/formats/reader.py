@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -285,24 +285,27 @@ class ArchiveReader:
             blocks.close()
 
     def _by_members(self, place: _Place, on_bytes: OnBytes | None, alone: bool) -> Generator[bytes]:
-        def members() -> Iterator[tuple[int, memoryview]]:
-            offset = place.start
-            while offset < place.end:
-                self.stop.check()
-                size = gzip.member_bytes(self._read(offset, gzip.HEADER_BYTES))
-                member = memoryview(self._read(offset, size or 0))
-                if size is None or len(member) != size:
-                    raise DamagedArchive(f"it cannot be read from byte {offset:,} on")
-                if on_bytes:
-                    on_bytes(member)
-                yield offset, member
-                offset += size
-
         if alone:
-            yield from (gzip.unpack(member) for _, member in members())
+            yield from (gzip.unpack(self._read(offset, size)) for offset, size in self._members(place))
             return
-        with closing(read_members(members())) as pieces:
-            yield from (piece.content for piece in pieces)
+        with closing(read_members(self._members(place), self._read)) as members:
+            for packed, content in members:
+                if on_bytes:
+                    on_bytes(memoryview(packed))
+                yield content
+
+    def _members(self, place: _Place) -> Iterator[tuple[int, int]]:
+        """Where they lie and how long they are; the disk is told to begin with each. Raises DamagedArchive."""
+        offset = place.start
+        while offset < place.end:
+            self.stop.check()
+            size = gzip.member_bytes(self._read(offset, gzip.HEADER_BYTES))
+            if size is None or offset + size > self.size_bytes:
+                raise DamagedArchive(f"it cannot be read from byte {offset:,} on")
+            with suppress(OSError):
+                os.posix_fadvise(self._descriptor, offset, size + gzip.HEADER_BYTES, os.POSIX_FADV_WILLNEED)
+            yield offset, size
+            offset += size
 
     def _inflated(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
         def read(offset: int, size: int) -> bytes:
