@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
+from functools import partial
 from pathlib import Path
 
 from memu_backup import __version__, clean, files, lock, logs, place, verify, words
@@ -327,13 +328,34 @@ async def _write(
     )
     stop = Stop()
     never = frozenset(files.identities((order.store.directory, *order.never)))
+    async with _with_total(captured, earlier, never, on_progress) as report:
+        work = partial(order.store.write, label, captured, never, report, stop, earlier)
+        return await in_thread(work, stop, gentle=True)
+
+
+@asynccontextmanager
+async def _with_total(
+    captured: Sequence[Captured], earlier: Backup | None, never: frozenset[files.Identity], on_progress: OnProgress
+) -> AsyncIterator[OnProgress]:
+    """Tells how much there is: about as much as last time, or what a second walk finds meanwhile."""
     if earlier and earlier.manifest:
-        total = earlier.manifest.size_bytes  # near enough for a progress bar, and known without another walk
-    else:
-        roots = [root for c in captured for root in c.roots]
-        total = await in_thread(lambda: files.measure(roots, never, stop.check), stop, gentle=True)
-    report = verify.with_total(total, on_progress)
-    return await in_thread(lambda: order.store.write(label, captured, never, report, stop, earlier), stop, gentle=True)
+        yield verify.with_total(earlier.manifest.size_bytes, on_progress)
+        return
+    stop = Stop()
+    roots = [root for c in captured for root in c.roots]
+    measure = partial(files.measure, roots, never, stop.check)
+    measuring = asyncio.ensure_future(in_thread(measure, stop, gentle=True))
+
+    def report(moment: Progress) -> None:
+        if measuring.done() and not measuring.cancelled() and measuring.exception() is None:
+            moment = replace(moment, total_bytes=max(measuring.result(), moment.done_bytes))
+        on_progress(moment)
+
+    try:
+        yield report
+    finally:
+        measuring.cancel()
+        await asyncio.gather(measuring, return_exceptions=True)
 
 
 def _offset(at: datetime, zone: tzinfo) -> str:
