@@ -166,17 +166,23 @@ def _look(backup: Backup, number: int, pattern: str, exact: _Hits, any_case: _Hi
 
 def _entries(reader: ArchiveReader, pattern: str) -> Iterator[Entry]:
     if reader.indexed:
-        return reader.index(_may_fit(pattern))
+        return reader.index(may_fit([pattern]))
     return (found for found in reader.readable() if not isinstance(found, Manifest))
 
 
-def _may_fit(pattern: str) -> Callable[[bytes], bool] | None:
-    """Whether a line of an index may tell of an entry that fits, by the longest plain word of the pattern: parsing all
-    of them takes ten times as long. None where there is no such word.
+def may_fit(patterns: Sequence[str]) -> Callable[[bytes], bool] | None:
+    """Whether a line of an index may tell of an entry that fits one of them, by the longest plain word of each: parsing
+    all lines takes ten times as long. None where one has no such word.
     """
+    words = [_longest_word(pattern) for pattern in patterns]
+    if min(map(len, words)) < _SHORTEST_WORD:
+        return None
+    return lambda line: any(word in line.lower() for word in words)
+
+
+def _longest_word(pattern: str) -> bytes:
     plain = re.sub(r"(?s)\[.*\]", "*", _plain(pattern))
-    word = max(re.split(r"[^A-Za-z0-9 _./-]", plain), key=len).lower().encode()
-    return (lambda line: word in line.lower()) if len(word) >= _SHORTEST_WORD else None
+    return max(re.split(r"[^A-Za-z0-9 _./-]", plain), key=len).lower().encode()
 
 
 def _origin(backup: Backup) -> tuple[str, str]:

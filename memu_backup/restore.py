@@ -19,7 +19,7 @@ from memu_backup import unpack, words
 from memu_backup.errors import ArchiveError, DamagedArchive, HostileArchive, MemuError, RestoreError, UsageError
 from memu_backup.feed import feed
 from memu_backup.files import shown
-from memu_backup.find import fits
+from memu_backup.find import fits, may_fit
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
 from memu_backup.formats.reader import ArchiveReader, is_own
@@ -95,7 +95,7 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop, *, trusted: bo
     """
     with ArchiveReader(archive, stop) as reader:
         try:
-            held = _look_through(reader)
+            held = _look_through(reader, wanted, trusted=trusted)
             # All of them and not only the wanted: one that holds a hostile entry is not trusted with the others.
             unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in held.entries)
         except (DamagedArchive, HostileArchive) as error:
@@ -134,8 +134,11 @@ class _Held:
     cut: bool = False
 
 
-def _look_through(reader: ArchiveReader) -> _Held:
-    """By the index where that is whole, else by reading all there is. Raises DamagedArchive where nothing is."""
+def _look_through(reader: ArchiveReader, wanted: Wanted, *, trusted: bool) -> _Held:
+    """By the index where that is whole, else by reading all there is. Raises DamagedArchive where nothing is.
+
+    Of a ``trusted`` one no more is looked at than may be wanted: one photo out of a million comes at once.
+    """
     manifest, damage = None, ""
     if reader.indexed and reader.whole:
         try:
@@ -143,8 +146,11 @@ def _look_through(reader: ArchiveReader) -> _Held:
         except DamagedArchive as error:
             damage = str(error)
         with suppress(DamagedArchive):
-            return _Held(list(reader.index()), manifest, True, damage)
-    entries: list[Entry] = []
+            entries = list(reader.index(may_fit(wanted.paths) if trusted and wanted.paths else None))
+            if any(e.type is Type.HARDLINK for e in entries):  # the files that they share lie anywhere
+                entries = list(reader.index())
+            return _Held(entries, manifest, True, damage)
+    entries = []
     try:
         for found in reader.readable():
             if isinstance(found, Manifest):
