@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -13,6 +14,7 @@ from memu_backup.cli.shell import app
 def main() -> None:
     """Entry point. What it writes is for its user alone."""
     os.umask(0o077)
+    gc.set_threshold(50_000)  # looking through all that is imported, time and again, was an eighth of a short command
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
