@@ -235,7 +235,7 @@ class Unpacker:
     def _file(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
         folder = self._folder_of(header.path, make=True)
         name = header.path.rpartition("/")[2]
-        made = _temporary(folder, name)  # a kill must not leave half a photo under the name of a whole one
+        made = _temporary()  # a kill must not leave half a photo under the name of a whole one
         descriptor = os.open(
             made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
         )
@@ -278,7 +278,7 @@ class Unpacker:
         name = header.path.rpartition("/")[2]
         folder = os.dup(self._folder_of(header.path, make=True))  # going to the target's folder closes the first
         try:
-            made = _temporary(folder, name) if self._overwrite else name
+            made = _temporary() if self._overwrite else name
             if header.type is Type.SYMLINK:
                 os.symlink(header.link, made, dir_fd=folder)
                 self._own(made, header, folder)
@@ -353,12 +353,11 @@ def _promise(header: Header) -> tuple[Type, int, str]:
     return header.type, header.size_bytes, header.link
 
 
-def _temporary(folder: int, name: str) -> str:
-    """A name to make it under, free: in a container the restore that was killed had our number too."""
-    made = f".{os.fsencode(name)[:50].hex()}.{os.getpid()}.restoring"
-    with suppress(FileNotFoundError):
-        os.unlink(made, dir_fd=folder)
-    return made
+def _temporary() -> str:
+    """A name to make something under. By chance: a part of its own name may be another thread's too, and in a
+    container the restore that was killed, or one that runs beside us, has our number.
+    """
+    return f".{os.urandom(8).hex()}.{os.getpid()}.restoring"
 
 
 def _is_at_work(process: int) -> bool:
