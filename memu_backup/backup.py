@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 
-from memu_backup import __version__, clean, files, lock, logs, place, verify, words
+from memu_backup import __version__, clean, files, lock, logs, place, share, verify, words
 from memu_backup.clean import OnRemoved
 from memu_backup.clock import Clock, now
 from memu_backup.errors import (
@@ -27,9 +27,9 @@ from memu_backup.errors import (
     StoreError,
 )
 from memu_backup.history import History
-from memu_backup.model import Backup, Captured, Level, Phase, Progress, Run, Status, Trigger
+from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
 from memu_backup.recover import recover
-from memu_backup.retention import CLOCK_SLACK, WHOLE_EVERY, Policy
+from memu_backup.retention import Policy
 from memu_backup.sources import Source
 from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
@@ -199,39 +199,14 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
 
 
 async def _made(order: Order, row: Run, history: History, on_progress: OnProgress, clock: Clock) -> Run:
-    earlier = await _earlier(order, row.created_at, history)
+    earlier = await share.with_earlier(order.store, order.job, order.host, row.created_at, history)
     try:
         return await _made_with(order, row, earlier, on_progress, clock)
     except SharedDamage as error:
         assert earlier
-        log.warning("%s Everything is written anew, sharing nothing with %s.", error, earlier.name)
-    try:
-        # A damaged one is known from now on, and no later backup builds on it.
-        await verify.verify(order.store, earlier, Level.FULL, order.host, history, on_progress, clock)
-    except MemuError as error:
-        log.warning("%s could not be looked at: %s", earlier.name, error)
+        log.warning("%s This backup is made once more, and shares nothing with older ones.", error)
+    await share.look_back(order.store, earlier, history, on_progress, clock)
     return await _made_with(order, row, None, on_progress, clock)
-
-
-async def _earlier(order: Order, now: datetime, history: History) -> Backup | None:
-    """The backup that this one may share blocks with; None for one that is to be written whole.
-
-    None from the future, where a clock was wrong: it would stay the newest for years, and with it the count of nights.
-    """
-    try:
-        stored = await asyncio.to_thread(order.store.backups)
-        rows, _ = await history.known_runs(called=[b.manifest.run_id for b in stored if b.manifest])
-    except Exception as error:
-        log.warning("What to share with is not known (%s), so everything is written anew.", type(error).__name__)
-        return None
-    damaged = {row.run_id for row in rows if row.error_code == "damaged"}
-    for there in stored:
-        made = there.manifest
-        if there.created_at > now + CLOCK_SLACK:
-            continue
-        if made and (made.job, made.host) == (order.job, order.host) and made.run_id not in damaged:
-            return there if made.nights_shared + 1 < WHOLE_EVERY else None
-    return None
 
 
 async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress: OnProgress, clock: Clock) -> Run:
@@ -371,11 +346,10 @@ async def _proved(order: Order, written: Written, on_progress: OnProgress) -> tu
     verdict = await verify.prove(order.store, written.partial_path, written.manifest, on_progress)
     if verdict.problems or verdict.sha256 is None:
         why = verdict.problems[0].removesuffix(".")
-        kind = SharedDamage if written.manifest.shares_with else DamagedArchive
-        raise kind(
-            f"What was written could not be read back ({why}), so it was thrown away; older backups are untouched. "
-            "Check the disk that holds them."
-        )
+        thrown_away = f"What was written could not be read back ({why}), so it was thrown away"
+        if written.manifest.shares_with:
+            raise SharedDamage(f"{thrown_away}. It shares blocks with older backups, which may be damaged too.")
+        raise DamagedArchive(f"{thrown_away}; older backups are untouched. Check the disk that holds them.")
     for sentence in verdict.unchecked:
         log.info("%s", sentence)  # the row keeps it as a warning
     return verdict, verdict.sha256

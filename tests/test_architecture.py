@@ -34,6 +34,7 @@ FLOORS = (
         "retention",
         "retention_settings",
         "schedule",
+        "share",
         "status",
         "unpack",
         "verify",

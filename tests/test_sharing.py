@@ -73,9 +73,7 @@ async def test_every_seventh_backup_shares_nothing_with_another(manager: Manager
 
 async def test_damage_in_the_older_one_costs_neither_this_night_nor_the_next(manager: Manager) -> None:
     _, first = await back_up(manager)
-    with first.path.open("r+b") as file:
-        file.seek(first.path.read_bytes().index(FILM[:1000]))
-        file.write(b"rot")
+    rot(first)
     run, second = await back_up(manager)
     assert run.status is Status.SUCCESS
     assert second.manifest and second.manifest.shares_with == ""
@@ -84,6 +82,31 @@ async def test_damage_in_the_older_one_costs_neither_this_night_nor_the_next(man
     assert [p.name for p in manager.stores()[0].directory.glob("*.partial")] == []
     _, third = await back_up(manager)
     assert third.manifest and third.manifest.shares_with == second.name
+
+
+def rot(backup: Backup) -> None:
+    """Its film only: what is written to a file leaves the blocks of others alone."""
+    with backup.path.open("r+b") as file:
+        file.seek(backup.path.read_bytes().index(FILM[:1000]))
+        file.write(b"rot")
+
+
+@pytest.mark.parametrize("good", [0, 1])
+async def test_a_bad_block_is_found_in_each_backup_that_has_it(
+    manager: Manager, good: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where one of them is gone meanwhile; the first good one ends the search."""
+    older = [(await back_up(manager))[1] for _ in range(4)]
+    store, _ = await manager.find("latest")
+    store.delete(older.pop(2).path)
+    for backup in older[good:]:
+        rot(backup)
+    run, made = await back_up(manager)
+    assert run.status is Status.SUCCESS and made.manifest and made.manifest.shares_with == ""
+    rows = {r.filename: (r.status, r.error_code) for r in await manager.history.runs()}
+    assert [rows[b.name] for b in older] == [(Status.SUCCESS, None)] * good + [(Status.FAILED, "damaged")] * (3 - good)
+    assert all(f"{b.name} is damaged too" in caplog.text for b in older[good:])
+    assert "untouched" not in caplog.text
 
 
 async def test_a_backup_known_to_be_damaged_is_passed_over(manager: Manager) -> None:

@@ -103,9 +103,10 @@ class Earlier:
         try:
             data = os.pread(self._descriptor, size, position)
         except OSError as error:
-            raise SharedDamage(f"the disk cannot read it at byte {position:,} ({error.strerror})") from error
+            what = f"cannot be read at byte {position:,} ({error.strerror})"
+            raise SharedDamage(f"The older backup that this one builds on {what}.") from error
         if len(data) != size:
-            raise SharedDamage(f"it ends before byte {position + size:,}")
+            raise SharedDamage(f"The older backup that this one builds on ends before byte {position + size:,}.")
         return data
 
 
