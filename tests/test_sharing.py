@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import count
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from memu_backup.audit import SCHEDULER
 from memu_backup.catalog import backups
+from memu_backup.clock import now
 from memu_backup.config import load
 from memu_backup.history import History
 from memu_backup.manager import Manager
@@ -23,7 +23,9 @@ from tests.home import Home
 
 pytestmark = needs_root
 
-NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
+TOMORROW = now() + timedelta(days=1)
+"""The first night: what was changed within a quarter of an hour before one is not trusted."""
+
 FILM = os.urandom(2_000_000)
 
 
@@ -38,7 +40,6 @@ def home(disk: Path, database: str, request: pytest.FixtureRequest) -> Home:
     home = Home(disk / request.node.name, database)
     home.mark()
     (home.photos / "film.mp4").write_bytes(FILM)
-    time.sleep(2.1)  # what was changed within two seconds is not trusted
     return home
 
 
@@ -51,7 +52,7 @@ def wrong_by() -> list[timedelta]:
 @pytest.fixture
 async def manager(home: Home, wrong_by: list[timedelta]) -> AsyncIterator[Manager]:
     config = load(home.folder / "config.toml", {})
-    nights = (NOON + timedelta(hours=n) for n in count())
+    nights = (TOMORROW + timedelta(hours=n) for n in count())
     async with History(config.history_url(), config.state_dir, config.host) as history:
         yield Manager(config, history, lambda: next(nights) + wrong_by[0])
 

@@ -18,19 +18,25 @@ from memu_backup.work import Stop
 
 _READ_TRIES = 3
 _XATTRS_LIMIT = 1024 * 1024
-_REST_NS = 2 * 10**9
-"""A file that was changed this shortly before it was read may be changed again without another ctime: clocks of
-filesystems tick up to two seconds apart."""
+_REST_NS = 15 * 60 * 10**9
+"""A file that was changed this shortly before the run may be changed again without another ctime. What is written
+through mmap gets its time with the first store to a page that is on the disk, and later ones none until the kernel has
+brought it there again, which it begins after 30 seconds and may take minutes over."""
 
 ZEROS = bytes(gzip.LARGE_CHUNK)
 
 
 class Reading:
-    """Reads exactly as many bytes as the header says, whatever the file does meanwhile, and tells what it did."""
+    """Reads exactly as many bytes as the header says, whatever the file does meanwhile, and tells what it did.
 
-    def __init__(self, descriptor: int, header: Header, before: os.stat_result, lost: list[str], stop: Stop) -> None:
+    ``begun_ns`` is when the run began, in nanoseconds since 1970.
+    """
+
+    def __init__(
+        self, descriptor: int, header: Header, before: os.stat_result, lost: list[str], stop: Stop, begun_ns: int
+    ) -> None:
         self._descriptor, self._header, self._lost, self._stop = descriptor, header, lost, stop
-        self._before, self._begun_ns = before, time.time_ns()
+        self._before, self._begun_ns = before, begun_ns
         self.told = self._given = False
 
     def pieces(self) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -71,6 +72,7 @@ def _version(header: Header) -> tuple[int, int]:
 class ArchiveWriter:
     """Writes one archive to ``descriptor``. Use as a context manager; call ``add`` a source, then ``finish`` once.
 
+    ``begun_at`` is when the run began: what was changed shortly before is read again the next time.
     ``folder`` is where the archive lies; what grows with the number of files goes there too, without a name. What is
     wrong with a source goes into its summary. What has not changed since ``earlier`` is taken over from it;
     ``shares_blocks`` tells whether anything was. Raises StoreError (DiskFull, WriteFailed), SharedDamage, Interrupted.
@@ -82,11 +84,13 @@ class ArchiveWriter:
         folder: Path,
         stop: Stop,
         tick: Tick,
+        begun_at: datetime,
         earlier: Earlier | None = None,
         *,
         gentle: bool = False,
     ) -> None:
         self.shares_blocks = False
+        self._begun_ns = int(begun_at.timestamp() * 10**9)
         self._earlier = earlier
         self._folder = folder
         self._out = MemberWriter(descriptor, folder, stop, gentle=gentle)
@@ -193,11 +197,14 @@ class ArchiveWriter:
                 if status.st_size - sum(length for _, length in extents) >= _WORTHWHILE_HOLE:
                     # GNU tar makes a hole at the end only where an empty stretch marks it.
                     header = replace(header, extents=(*extents, (status.st_size, 0)))
-            digest = self._content(header, Reading(descriptor, header, status, self._tally.lost, self._stop))
+            digest = self._content(header, self._reading(descriptor, header, status))
         finally:
             os.close(descriptor)
         if status.st_nlink > 1:
             self._tally.linked[status.st_dev, status.st_ino] = Linked(header, digest, status.st_nlink - 1)
+
+    def _reading(self, descriptor: int, header: Header, status: os.stat_result) -> Reading:
+        return Reading(descriptor, header, status, self._tally.lost, self._stop, self._begun_ns)
 
     def _another_name(self, found: Found) -> bool:
         """Stores a further name of a file that is in the archive already; False where it is not that file."""

@@ -133,7 +133,7 @@ class ArchiveStore:
         with ExitStack() as stack:
             older = stack.enter_context(opened(earlier.path, descriptor, stop)) if earlier else None
             writer = stack.enter_context(
-                ArchiveWriter(descriptor, self.directory, stop, meter.tick, older, gentle=True)
+                ArchiveWriter(descriptor, self.directory, stop, meter.tick, label.created_at, older, gentle=True)
             )
             summaries = tuple(writer.add(c, never) for c in captured)
             meter.flush()

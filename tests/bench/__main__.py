@@ -135,20 +135,25 @@ def _nights(found: Figures, household: Path, tools: list[type[Tool]], work: Path
     print(f"Nights on {kind}", flush=True)
     chosen = [t for t in tools if t.name in (Memu.name, "restic", "borg")]
     with loop_disk(kind, work, 8 * found.size.total_bytes) as disk:
-        made = {}
+        made: dict[str, Tool] = {}
         for tool in chosen:
             (disk / tool.name).mkdir()
             made[tool.name] = tool(household, disk / tool.name)
-            made[tool.name].back_up()
-        for night in range(nights):
+            _night(made[tool.name], 0)
+        for night in range(1, nights + 1):
             corpus.change(household, CHANGED, night)
             for name, backup in made.items():
-                sample = backup.back_up()
+                sample = _night(backup, night)
                 _note(found, kind, name, sample)
                 _note(found, f"{kind} written", name, _without_proof(backup, sample))
                 if isinstance(backup, Memu):
                     archive = max(backup.archives.glob("*.tar.gz"))
                     found.shares[kind].append((own_bytes(archive), archive.stat().st_size))
+
+
+def _night(tool: Tool, number: int) -> Sample:
+    """A household's nights are a day apart, and what it changed came to rest long before them."""
+    return tool.back_up(days_later=number + 1) if isinstance(tool, Memu) else tool.back_up()
 
 
 if __name__ == "__main__":

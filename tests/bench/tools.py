@@ -82,8 +82,12 @@ class Memu:
             if daemon.poll() is not None:
                 raise RuntimeError((self.place / "log").read_text())
 
-    def back_up(self) -> Sample:
-        return self._run("start", "--json", writes=self.place)
+    def back_up(self, days_later: int = 0) -> Sample:
+        """``days_later`` is how far ahead its clock goes."""
+        if days_later == 0:
+            return self._run("start", "--json", writes=self.place)
+        night: list[str | Path] = [sys.executable, "-m", "tests.bench.another_day", self._config, str(days_later)]
+        return run(night, cwd=Path.cwd(), writes=self.place)
 
     def one_file(self, inner: str, target: Path) -> Sample:
         return self._run("restore", "--path", f"household/{inner}", "--to", target, "--yes", writes=target.parent)
