@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
@@ -16,6 +17,9 @@ from memu_backup.unpack import Unpacker
 
 _PART = 16 * 1024 * 1024
 """As many bytes of the archive one thread takes at a time."""
+
+_OTHER_FILES = 100
+"""As many may be open that have nothing to do with restoring."""
 
 _GAP = 1024 * 1024
 """As many bytes that nobody wants are read to come to the next that somebody does."""
@@ -32,7 +36,7 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
         with suppress(DamagedArchive):
             _put(reader.entries_with_content(), left, unpacker.put)
         return list(left.values())
-    with ThreadPoolExecutor(THREADS, "memu-restore") as pool:
+    with ThreadPoolExecutor(_threads(entries), "memu-restore") as pool:
         parts = [pool.submit(_feed_part, reader, part, unpacker) for part in _parts(entries)]
         _, rest = wait(parts, return_when=FIRST_EXCEPTION)
         for part in rest:
@@ -47,6 +51,13 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
                 unpacker.put(header, iter(()))
                 lost.remove(header.path)
     return [e for e in entries if e.path in lost]
+
+
+def _threads(entries: Sequence[Entry]) -> int:
+    """As many as there are cores; fewer where each would hold so many folders open that the system says no."""
+    deepest = max((e.path.count("/") for e in entries), default=0)
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(THREADS, (allowed - _OTHER_FILES) // (deepest + 2)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,7 @@ class Unpacker:
 
     def __enter__(self) -> Unpacker:
         self._sweep()
+        self._close_to(0)  # the threads that restore need as many for themselves
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -95,3 +98,29 @@ def test_names_that_begin_alike_do_not_get_into_each_others_way(tmp_path: Path) 
         done = give_back(archive, tmp_path / "out", overwrite=overwrite)
         assert (done.lost, done.warnings) == ((), ())
         assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
+
+
+@contextmanager
+def open_files(at_most: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (at_most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_very_deep_folders_come_back_where_few_files_may_be_open(tmp_path: Path) -> None:
+    """Each thread holds open all folders above the file that it makes."""
+    source = tmp_path / "source"
+    for name in ("a", "b"):
+        bottom = source / "/".join(name * 300)
+        bottom.mkdir(parents=True)
+        for film in ("1.mp4", "2.mp4"):
+            (bottom / film).write_bytes(os.urandom(9 * MB))
+    archive = back_up(archive_store(tmp_path / "store"), tree(source))
+    with open_files(at_most=450):
+        for overwrite in (False, True):
+            done = give_back(archive, tmp_path / "out", overwrite=overwrite)
+            assert (done.lost, done.warnings) == ((), ())
+    assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
