@@ -14,6 +14,7 @@ from memu_backup.formats.members import THREADS
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.tar import Header, Type
 from memu_backup.unpack import Unpacker
+from memu_backup.work import Stop
 
 _PART = 16 * 1024 * 1024
 """As many bytes of the archive one thread takes at a time."""
@@ -37,12 +38,15 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
             _put(reader.entries_with_content(), left, unpacker.put)
         return list(left.values())
     with ThreadPoolExecutor(_threads(entries), "memu-restore") as pool:
-        parts = [pool.submit(_feed_part, reader, part, unpacker) for part in _parts(entries)]
-        _, rest = wait(parts, return_when=FIRST_EXCEPTION)
+        enough = Stop()
+        parts = [pool.submit(_feed_part, reader, part, unpacker, enough) for part in _parts(entries)]
+        done, rest = wait(parts, return_when=FIRST_EXCEPTION)
+        enough.set()
         for part in rest:
             part.cancel()
-    # The part that failed tells why; those that were cancelled for it come last.
-    fed = [part.result() for part in sorted(parts, key=lambda part: part.cancelled())]
+    for part in done:
+        part.result()  # what failed tells why, before those that were ended for it
+    fed = [part.result() for part in parts]
     lost = {e.path for part in fed for e in part.lost}
     for header in (header for part in fed for header in part.links):
         lost.add(header.path)
@@ -68,16 +72,23 @@ class _Fed:
     links: list[Header]
 
 
-def _feed_part(reader: ArchiveReader, part: Sequence[Entry], unpacker: Unpacker) -> _Fed:
+def _feed_part(reader: ArchiveReader, part: Sequence[Entry], unpacker: Unpacker, enough: Stop) -> _Fed:
+    """``enough`` ends it in the middle: a restore that failed must not go on to the end of a long film."""
     left = {e.path: e for e in part}
     fed = _Fed([], [])
     with unpacker.another() as mine:
 
+        def until_enough(content: Iterator[memoryview]) -> Iterator[memoryview]:
+            for block in content:
+                enough.check()
+                yield block
+
         def put(header: Header, content: Iterator[memoryview]) -> None:
+            enough.check()
             if header.type is Type.HARDLINK:
                 fed.links.append(header)
             else:
-                mine.put(header, content)
+                mine.put(header, until_enough(content))
 
         while left:
             first = next(iter(left.values()))

@@ -12,6 +12,9 @@ import pytest
 
 from memu_backup import restore
 from memu_backup.errors import RestoreError
+from memu_backup.feed import feed
+from memu_backup.formats.reader import ArchiveReader
+from memu_backup.unpack import Planned, Unpacker
 from memu_backup.work import Stop
 from tests.archives import archive_store, back_up, ignore, snapshot, tree
 
@@ -98,6 +101,28 @@ def test_names_that_begin_alike_do_not_get_into_each_others_way(tmp_path: Path) 
         done = give_back(archive, tmp_path / "out", overwrite=overwrite)
         assert (done.lost, done.warnings) == ((), ())
         assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
+
+
+def test_one_part_that_fails_ends_the_others_in_the_middle_of_a_film(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "out"
+    (source / "a").mkdir(parents=True)
+    (source / "a" / "photo.jpg").write_bytes(os.urandom(17 * MB))
+    (source / "film.mp4").write_bytes(bytes(300 * MB))
+    archive = back_up(archive_store(tmp_path / "store"), tree(source))
+    target.mkdir()
+    (target / "photos").mkdir()
+    (target / "photos" / "a").write_bytes(b"a file, so the photo has no place")
+    put_in_place: list[int] = []
+    with ArchiveReader(archive) as reader:
+        entries = [e for e in reader.index() if e.path.endswith((".jpg", ".mp4"))]
+        plan = {e.path: Planned(e.type, e.size_bytes, e.link) for e in entries}
+        unpacker = Unpacker(
+            target, plan, overwrite=False, stop=Stop(), on_done=lambda more, _: put_in_place.append(more)
+        )
+        with unpacker, pytest.raises(RestoreError, match=r"photo\.jpg would be written through"):
+            feed(reader, entries, unpacker, indexed=True)
+    assert sum(put_in_place) < 100 * MB
+    assert [p.name for p in (target / "photos").iterdir()] == ["a"]
 
 
 @contextmanager
