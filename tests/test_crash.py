@@ -7,12 +7,17 @@ import os
 import random
 import subprocess
 import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from tests.contracts.stores import small_disk
+from tests.disks import loop_disk, own_bytes
 from tests.home import Home, end
 from tests.killing import Moment, assert_tidy, hashes, listed, needs_strace, told, waiting_for
 from tests.service import Clock, Service, archives, command, rows, settings
@@ -135,6 +140,39 @@ def test_killed_while_it_makes_room_the_next_run_makes_the_rest_of_it(tmp_path: 
         assert sorted(r["filename"] for r in home.rows() if r["size_bytes"] and not r["deleted_at"]) == [
             a.name for a in home.archives
         ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk that shares blocks")
+@pytest.mark.parametrize("kind", ["xfs", pytest.param("btrfs", marks=pytest.mark.slow)])
+def test_killed_while_it_shares_blocks_the_older_backup_stays_as_it_is(
+    tmp_path: Path, database: str, kind: str
+) -> None:
+    with loop_disk(kind, tmp_path) as disk:
+        home = Home(disk / "home", database)
+        for number in range(40):
+            (home.photos / f"{number}.jpg").write_bytes(os.urandom(100_000))
+        assert home.run("start").status == 0
+        older = hashes(home.backups)
+        sharing = Moment("ioctl", 3).prefix
+        assert home.run("start", prefix=(*sharing[:1], *partials(home), *sharing[1:])).status == -9
+        (partial,) = home.backups.glob("*.partial")
+        assert own_bytes(partial) < partial.stat().st_size, "some of it was shared already"
+        assert hashes(home.backups) == older
+        assert listed(home) == [n for n in older if n.endswith(".gz")]
+        assert home.run("start").status == 0
+        assert_tidy(home)
+        assert hashes(home.backups).items() > older.items()
+        assert home.run("verify", home.archives[0].name).status == home.run("verify", "latest").status == 0
+        assert own_bytes(home.archives[-1]) < 400_000
+        assert told(home) == [SUCCESS, INTERRUPTED, SUCCESS]
+
+
+def partials(home: Home) -> Iterator[str]:
+    """For strace: only calls on the archive that is written count, in whichever of the next seconds it is begun."""
+    now = datetime.now(ZoneInfo("Europe/Berlin"))
+    for second, again in product(range(60), ("", "_2")):
+        name = f"memu_backup_{now + timedelta(seconds=second):%Y%m%d_%H%M%S}{again}.tar.gz.partial"
+        yield from ("-P", str(home.backups / name))
 
 
 @pytest.mark.parametrize("nth", [pytest.param(1, marks=pytest.mark.slow), 3])
