@@ -48,7 +48,8 @@ def pack(data: Buffer) -> list[Buffer]:
     """One member that holds ``data``, as buffers to write one after another.
 
     What does not shrink is stored. What was compressed is inflated again with the standard library's zlib, which is
-    not the library that compressed it, and stored where the two disagree.
+    not the library that compressed it, and stored where the two disagree. The checksum is always zlib's, and where
+    content is stored the other library compares it: what both agree on, any gunzip takes.
     """
     if _shrinks(data):
         deflated = isal_zlib.compress(data, _LEVEL, wbits=-15)
@@ -76,7 +77,7 @@ def _stored(data: Buffer) -> list[Buffer]:
         block = view[start : start + _STORED_BLOCK]
         last = start + _STORED_BLOCK >= len(view)
         blocks += [_BLOCK_START.pack(last, len(block), len(block) ^ 0xFFFF), block]
-    trailer = _TRAILER.pack(isal_zlib.crc32(view), len(view))
+    trailer = _TRAILER.pack(zlib.crc32(view), len(view))
     total = HEADER_BYTES + sum(len(b) for b in blocks) + len(trailer)
     return [_header(total), *blocks, trailer]
 
@@ -141,7 +142,7 @@ def unpack(member: Buffer) -> bytes:
     """The content of one whole member, its checksum and length compared. Raises DamagedArchive."""
     try:
         (checksum, size) = _TRAILER.unpack_from(member, len(member) - _TRAILER.size)
-        # zlib can do these too, at a third of the speed: it copies byte by byte what it need not look at.
+        # zlib can do these too, at a fraction of the speed: it copies byte by byte what it need not look at.
         if (data := _unstored(member)) is not None:
             if (isal_zlib.crc32(data), len(data)) != (checksum, size):
                 raise DamagedArchive("a compressed block is damaged")

@@ -11,6 +11,7 @@ import subprocess
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from isal import isal_zlib
 
 from memu_backup.errors import DamagedArchive
 from memu_backup.formats import gzip
@@ -38,6 +39,20 @@ def test_a_member_holds_what_was_packed_and_knows_its_length(data: bytes) -> Non
     assert gzip.member_bytes(packed[: gzip.HEADER_BYTES]) == len(packed)
     assert pythons.decompress(packed) == data
     assert len(packed) <= len(data) * 1.001 + 60
+
+
+@pytest.mark.parametrize("data", CASES.values(), ids=CASES.keys())
+def test_a_fast_library_that_sums_wrongly_spoils_no_member_and_is_noticed(
+    data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it makes and checks alone would pass our own look at it, and no other program's."""
+    rightly = isal_zlib.crc32
+    monkeypatch.setattr(isal_zlib, "crc32", lambda data: rightly(data) ^ 1)
+    packed = member(data)
+    assert pythons.decompress(packed) == data
+    if packed[gzip.HEADER_BYTES] in (0, 1):  # stored
+        with pytest.raises(DamagedArchive):
+            gzip.unpack(packed)
 
 
 @given(st.binary(max_size=3000), st.integers(0, 2**32))
