@@ -14,6 +14,9 @@ NAME = "metadata.json"
 SUMS_NAME = "SHA256SUMS"
 FORMAT = "memu-backup/1"
 
+_MOST = 2**63 - 1
+"""What no disk holds; the history's columns end here."""
+
 
 def encode(manifest: Manifest) -> bytes:
     """metadata.json, indented: on the worst day somebody reads it in an editor."""
@@ -67,7 +70,7 @@ def decode(content: bytes) -> Manifest:
         said = json.loads(content)
         if said.get("format") != FORMAT:
             raise DamagedArchive(f"its {NAME} is of a kind that this version does not know")
-        return Manifest(
+        manifest = Manifest(
             format=said["format"],
             name=str(said["backup_name"]),
             run_id=str(said["run_id"]),
@@ -79,11 +82,21 @@ def decode(content: bytes) -> Manifest:
             sources=tuple(_summary(s) for s in said["sources"]),
             sha256sums=str(said["checksums"][SUMS_NAME]),
             shares_with=str(said.get("shares_with", "")),
-            nights_shared=int(said.get("nights_shared", 0)),
-            shared_bytes=int(said.get("shared_bytes", 0)),
+            nights_shared=_number(said.get("nights_shared", 0)),
+            shared_bytes=_number(said.get("shared_bytes", 0)),
         )
+        for total in (manifest.size_bytes, manifest.files):
+            _number(total)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise DamagedArchive(f"its {NAME} is damaged") from error
+    return manifest
+
+
+def _number(said: Any) -> int:
+    number = int(said)
+    if not 0 <= number <= _MOST:
+        raise ValueError
+    return number
 
 
 def _moment(text: str) -> datetime:
@@ -99,15 +112,15 @@ def _summary(said: dict[str, Any]) -> SourceSummary:
         name=str(said["name"]),
         kind=str(said["kind"]),
         place=str(said["place"]),
-        files=int(said["files"]),
-        directories=int(said["directories"]),
-        links=int(said["links"]),
-        size_bytes=int(said["size_bytes"]),
+        files=_number(said["files"]),
+        directories=_number(said["directories"]),
+        links=_number(said["links"]),
+        size_bytes=_number(said["size_bytes"]),
         checksum=str(said["checksum"]),
         modes_checksum=str(said["modes_checksum"]),
         consistency=str(said["consistency"]),
         newest_mtime=datetime.fromisoformat(newest) if newest else None,
-        skipped=int(said["skipped"]),
+        skipped=_number(said["skipped"]),
         details=dict(said["details"]),
         warnings=tuple(map(str, said["warnings"])),
         missing=tuple(map(str, said["missing"])),

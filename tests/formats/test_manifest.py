@@ -47,6 +47,8 @@ def changed(**changes: Any) -> bytes:
     return json.dumps({**json.loads(manifest.encode(MADE)), **changes}).encode()
 
 
+SAID = json.loads(manifest.encode(MADE))["sources"][0]
+
 WRONG = {
     "nothing": b"",
     "no JSON": b"Dear Oma",
@@ -60,6 +62,11 @@ WRONG = {
     "a source that is text": changed(sources=["photos"]),
     "no checksums": changed(checksums=[]),
     "files without end": manifest.encode(MADE).replace(b'"files": 2', b'"files": Infinity'),
+    "more bytes than a disk holds": changed(sources=[SAID | {"size_bytes": 2**63}]),
+    "more in all than a disk holds": changed(sources=[SAID | {"size_bytes": 2**62}] * 2),
+    "less than nothing": changed(sources=[SAID | {"files": -1}]),
+    "shared for longer than there are nights": changed(nights_shared=2**63),
+    "less shared than nothing": changed(shared_bytes=-1),
 }
 
 
