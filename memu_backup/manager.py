@@ -89,7 +89,7 @@ def history_of(config: Config) -> History:
         config.state_dir,
         config.host,
         places=[store.directory for store in stores],
-        lying=partial(rebuild.told, stores),
+        lying=lambda place: rebuild.told([store for store in stores if store.directory == place]),
     )
 
 

@@ -12,9 +12,10 @@ from types import TracebackType
 from typing import Self
 
 from memu_backup.clock import Clock, now
-from memu_backup.errors import HistoryAway, StoreError
+from memu_backup.errors import HistoryAway
 from memu_backup.history import dump, rows
 from memu_backup.history.database import Database
+from memu_backup.history.remains import Remains
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection, alone
 from memu_backup.history.spool import Spool
@@ -27,8 +28,6 @@ CHANNEL = "memu_backup"
 """Postgres announces each change of ``backup_history`` here, as ``{"run_id": ..., "status": ...}``."""
 
 _SAVE_S = 120.0
-_LOOK_S = 60.0
-"""For disks that sleep; a network drive that is dead never answers."""
 
 _LAST_WORDS_S = 3.0
 """How long who is cancelled still writes; the spool needs a moment, Postgres may not answer."""
@@ -42,7 +41,7 @@ class History:
     ``host`` names this machine to the database. Making one costs nothing; use it as ``async with``.
 
     Our own Postgres comes back when its data was lost: from the dumps that lie in ``places`` (see ``dump``), and from
-    ``lying``, which tells the runs whose backups are there. It blocks, and may raise StoreError.
+    ``lying``, which tells the runs whose backups are in a place. It blocks, and may raise StoreError.
     """
 
     def __init__(
@@ -52,22 +51,21 @@ class History:
         host: str,
         *,
         places: Sequence[Path] = (),
-        lying: Callable[[], Sequence[Run]] = tuple,
+        lying: Callable[[Path], Sequence[Run]] = lambda _: (),
         connect_timeout_s: float = 5.0,
         command_timeout_s: float = 10.0,
     ) -> None:
+        self._remains = Remains(host, tuple(places), lying)
         self._database = Database(
             url,
             state_dir / "postgres",
             host,
-            fill=self._take_back,
+            fill=self._remains.fill,
             connect_timeout_s=connect_timeout_s,
             command_timeout_s=command_timeout_s,
         )
         self._spool = Spool(state_dir / "spool")
         self._host = host
-        self._places = tuple(places)
-        self._lying = lying
         self._patience_s = connect_timeout_s + command_timeout_s
 
     async def __aenter__(self) -> Self:
@@ -131,7 +129,7 @@ class History:
         async def work(connection: Connection) -> list[Run]:
             await self._empty_spool(connection)
             async with alone(connection):
-                added = await rows.add(connection, runs)
+                added, _ = await rows.add(connection, runs)
             return [run for run in runs if run.run_id in added]
 
         return await self._database.ask(work) if runs else []
@@ -160,37 +158,18 @@ class History:
     async def _save(self, path: Path, at: datetime) -> None:
         former = await look(partial(dump.former, path), _SAVE_S)
 
-        async def work(connection: Connection) -> bytes:
+        async def work(connection: Connection) -> tuple[bytes, bool]:
             await self._empty_spool(connection)
+            whole = True
             if former:
                 async with alone(connection):
-                    await dump.load(connection, former)
-            return await dump.packed(connection, self._host, at)
+                    _, whole = await dump.load(connection, former)
+            return await dump.packed(connection, self._host, at), whole
 
-        content = await self._database.ask(work)
+        content, whole = await self._database.ask(work)
+        if former and not whole:
+            await look(partial(dump.keep, former), _SAVE_S)
         await look(partial(dump.publish, content, path), _SAVE_S)
-
-    async def _take_back(self, connection: Connection) -> None:
-        """Fill new tables, in the transaction that makes them: killed in here, the next who asks begins again.
-
-        What cannot be seen now is added by the next run, which takes the dump back before it replaces it.
-        """
-        dumps: list[dump.Dump] = []
-        told: Sequence[Run] = ()
-        try:
-            for place in self._places:
-                dumps += await look(partial(dump.available, place), _LOOK_S)
-            told = await look(self._lying, _LOOK_S)
-        except StoreError as error:
-            log.warning("%s", error)
-        except TimeoutError:
-            log.warning("A disk with backups does not answer, so what the history knew is not all there yet.")
-        counts = [(d.path, await dump.load(connection, d)) for d in dump.best_first(dumps, self._host)]
-        adopted = len(await rows.add(connection, told))
-        came = [f"{count} notes from {path}" for path, count in counts if count]
-        came += [f"{adopted} from what backups say of themselves"] if adopted else []
-        if came:
-            log.warning("The history was made anew, with %s.", " and ".join(came))
 
     async def runs(
         self,
@@ -264,7 +243,7 @@ class History:
     @property
     def unmade(self) -> bool:
         """Whether nothing was ever written down, in an embedded server that is not there yet: asking makes none."""
-        return self._database.unmade and not self.waiting() and not any(map(dump.present, self._places))
+        return self._database.unmade and not self.waiting() and not any(map(dump.present, self._remains.places))
 
     async def backup_count(self, *, job: str | None = None) -> int:
         """How many backups are stored: successful or partial and not deleted since. Raises HistoryAway."""
@@ -337,13 +316,11 @@ class History:
         return [letter.note for letter in self._spool.letters()]
 
     async def _empty_spool(self, connection: Connection) -> int:
-        from asyncpg import DataError, IntegrityConstraintViolationError
-
         moved = 0
         for path in self._spool.paths():
             try:
                 moved += await self._move(connection, path)
-            except (DataError, IntegrityConstraintViolationError) as error:
+            except rows.misfits() as error:
                 # This one row does not fit, for instance into a column that somebody added; the next may.
                 log.warning(
                     "The history database does not take the note %s, which stays there: %s.", path, error.args[0]

@@ -15,10 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from io import BytesIO
+from itertools import chain, count
 from pathlib import Path
 from urllib.parse import quote
 
-from memu_backup.files import write_atomically
+from memu_backup.files import rename_without_replacing, write_atomically
 from memu_backup.history import rows
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection
@@ -30,7 +31,8 @@ FORMAT = "memu-backup-history/1"
 _PREFIX, _SUFFIX = "backup_history_", ".jsonl.gz"
 _BATCH = 500
 _LEFT_OVER_S = 3600.0
-_DAMAGE = (EOFError, OSError, zlib.error, ValueError, KeyError, TypeError, AttributeError)
+_CUT = (EOFError, OSError, zlib.error)
+_NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class Unreadable(Exception):
@@ -89,7 +91,7 @@ def fetched(path: Path) -> Dump:
         if head["format"] != FORMAT or made_at.tzinfo is None:
             raise Unreadable("it was written by another version of memu-backup")
         return Dump(path, head["host"], made_at, content)
-    except _DAMAGE as error:
+    except (*_CUT, *_NONSENSE) as error:
         raise Unreadable("it is damaged") from error
 
 
@@ -103,61 +105,71 @@ def former(path: Path) -> Dump | None:
     except FileNotFoundError:
         return None
     except Unreadable as error:
-        aside = path.with_name(f"{path.name}.unreadable")
-        path.rename(aside)
+        aside = _aside(path)
+        rename_without_replacing(path, aside)
         log.warning("The saved history %s cannot be read (%s); it is kept as %s.", path, error, aside.name)
         return None
+
+
+def keep(dump: Dump) -> None:
+    """Set a copy aside of what is about to be replaced and could not all be taken back. Blocks. Raises OSError."""
+    aside = _aside(dump.path)
+    write_atomically(aside, dump.content, replace=False)
+    log.warning("Not all of the saved history %s could be taken over; it is kept as %s.", dump.path, aside.name)
+
+
+def _aside(path: Path) -> Path:
+    names = (path.with_name(f"{path.name}.unreadable{number}") for number in chain([""], count(-2, -1)))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _opened(name: str, flags: int) -> int:
     return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-async def load(connection: Connection, dump: Dump) -> int:
-    """Add the rows that are not there yet, and return how many; those that are there are newer and stay as they are.
+async def load(connection: Connection, dump: Dump) -> tuple[int, bool]:
+    """Add the rows that are not there yet; those that are there are newer and stay as they are.
 
-    All that can be read of a damaged one. Lets asyncpg's errors through; the caller has begun a transaction.
+    How many were added, and whether it could be read as a whole. Of a damaged one, all that can be read counts. Lets
+    asyncpg's errors through; the caller has begun a transaction.
     """
-    from asyncpg import DataError, IntegrityConstraintViolationError
-
-    added = 0
+    added, whole = 0, True
     batches = _batches(dump.content)
     try:
         while batch := await asyncio.to_thread(next, batches, None):
-            await connection.execute("SAVEPOINT batch")
-            added += len(await rows.add(connection, batch))
-            await connection.execute("RELEASE SAVEPOINT batch")
+            keys, refused = await rows.add(connection, batch)
+            added += len(keys)
+            whole = whole and not refused
     except Unreadable as error:
-        log.warning(
-            "The saved history %s cannot be read to its end: %s. What could be read of it counts.", dump.path, error
-        )
-    except (DataError, IntegrityConstraintViolationError) as error:
-        await connection.execute("ROLLBACK TO SAVEPOINT batch")
-        log.warning(
-            "The saved history %s holds what no history takes (%s); the rest of it is left out.",
-            dump.path,
-            error.args[0],
-        )
-    return added
+        log.warning("Of the saved history %s not all is left: %s. What can be read of it counts.", dump.path, error)
+        whole = False
+    return added, whole
 
 
 def _batches(content: bytes) -> Iterator[list[Note]]:
+    """Raises Unreadable when all that can be read was given, and that was not all."""
     batch: list[Note] = []
-    damage: Exception | None = None
+    nonsense = 0
+    cut: Exception | None = None
     try:
         with gzip.open(BytesIO(content)) as lines:
             lines.readline()
             for line in lines:
-                batch.append(rows.from_json(line))
+                try:
+                    batch.append(rows.from_json(line))
+                except _NONSENSE:
+                    nonsense += 1
                 if len(batch) == _BATCH:
                     yield batch
                     batch = []
-    except _DAMAGE as error:
-        damage = error
+    except _CUT as error:
+        cut = error
     if batch:
         yield batch
-    if damage:
-        raise Unreadable("it is damaged") from damage
+    if cut:
+        raise Unreadable("it cannot be read to its end") from cut
+    if nonsense:
+        raise Unreadable(f"{nonsense} of its lines {'is' if nonsense == 1 else 'are'} damaged")
 
 
 async def packed(connection: Connection, host: str, made_at: datetime) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -12,6 +13,8 @@ from typing import Any
 
 from memu_backup.history.schema import Connection
 from memu_backup.model import AuditEvent, Run, Status, Trigger
+
+log = logging.getLogger(__name__)
 
 Note = Run | AuditEvent
 """What is written down: in Postgres a row, in the spool a file."""
@@ -58,11 +61,43 @@ async def write(connection: Connection, note: Note) -> None:
     )
 
 
-async def add(connection: Connection, notes: Sequence[Note]) -> set[str]:
+def misfits() -> tuple[type[Exception], ...]:
+    """What asyncpg raises where a row itself is to blame: a value out of its bounds, or too long for an index."""
+    from asyncpg import DataError, IntegrityConstraintViolationError, ProgramLimitExceededError
+
+    return DataError, IntegrityConstraintViolationError, ProgramLimitExceededError
+
+
+async def add(connection: Connection, notes: Sequence[Note]) -> tuple[set[str], int]:
     """Insert those that have no row yet, and return their keys; no row that is there changes.
 
-    Lets asyncpg's errors through.
+    Those that Postgres does not take are logged, left out and counted. Lets asyncpg's other errors through; the caller
+    has begun a transaction.
     """
+    if not notes:
+        return set(), 0
+    await connection.execute("SAVEPOINT before")
+    try:
+        added, refused = await _insert(connection, notes), 0
+    except misfits() as error:
+        await connection.execute("ROLLBACK TO SAVEPOINT before")
+        half = len(notes) // 2
+        if half:
+            added, refused = await add(connection, notes[:half])
+            more, others = await add(connection, notes[half:])
+            added, refused = added | more, refused + others
+        else:
+            added, refused = set(), 1
+            log.warning("The history takes no row for %s, which is left out: %s.", _name(notes[0]), error.args[0])
+    await connection.execute("RELEASE SAVEPOINT before")
+    return added, refused
+
+
+def _name(note: Note) -> str:
+    return f"the backup {note.filename}" if isinstance(note, Run) else f"the event {note.action} {note.subject}"
+
+
+async def _insert(connection: Connection, notes: Sequence[Note]) -> set[str]:
     added: set[str] = set()
     for kind, (names, table, key) in _SHAPES.items():
         mine = [note for note in notes if isinstance(note, kind)]
@@ -194,7 +229,7 @@ def from_text(text: str) -> str:
 def _run(row: Mapping[str, Any]) -> Run:
     values = {name: _value(name, row[name]) for name in _RUN if name in row}
     values["trigger"] = Trigger(row["trigger"])
-    values["warnings"] = tuple(row.get("warnings", ()))
+    values["warnings"] = tuple(map(str, row.get("warnings", ())))
     try:
         values["status"] = Status(row["status"])
     except ValueError:

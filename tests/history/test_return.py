@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from memu_backup.errors import StoreError
 from memu_backup.history import History, dump, rows
 from memu_backup.model import Run
 from memu_backup.postgres_server import PostgresServer, _as_another_user, programs
@@ -33,7 +35,7 @@ EVENTS = [an_event("later", created_at=NIGHT + timedelta(hours=1)), an_event()]
 
 
 def a_history(home: Path, lying: Sequence[Run] = (), host: str = "nas") -> History:
-    return History(None, home / "state", host, places=[home / "backups"], lying=lambda: lying)
+    return History(None, home / "state", host, places=[home / "backups"], lying=lambda _: lying)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +238,55 @@ async def test_what_can_be_read_of_a_damaged_dump_counts(home: Path, caplog: pyt
     async with a_history(home) as history:
         assert OWED in await history.runs()
     assert "cannot be read to its end" in caplog.text
+
+
+async def test_an_odd_row_costs_only_itself_and_is_named(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(home / "state")
+    too_long = "".join(random.Random(7).choices("0123456789abcdefghijklmnop", k=20_000))  # for an index, also packed
+    odd = [a_good_run("huge", filename="huge", size_bytes=2**63), a_good_run(too_long, filename="too_long")]
+    lying = [a_good_run("first"), *odd, a_good_run("last")]
+    async with a_history(home, lying) as history:
+        assert {r.run_id for r in await history.runs()} == {"run-1", "owed", "first", "last"}
+        assert [r.run_id for r in await history.adopt([*odd, a_good_run("later")])] == ["later"]
+    for name in ("huge", "too_long"):
+        assert caplog.text.count(f"no row for the backup {name}, which is left out") == 2
+
+
+@pytest.mark.parametrize("garbage", [b"{", b'{"run": {"files": 1}}', b'{"run": [' + b"[" * 100_000])
+async def test_a_damaged_line_costs_only_itself_and_is_kept(home: Path, garbage: bytes) -> None:
+    file = dump.path_in(home / "backups", "nas")
+    head, *lines = gzip.decompress(file.read_bytes()).splitlines()
+    odd = rows.to_json(a_run("odd", files=2**63), indent=None)
+    damaged = gzip.compress(b"\n".join([head, garbage, lines[0], odd, *lines[1:]]))
+    earlier = file.with_name(f"{file.name}.unreadable")
+    earlier.write_bytes(b"earlier")
+    file.write_bytes(damaged)
+    shutil.rmtree(home / "state")
+    async with a_history(home) as history:
+        assert (await history.runs(), await history.audit_log()) == (KNOWN, EVENTS)
+        await history.save(home / "backups")
+        await history.save(home / "backups")
+    assert earlier.read_bytes() == b"earlier"
+    assert earlier.with_name(f"{earlier.name}-2").read_bytes() == damaged
+    assert (len(saved(home)), len(list(file.parent.iterdir()))) == (5, 3)
+
+
+async def test_a_place_that_cannot_be_read_costs_no_other(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shutil.rmtree(home / "state")
+    (home / "backups").rename(home / "good")
+    errors = {"broken": StoreError("its folder cannot be read"), "away": TimeoutError(), "odd": ValueError()}
+
+    def lying(place: Path) -> Sequence[Run]:
+        if place.name in errors:
+            raise errors[place.name]
+        return [a_good_run("lying")]
+
+    places = [home / name for name in (*errors, "good")]
+    async with History(None, home / "state", "nas", places=places, lying=lying) as history:
+        assert {r.run_id for r in await history.runs()} == {"run-1", "owed", "lying"}
+        assert await history.audit_log() == EVENTS
+    for told in ("its folder cannot be read", f"{home}/away does not answer", f"{home}/odd could"):
+        assert told in caplog.text
 
 
 async def test_all_who_ask_at_once_get_the_same_answer(home: Path, caplog: pytest.LogCaptureFixture) -> None:
