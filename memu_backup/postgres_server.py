@@ -48,7 +48,14 @@ _ASIDE = "data-set-aside-"
 _KEPT_ASIDE = 2
 _YOUNG_S = 3600.0
 
-_PASSING = (b" is still in use", b"No space left on device", b"Cannot allocate memory", b"Too many open files")
+_PASSING = (
+    b" is still in use",
+    b'.pid" already exists',  # of the one that was there, and did not end in time
+    b'.lock" already exists',
+    b"No space left on device",
+    b"Cannot allocate memory",
+    b"Too many open files",
+)
 """What keeps a server from starting with good data, too."""
 
 _NOBODY = 65534
@@ -146,6 +153,7 @@ class PostgresServer:
             if not self.data.exists():
                 (await self._new_data()).rename(self.data)
             if not self.running():
+                await self._end()  # one that lives without its socket, which somebody tidied away, serves nobody
                 try:
                     await self._launch()
                 except _Unusable as error:
@@ -260,6 +268,8 @@ class PostgresServer:
 
     async def _replace(self, why: str) -> None:
         """Killed anywhere in here, the next ``start`` ends it: it finds either the old data or none."""
+        if self._pid() is not None:  # it did not end when it was told to, and would go on in what is set aside
+            raise DatabaseAway(self._not_started())
         # Made before anything is touched: it proves that disk, memory and programs are not what is wrong.
         half_made = await self._new_data()
         aside = self.folder / f"{_ASIDE}{now():%Y%m%d-%H%M%S}-{why}"

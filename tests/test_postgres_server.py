@@ -374,6 +374,32 @@ async def test_a_server_that_was_killed_comes_up_again_though_a_part_of_it_is_sl
     assert await ask(server) == "it lives"
 
 
+async def test_a_server_whose_socket_was_tidied_away_is_ended_and_started_again_with_what_it_knew(
+    server: PostgresServer,
+) -> None:
+    await ask(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+    old = pid(server)
+    (server.socket_folder / ".s.PGSQL.5432").unlink()
+    async with PostgresServer(server.folder) as other:
+        assert await ask(other, "SELECT answer FROM kept") == "42"
+        assert not Path(f"/proc/{old}/cwd").exists()
+    assert await ask(server, "SELECT answer FROM kept") == "42"
+    assert _set_aside(server) == []
+
+
+async def test_one_that_lives_without_its_socket_and_does_not_end_costs_no_data(server: PostgresServer) -> None:
+    await ask(server, "CREATE TABLE kept AS SELECT 42 AS answer")
+    old = psutil.Process(pid(server))
+    (server.socket_folder / ".s.PGSQL.5432").unlink()
+    old.suspend()
+    with pytest.raises(DatabaseAway, match="did not start"):
+        await PostgresServer(server.folder).start()
+    assert _set_aside(server) == []
+    old.resume()
+    async with PostgresServer(server.folder) as other:
+        assert await ask(other, "SELECT answer FROM kept") == "42"
+
+
 async def test_a_folder_that_is_gone_does_not_keep_anybody_from_stopping(tmp_path: Path) -> None:
     server = PostgresServer(tmp_path / "server")
     await server.start()
