@@ -67,7 +67,7 @@ async def check(config: Config, stores: Iterable[Store], history: History) -> li
 
 
 async def _check_history(config: Config, history: History) -> str:
-    if not history.unmade:
+    if not await history.unmade():
         return await history.check()
     no = "so the history cannot be kept there"
     return f"embedded PostgreSQL; {await asyncio.to_thread(_check_place, config.state_dir, no)}"

@@ -226,7 +226,7 @@ class Manager:
         found = await work(dry_run=True)
         if not dry_run:
             async with self._audit.act(asker, "history rebuild", "") as deed:
-                await work(dry_run=False)
+                found = found.followed_by(await work(dry_run=False))
                 deed.outcome = f"{len(found.changes)} changed" if found.changes else "nothing was missing"
         return found
 

@@ -25,6 +25,11 @@ class Rebuilt:
     changes: tuple[Change, ...]
     left_out: tuple[Backup, ...]
 
+    def followed_by(self, later: Rebuilt) -> Rebuilt:
+        """What both changed, each row once, as it was in the end."""
+        changes = {change.run.run_id: change for change in (*self.changes, *later.changes)}
+        return Rebuilt(tuple(changes.values()), later.left_out)
+
 
 def told(stores: Sequence[Store]) -> list[Run]:
     """A row for each backup in these places, whosever it is, from what it says of itself. Blocks. Raises StoreError."""
@@ -36,10 +41,14 @@ async def rebuild(
 ) -> Rebuilt:
     """Write down each backup in ``stores`` of which no row tells, whatever host and job it names, and settle the rows
     of ``jobs`` (each with its place) of ``host``; those of other hosts are left as they are. Again finds nothing to do.
+    A ``dry_run`` says what would be done, and of a history of our own that is lost, what comes back by itself.
 
     A place where a run is under way is settled by that run. Raises HistoryAway, StoreError.
     """
     stored = await asyncio.to_thread(catalog.backups, stores)
+    left_out = tuple(there for _, there in stored if there.manifest is None)
+    if dry_run and (lost := await history.lost()) is not None:
+        return Rebuilt(tuple(Change(What.ADDED, run) for run in lost), left_out)
     changes = await _missing(stored, history) if dry_run else []
     for store in stores if not dry_run else ():
         changes += await adopt(store, [there for its, there in stored if its is store], history)
@@ -47,7 +56,7 @@ async def rebuild(
         if await asyncio.to_thread(store.marked):
             changes += await _settled(store, host, job, history, clock, dry_run=dry_run)
     changes.sort(key=lambda change: change.run.created_at, reverse=True)
-    return Rebuilt(tuple(changes), tuple(there for _, there in stored if there.manifest is None))
+    return Rebuilt(tuple(changes), left_out)
 
 
 async def _missing(stored: Sequence[tuple[Store, Backup]], history: History) -> list[Change]:

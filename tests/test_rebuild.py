@@ -220,3 +220,19 @@ def test_without_a_dump_the_history_comes_back_from_the_backups_alone(embedded: 
     assert "Wrote 2 rows" in rebuilt.out
     assert "Nothing was missing" in embedded.run("history", "rebuild").out
     assert embedded.run("status", "--json").json["nightly"]["last_good"]["filename"] == made[-1]
+
+
+def test_a_dry_run_makes_no_history_and_tells_what_would_come_back_of_a_lost_one(embedded: Home) -> None:
+    first = embedded.run("start", "--json").json["filename"]
+    shutil.move(embedded.photos, embedded.folder / "elsewhere")
+    shutil.move(embedded.folder / ".env", embedded.folder / "elsewhere")
+    shutil.move(embedded.folder / "nginx", embedded.folder / "elsewhere")
+    failed = embedded.run("start", "--json").json["filename"]
+    shutil.rmtree(embedded.folder / "state")
+    before = fingerprints(embedded.folder)
+    told = embedded.run("history", "rebuild", "--dry-run")
+    assert told.out.count("is added to the history") == 2 and "it writes 2 rows" in told.out
+    assert fingerprints(embedded.folder) == before
+    assert not (embedded.folder / "state" / "postgres").exists()
+    assert set(changes(embedded)) == {(first, "added"), (failed, "added")}
+    assert changes(embedded) == []

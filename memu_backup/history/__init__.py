@@ -185,7 +185,7 @@ class History:
         ``called`` leaves only those whose run id or file name is among these, ``directory`` those whose backup lies
         or was to lie in that very folder, or that do not say where.
         """
-        if self.unmade:
+        if await self.unmade():
             return []
         chosen = partial(_is_chosen, host, job, called, directory)
 
@@ -223,7 +223,7 @@ class History:
 
         Raises HistoryAway.
         """
-        if self.unmade:
+        if await self.unmade():
             return []
 
         async def work(connection: Connection) -> list[tuple[str, str]]:
@@ -240,10 +240,21 @@ class History:
         """Whether anything waits here for Postgres: runs, or what people did. Asks no server."""
         return bool(self._spool.paths())
 
-    @property
-    def unmade(self) -> bool:
-        """Whether nothing was ever written down, in an embedded server that is not there yet: asking makes none."""
-        return self._database.unmade and not self.waiting() and not any(map(dump.present, self._remains.places))
+    async def unmade(self) -> bool:
+        """Whether nothing was ever written down, in an embedded server that is not there yet: asking makes none.
+
+        A disk that does not answer within 15 s counts as one on which nothing was saved.
+        """
+        return self._database.unmade and not self.waiting() and not await self._remains.dumped()
+
+    async def lost(self) -> list[Run] | None:
+        """The runs that come back with the next question, newest first, where our own Postgres has no data; None where
+        it has. Makes no server, writes nothing.
+        """
+        if not self._database.unmade:
+            return None
+        known = {run.run_id: run for run in (*await self._remains.runs(), *self.spooled())}
+        return sorted(known.values(), key=lambda run: run.created_at, reverse=True)
 
     async def backup_count(self, *, job: str | None = None) -> int:
         """How many backups are stored: successful or partial and not deleted since. Raises HistoryAway."""
@@ -258,7 +269,7 @@ class History:
     async def audit_log(self, limit: int = 100) -> list[AuditEvent]:
         """The newest ``limit`` events, newest first; what is still spooled counts. Raises HistoryAway."""
 
-        if self.unmade:
+        if await self.unmade():
             return []
 
         async def work(connection: Connection) -> list[AuditEvent]:

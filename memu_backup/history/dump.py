@@ -23,6 +23,7 @@ from memu_backup.files import rename_without_replacing, write_atomically
 from memu_backup.history import rows
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection
+from memu_backup.model import Run
 
 log = logging.getLogger(__name__)
 
@@ -141,9 +142,24 @@ async def load(connection: Connection, dump: Dump) -> tuple[int, bool]:
             added += len(keys)
             whole = whole and not refused
     except Unreadable as error:
-        log.warning("Of the saved history %s not all is left: %s. What can be read of it counts.", dump.path, error)
+        _tell(dump, error)
         whole = False
     return added, whole
+
+
+def runs(dump: Dump) -> list[Run]:
+    """All that can be read of them. Blocks."""
+    found: list[Run] = []
+    try:
+        for batch in _batches(dump.content):
+            found += [note for note in batch if isinstance(note, Run)]
+    except Unreadable as error:
+        _tell(dump, error)
+    return found
+
+
+def _tell(dump: Dump, error: Unreadable) -> None:
+    log.warning("Of the saved history %s not all is left: %s. What can be read of it counts.", dump.path, error)
 
 
 def _batches(content: bytes) -> Iterator[list[Note]]:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_LOOK_S = 60.0
+_LOOK_S, _GLANCE_S = 60.0, 15.0
 """For disks that sleep; a network drive that is dead never answers."""
 
 
@@ -46,6 +46,18 @@ class Remains:
         if came:
             log.warning("The history was made anew, with %s.", " and ".join(came))
 
+    async def runs(self) -> list[Run]:
+        """Those with which ``fill`` would fill new tables."""
+        dumps, told = await self._seen()
+        known: dict[str, Run] = {}
+        for run in chain(*[await asyncio.to_thread(dump.runs, d) for d in dumps], told):
+            known.setdefault(run.run_id, run)
+        return list(known.values())
+
+    async def dumped(self) -> bool:
+        """Whether there is any dump in a place that answers soon."""
+        return any(await asyncio.gather(*(_answer(p, partial(dump.present, p), _GLANCE_S) for p in self.places)))
+
     async def _seen(self) -> tuple[list[dump.Dump], list[Run]]:
         """The best dump first."""
         dumps = [_answer(place, partial(dump.available, place)) for place in self.places]
@@ -54,10 +66,10 @@ class Remains:
         return dump.best_first(list(chain(*found)), self.host), list(chain(*lying))
 
 
-async def _answer(place: Path, question: Callable[[], Sequence[T]]) -> Sequence[T]:
+async def _answer(place: Path, question: Callable[[], Sequence[T]], patience_s: float = _LOOK_S) -> Sequence[T]:
     """A place that cannot be read, or does not answer, costs no other."""
     try:
-        return await look(question, _LOOK_S)
+        return await look(question, patience_s)
     except StoreError as error:
         log.warning("%s", error)
     except TimeoutError:

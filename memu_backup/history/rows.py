@@ -46,7 +46,11 @@ def from_json(content: bytes) -> Note:
     Raises ValueError, KeyError or TypeError for anything that is not what ``to_json`` writes.
     """
     found = json.loads(content)
-    return _run(found["run"]) if "run" in found else _audit(found["audit"])
+    note = _run(found["run"]) if "run" in found else _audit(found["audit"])
+    key = getattr(note, _SHAPES[type(note)][2])
+    if not isinstance(key, str):
+        raise TypeError(key)
+    return note
 
 
 async def write(connection: Connection, note: Note) -> None:

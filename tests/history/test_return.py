@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import psutil
 import pytest
 
 from memu_backup.errors import StoreError
 from memu_backup.history import History, dump, rows
 from memu_backup.model import Run
 from memu_backup.postgres_server import PostgresServer, _as_another_user, programs
+from tests.faulty_disk import faulty_disk, needs_fuse
 from tests.history.samples import NIGHT, a_good_run, a_run, an_event
 from tests.home import in_a_loop_of_its_own
 
@@ -287,6 +290,23 @@ async def test_a_place_that_cannot_be_read_costs_no_other(home: Path, caplog: py
         assert await history.audit_log() == EVENTS
     for told in ("its folder cannot be read", f"{home}/away does not answer", f"{home}/odd could"):
         assert told in caplog.text
+
+
+@needs_fuse
+async def test_a_dead_drive_holds_up_only_who_asks_for_what_lies_there(tmp_path: Path) -> None:
+    with faulty_disk(tmp_path) as disk:
+        drive = next(c for c in psutil.Process().children() if str(disk.folder) in c.cmdline())
+        drive.suspend()
+        back = threading.Timer(3, drive.resume)
+        back.start()
+        begun = time.monotonic()
+        asking = asyncio.create_task(History(None, tmp_path / "state", "nas", places=[disk.folder]).runs())
+        await asyncio.sleep(0.1)
+        assert time.monotonic() - begun < 2 and not asking.done()
+        drive.resume()
+        assert await asking == []
+        back.cancel()
+    assert not (tmp_path / "state").exists()
 
 
 async def test_all_who_ask_at_once_get_the_same_answer(home: Path, caplog: pytest.LogCaptureFixture) -> None:
