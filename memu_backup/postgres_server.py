@@ -47,6 +47,7 @@ _POLL_S = 0.005
 _ASIDE = "data-set-aside-"
 _KEPT_ASIDE = 2
 _YOUNG_S = 3600.0
+_LONGEST_LOG_BYTES = 4_000_000
 
 _PASSING = (
     b" is still in use",
@@ -294,6 +295,8 @@ class PostgresServer:
             # After a power cut Postgres would refuse to start while any process of ours has the old one's number.
             for left_over in (self.data / "postmaster.pid", self.socket_folder / ".s.PGSQL.5432.lock"):
                 left_over.unlink(missing_ok=True)
+        if self._log.exists() and self._log.stat().st_size > _LONGEST_LOG_BYTES:
+            self._log.replace(self.folder / "server.log.1")
         said = b""
         for pause_s in (*_PAUSES_S, None):
             told_before = self._log.stat().st_size if self._log.exists() else 0

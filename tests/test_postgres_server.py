@@ -409,6 +409,17 @@ async def test_a_folder_that_is_gone_does_not_keep_anybody_from_stopping(tmp_pat
     os.kill(number, signal.SIGKILL)
 
 
+async def test_its_log_does_not_grow_for_ever(stopped: PostgresServer) -> None:
+    (stopped.folder / "server.log.1").write_bytes(b"the year before\n")
+    (stopped.folder / "server.log").write_bytes(b"last year\n" * 500_000)
+    async with stopped:
+        pass
+    async with stopped:
+        pass
+    assert (stopped.folder / "server.log.1").read_bytes() == b"last year\n" * 500_000
+    assert (stopped.folder / "server.log").read_bytes().count(b"ready to accept connections") == 2
+
+
 async def test_a_half_made_cluster_is_made_anew(tmp_path: Path) -> None:
     (tmp_path / "server" / "data.new").mkdir(parents=True)
     (tmp_path / "server" / "data.new" / "PG_VERSION").write_text("18\n")
