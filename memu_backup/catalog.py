@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from memu_backup.errors import UnknownBackup
@@ -33,6 +33,20 @@ def backups(stores: Sequence[Store]) -> list[tuple[Store, Backup]]:
     """Everything stored, newest first. Raises StoreError."""
     found = [(store, stored) for store in stores for stored in store.backups()]
     return sorted(found, key=lambda both: both[1].created_at, reverse=True)
+
+
+async def of_job(store: Store, host: str, job: str, history: History) -> list[Backup]:
+    """The backups of one job of one machine in ``store``, newest first, as ``with_rows``. Raises StoreError."""
+    stored = await asyncio.to_thread(store.backups)
+    mine = [b for b in stored if b.manifest and b.manifest.made_by(host, job)]
+    rows, _ = await history.known_runs(called=[b.manifest.run_id for b in mine if b.manifest])
+    return with_rows(mine, rows)
+
+
+def with_rows(stored: Iterable[Backup], rows: Iterable[Run]) -> list[Backup]:
+    """``stored``, damaged also where only a row says so: a disk that fails takes no note."""
+    damaged = {row.run_id for row in rows if row.error_code == "damaged"}
+    return [replace(b, damaged=True) if b.manifest and b.manifest.run_id in damaged else b for b in stored]
 
 
 async def listing(stores: Sequence[Store], history: History, host: str) -> list[Listed]:
@@ -80,7 +94,7 @@ def _preference(listed: Listed, host: str) -> tuple[bool, int]:
 
 
 def _state(stored: Backup, row: Run | None) -> str:
-    if row and row.error_code == "damaged":
+    if stored.damaged or (row and row.error_code == "damaged"):
         return "damaged"
     if stored.manifest is None:
         return "unreadable"

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 
-from memu_backup import outlook, retention, words
+from memu_backup import catalog, outlook, retention, words
 from memu_backup.errors import DiskFull, HistoryAway, StoreError
 from memu_backup.history import History
-from memu_backup.model import Backup, Manifest, Run
+from memu_backup.model import Backup, Run
 from memu_backup.outlook import Outlook
 from memu_backup.retention import Candidate, Policy, Room, Verdict
 from memu_backup.stores import Store
@@ -58,45 +58,37 @@ async def plan(shelf: Shelf, history: History, now: datetime, *, for_next: bool 
 
 
 async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]:
-    mine = _mine(shelf, await asyncio.to_thread(shelf.store.backups))
-    rows, _ = await history.known_runs(called=[made.run_id for _, made in mine])
-    return _as_candidates(mine, rows)
+    return _as_candidates(await catalog.of_job(shelf.store, shelf.host, shelf.job, history))
 
 
-def _as_candidates(mine: Sequence[tuple[Backup, Manifest]], rows: Sequence[Run]) -> dict[Candidate, Backup]:
-    damaged = {r.run_id for r in rows if r.error_code == "damaged"}
+def _as_candidates(mine: Iterable[Backup]) -> dict[Candidate, Backup]:
     return {
         # A backup gets its name only after it was re-read, so one that is listed was verified, unless found otherwise.
         Candidate(
             name=b.name,
             created_at=b.created_at,
-            partial=made.run_id in damaged or made.partial,
-            verified=made.run_id not in damaged,
+            partial=b.damaged or b.manifest.partial,
+            verified=not b.damaged,
             size_bytes=b.size_bytes,
             pinned=b.pinned,
-            nights_shared=made.nights_shared,
-            shared_bytes=made.shared_bytes,
+            nights_shared=b.manifest.nights_shared,
+            shared_bytes=b.manifest.shared_bytes,
         ): b
-        for b, made in mine
+        for b in mine
+        if b.manifest
     }
 
 
-def _mine(shelf: Shelf, stored: Iterable[Backup]) -> list[tuple[Backup, Manifest]]:
-    return [
-        (b, b.manifest) for b in stored if b.manifest and (b.manifest.job, b.manifest.host) == (shelf.job, shelf.host)
-    ]
-
-
-async def look_ahead(shelf: Shelf, stored: Sequence[Backup], rows: Sequence[Run], now: datetime) -> Outlook | None:
-    """How long the disk will do for the shelf, of which the caller has the backups and the rows already. None where
-    the disk cannot be asked.
+async def look_ahead(shelf: Shelf, mine: Sequence[Backup], now: datetime) -> Outlook | None:
+    """How long the disk will do for the shelf, of which the caller has the backups already. None where the disk cannot
+    be asked.
     """
     try:
         free_bytes = await asyncio.to_thread(_free_bytes, shelf.store.directory)
     except StoreError as error:
         log.debug("%s", error)  # a folder that is still to be made, or what else status says of it
         return None
-    return outlook.look_ahead(_as_candidates(_mine(shelf, stored), rows), shelf.policy, now, shelf.zone, free_bytes)
+    return outlook.look_ahead(_as_candidates(mine), shelf.policy, now, shelf.zone, free_bytes)
 
 
 async def _room(shelf: Shelf, candidates: Iterable[Candidate], now: datetime) -> Room:

@@ -299,7 +299,7 @@ class Manager:
         # By directory: other settings may share host, job and history with these.
         runs, away = await self.history.known_runs(host=host, job=job.name, directory=store.directory, quiet=True)
         stored = await asyncio.to_thread(_seen, store)
-        mine = [b for b in stored or () if b.manifest and (b.manifest.job, b.manifest.host) == (job.name, host)]
+        mine = [b for b in stored or () if b.manifest and b.manifest.made_by(host, job.name)]
         return runs, away, stored, mine
 
     async def _report(self, job: Job) -> StatusReport:
@@ -314,7 +314,7 @@ class Manager:
             runs = [recover.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
             # Not while a run writes: what it takes is neither free nor a backup yet. Nor below an empty mount point.
             if marked:
-                ahead = await clean.look_ahead(self._shelf(job, store), mine, runs, self._clock())
+                ahead = await clean.look_ahead(self._shelf(job, store), catalog.with_rows(mine, runs), self._clock())
         return status.assess(
             runs,
             None if stored is None else mine,

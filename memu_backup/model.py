@@ -129,12 +129,15 @@ class Manifest:
     def partial(self) -> bool:
         return any(s.missing for s in self.sources)
 
+    def made_by(self, host: str, job: str) -> bool:
+        return (self.host, self.job) == (host, job)
+
 
 @dataclass(frozen=True, slots=True)
 class Backup:
     """A backup that lies in a store. ``manifest`` is None where the archive tells nothing of itself.
 
-    ``pinned`` says that somebody asked to keep it, whatever retention says.
+    ``pinned`` says that somebody asked to keep it, whatever retention says, ``damaged`` that it was found to be.
     """
 
     name: str
@@ -143,6 +146,7 @@ class Backup:
     created_at: datetime
     manifest: Manifest | None
     pinned: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

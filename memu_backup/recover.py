@@ -53,7 +53,7 @@ async def recover(
         log.info("Removed %s, left behind by a run that was killed.", name)
     rows, stored = await _known(store, host, job, history)
     told = {row.run_id for row in rows}
-    mine = [b for b in stored if b.manifest and (b.manifest.host, b.manifest.job) == (host, job)]
+    mine = [b for b in stored if b.manifest and b.manifest.made_by(host, job)]
     try:
         await adopt(store, [b for b in mine if b.manifest and b.manifest.run_id not in told], history)
     except HistoryAway as error:

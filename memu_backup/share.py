@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 
-from memu_backup import verify
+from memu_backup import catalog, verify
 from memu_backup.clock import Clock
 from memu_backup.errors import MemuError
 from memu_backup.history import History
@@ -24,19 +24,12 @@ async def with_earlier(store: Store, job: str, host: str, now: datetime, history
     None from the future, where a clock was wrong: it would stay the newest for years, and with it the count of nights.
     """
     try:
-        stored = await asyncio.to_thread(store.backups)
-        rows, _ = await history.known_runs(called=[b.manifest.run_id for b in stored if b.manifest])
+        mine = await catalog.of_job(store, host, job, history)
     except Exception as error:
         log.warning("What to share with is not known (%s), so everything is written anew.", type(error).__name__)
         return None
-    damaged = {row.run_id for row in rows if row.error_code == "damaged"}
-    for there in stored:
-        made = there.manifest
-        if there.created_at > now + CLOCK_SLACK:
-            continue
-        if made and (made.job, made.host) == (job, host) and made.run_id not in damaged:
-            return there if made.nights_shared + 1 < WHOLE_EVERY else None
-    return None
+    newest = next((b for b in mine if not b.damaged and b.created_at <= now + CLOCK_SLACK), None)
+    return newest if newest and newest.manifest and newest.manifest.nights_shared + 1 < WHOLE_EVERY else None
 
 
 async def look_back(store: Store, earlier: Backup, history: History, on_progress: OnProgress, clock: Clock) -> None:

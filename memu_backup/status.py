@@ -162,7 +162,9 @@ def _lies_there(run: Run, names: set[str]) -> bool:
 
 
 def with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
-    """All runs, newest first, with those added that only their backup tells of."""
+    """All runs, newest first, with those added that only their backup tells of; damaged where that is noted there."""
+    damaged = {n for b in stored if b.damaged for n in (b.name, b.path.name)}
+    runs = [_found_damaged(r) if _lies_there(r, damaged) else r for r in runs]
     recorded = {r.filename for r in runs}
     added = [from_backup(b) for b in stored if b.manifest and not recorded & {b.name, b.path.name}]
     return sorted([*runs, *added], key=lambda r: r.created_at, reverse=True)
@@ -189,12 +191,21 @@ def failed(row: Run, error: MemuError) -> Run:
     return replace(row, status=Status.FAILED, error=str(error), error_code=error.code)
 
 
+def _found_damaged(row: Run) -> Run:
+    if row.error_code == "damaged":
+        return row
+    said = f"{row.filename} was found damaged. To see what is lost, type: memu-backup verify {row.filename}"
+    return replace(row, status=Status.FAILED, error_code="damaged", error=said)
+
+
 def adopted(row: Run, backup: Backup) -> Run:
-    """``row``, with all that follows from the backup that lies there (it has a manifest): it was made, whole or not."""
+    """``row``, with all that follows from the backup that lies there (it has a manifest): it was made, whole or not,
+    and may have been found damaged since.
+    """
     made = backup.manifest
     assert made is not None
     missing = [m for s in made.sources for m in s.missing]
-    return replace(
+    row = replace(
         row,
         filename=backup.name,
         status=Status.PARTIAL if made.partial else Status.SUCCESS,
@@ -206,6 +217,7 @@ def adopted(row: Run, backup: Backup) -> Run:
         files=made.files,
         warnings=tuple(w for s in made.sources for w in (*s.missing, *s.warnings)),
     )
+    return _found_damaged(row) if backup.damaged else row
 
 
 def _run_or_none(run: Run | None) -> dict[str, Any] | None:

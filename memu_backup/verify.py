@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -90,15 +91,16 @@ async def verify(
     on_progress: OnProgress,
     clock: Clock = now,
 ) -> Verdict:
-    """Prove a backup that lies in its store and write the outcome into its row: good and when, or damaged.
+    """Prove a backup that lies in its store and note the outcome there and in its row: good and when, or damaged.
 
     A damaged one stops being the last good one; it is not removed. Where a part could not be checked and nothing is
     known to be damaged, the row stays as it is. One without a row (the history was lost) gets it from its own
-    metadata. With the history away the outcome is noted only where the row itself still waits here.
+    metadata. With the history away the row tells the outcome only where it still waits here.
     """
     verdict = await prove(store, backup.path, backup.manifest, on_progress, level)
     if not verdict.problems and (verdict.unchecked or level is Level.QUICK):
         return verdict
+    await _noted(store, backup, verdict)
     row = await _row(history, backup, host)
     if row is not None:
         try:
@@ -106,6 +108,13 @@ async def verify(
         except HistoryAway as error:
             log.warning("The outcome for %s could not be written down: %s", backup.name, error)
     return verdict
+
+
+async def _noted(store: Store, backup: Backup, verdict: Verdict) -> None:
+    try:
+        await asyncio.to_thread(store.condemn if verdict.problems else store.acquit, backup.path)
+    except MemuError as error:  # the row tells it all the same
+        log.warning("%s", error)
 
 
 async def _row(history: History, backup: Backup, host: str) -> Run | None:
@@ -123,4 +132,4 @@ def _told(row: Run, backup: Backup, verdict: Verdict, clock: Clock) -> Run:
     if verdict.problems:
         return replace(row, status=Status.FAILED, error_code="damaged", error=verdict.problems[0])
     # It may have been called damaged, by a disk that could not read it once and can again.
-    return replace(adopted(row, backup) if backup.manifest else row, verified_at=clock())
+    return replace(adopted(row, replace(backup, damaged=False)) if backup.manifest else row, verified_at=clock())

@@ -131,7 +131,7 @@ class Home:
         if not self.backups.exists():
             return []
         ours = f"{re.escape(LOCK)}|{re.escape(MARK)}"
-        known = re.compile(r"memu_backup_\d{8}_\d{6}(_\d+)?\.tar\.gz(\.sha256|\.keep)?|" + ours)
+        known = re.compile(r"memu_backup_\d{8}_\d{6}(_\d+)?\.tar\.gz(\.sha256|\.keep|\.damaged)?|" + ours)
         return [p.name for p in self.backups.iterdir() if not known.fullmatch(p.name)]
 
     def configure(

@@ -17,7 +17,7 @@ from memu_backup.catalog import backups
 from memu_backup.model import Level, Status, Trigger
 from memu_backup.postgres_server import programs
 from tests import archives
-from tests.home import Home, managed, query
+from tests.home import Home, in_a_loop_of_its_own, managed, query
 
 FILM = os.urandom(3_000_000)
 
@@ -137,6 +137,45 @@ def test_a_verification_without_the_history_still_says_what_it_found(home: Home)
     assert home.run("verify").status == 0
     flip(home.archives[0])
     assert home.run("verify").status == 1
+
+
+def test_that_the_newest_is_damaged_is_known_without_the_history_too(home: Home) -> None:
+    """It pushes no good one out, is not what `latest` means, and is told; until it is found whole again."""
+    assert home.run("start").status == 0
+    older, newest = home.archives
+    whole = newest.read_bytes()
+    flip(newest)
+    assert home.run("verify", newest.name).status == 1
+    for lost in ("history away", "history lost"):
+        away = "postgresql://nobody@127.0.0.1:1/none" if lost == "history away" else None
+        home.configure(top="backup_retention_count = 1", history=away)
+        if not away:
+            in_a_loop_of_its_own(query(home.history, "DELETE FROM backup_history", "SELECT 1"))
+        assert [b["state"] for b in home.run("list", "--json").json] == ["damaged", "good"]
+        assert home.run("restore", "--dry-run", "--json").json["archive"] == str(older)
+        told = home.run("status", "--json").json["nightly"]
+        assert "last_failed" in told["problems"] and told["last"]["error_code"] == "damaged"
+        assert told["last_good"]["filename"] == older.name
+        home.run("clean", "--yes")
+        assert older.exists()
+    newest.write_bytes(whole)
+    assert home.run("verify", newest.name).status == 0
+    assert [b["state"] for b in home.run("list", "--json").json] == ["good", "good"]
+    assert home.leftovers() == [] and not Path(f"{newest}.damaged").exists()
+
+
+def test_a_damage_found_while_the_history_is_away_is_known_when_it_is_back(home: Home) -> None:
+    assert home.run("start").status == 0
+    older, newest = home.archives
+    flip(newest)
+    home.configure(history="postgresql://nobody@127.0.0.1:1/none")
+    assert home.run("verify", newest.name).status == 1
+    home.configure(top="backup_retention_count = 1")
+    assert home.rows()[0]["status"] == "success"
+    told = home.run("status", "--json").json["nightly"]
+    assert (told["problems"], told["last_good"]["filename"]) == (["last_failed"], older.name)
+    assert home.run("clean", "--yes").status == 0
+    assert older.exists()
 
 
 # --- what nobody could look at ---------------------------------------------------------------------------------------

@@ -172,6 +172,17 @@ class Store(Protocol):
         """Take the mark away; without one is no error. Raises StoreError."""
         ...
 
+    def condemn(self, backup: Path) -> None:
+        """Note that a backup was found damaged, beside it on the disk, so that no lost history takes it for good.
+
+        Lasts through a power cut; again is no error. Raises UnknownBackup when it is not there, StoreError.
+        """
+        ...
+
+    def acquit(self, backup: Path) -> None:
+        """Take that note away; without one is no error. Raises StoreError."""
+        ...
+
 
 @cache
 def kinds() -> Mapping[str, type[Store]]:

@@ -29,7 +29,8 @@ from memu_backup.work import Stop
 _PARTIAL = ".partial"
 _SIDECAR = ".sha256"
 _PIN = ".keep"
-_BESIDE = (_SIDECAR, _PIN)
+_DAMAGED = ".damaged"
+_BESIDE = (_SIDECAR, _PIN, _DAMAGED)
 
 
 class ArchiveSettings(StoreSettings):
@@ -78,9 +79,7 @@ class ArchiveStore:
         number = 1
         while True:
             name = f"{stem}{'' if number == 1 else f'_{number}'}.tar.gz"
-            if not any(
-                os.path.lexists(self.directory / n) for n in (name, name + _PARTIAL, name + _SIDECAR, name + _PIN)
-            ):
+            if not any(os.path.lexists(self.directory / f"{name}{end}") for end in ("", _PARTIAL, *_BESIDE)):
                 return name
             number += 1
 
@@ -174,8 +173,8 @@ class ArchiveStore:
         made: list[Path] = [written.partial_path]
         try:
             # The sidecar first: an archive that is listed has one, and a sidecar alone is swept away.
-            files.write_atomically(self._sidecar(final), sums.line(sha256, written.name), replace=False)
-            made.append(self._sidecar(final))
+            files.write_atomically(_beside(final, _SIDECAR), sums.line(sha256, written.name), replace=False)
+            made.append(_beside(final, _SIDECAR))
             files.rename_without_replacing(written.partial_path, final)
             made.append(final)
             files.sync_folder(self.directory)
@@ -193,7 +192,9 @@ class ArchiveStore:
     def sweep(self) -> list[str]:
         removed = []
         for name in self._names():
-            archive = name.removesuffix(_PARTIAL).removesuffix(_SIDECAR).removesuffix(_PIN)
+            archive = name.removesuffix(_PARTIAL)
+            for end in _BESIDE:
+                archive = archive.removesuffix(end)
             ours = self._name.fullmatch(archive)
             alone = name.endswith(_BESIDE) and not (self.directory / archive).exists()
             if re.fullmatch(r"\.stage-[0-9a-f-]+", name):
@@ -229,7 +230,7 @@ class ArchiveStore:
             except ArchiveError:  # damaged: ``prove`` says how
                 made = None
         created_at = made.created_at if made else self._time_in(path.name)
-        return Backup(path.name, path, size_bytes, created_at, made, self._pinned(path))
+        return Backup(path.name, path, size_bytes, created_at, made, _has(path, _PIN), _has(path, _DAMAGED))
 
     def _look_if_there(self, path: Path) -> Backup | None:
         try:
@@ -239,7 +240,8 @@ class ArchiveStore:
         except (UnknownBackup, FileNotFoundError):  # pruned meanwhile
             return None
         except MemuError:  # it has a backup's name and cannot be read: it is listed, so that somebody looks at it
-            return Backup(path.name, path, status.st_size, self._time_in(path.name), None, self._pinned(path))
+            created_at, damaged = self._time_in(path.name), _has(path, _DAMAGED)
+            return Backup(path.name, path, status.st_size, created_at, None, _has(path, _PIN), damaged)
         except OSError as error:
             raise _unknown(self.directory, error) from error
 
@@ -263,7 +265,7 @@ class ArchiveStore:
 
     def checksum(self, backup: Path) -> str | None:
         try:
-            said = sums.parse(self._sidecar(backup).read_bytes()[:4096])
+            said = sums.parse(_beside(backup, _SIDECAR).read_bytes()[:4096])
         except OSError:
             return None
         return said[0] if said and said[1] == backup.name else None
@@ -271,14 +273,15 @@ class ArchiveStore:
     # --- what goes and what is to stay -------------------------------------------------------------------------------
 
     def delete(self, backup: Path) -> None:
-        if self._pinned(backup):  # somebody may have asked for it after it was decided that this one goes
+        if _has(backup, _PIN):  # somebody may have asked for it after it was decided that this one goes
             raise StoreError(f"{backup} is pinned, so it was not removed. To let it go: memu-backup keep --release")
         try:
             backup.unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{backup} could not be removed ({error.strerror}); it is still there, whole.") from error
         try:
-            self._sidecar(backup).unlink(missing_ok=True)
+            for end in (_SIDECAR, _DAMAGED):
+                _beside(backup, end).unlink(missing_ok=True)
             files.sync_folder(self.directory)
         except OSError as error:
             raise StoreError(
@@ -286,29 +289,42 @@ class ArchiveStore:
             ) from error
 
     def pin(self, backup: Path) -> None:
-        pin = self._pin(backup)
+        self._note(backup, _PIN, f"{backup} could not be pinned", "it may go when its time comes")
+
+    def release(self, backup: Path) -> None:
+        self._take_back(backup, _PIN, "this backup stays pinned")
+
+    def condemn(self, backup: Path) -> None:
+        without = "where the history is away it may be taken for a good one"
+        self._note(backup, _DAMAGED, f"That {backup} is damaged could not be noted", without)
+
+    def acquit(self, backup: Path) -> None:
+        self._take_back(backup, _DAMAGED, "this backup still counts as damaged")
+
+    def _note(self, backup: Path, suffix: str, failed: str, meaning: str) -> None:
+        note = _beside(backup, suffix)
         try:
             # Empty, as it has to be made on a full disk, too. It is there first, so that nothing removes the backup
             # between the look and the pin.
-            os.close(os.open(pin, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
             if not backup.exists():
-                pin.unlink()
-                raise UnknownBackup(f"{backup} is not there any more, so it could not be pinned.")
+                note.unlink()
+                raise UnknownBackup(f"{failed}: it is not there any more.")
             files.sync_folder(backup.parent)
         except OSError as error:
             raise StoreError(
-                f"{backup} could not be pinned ({error.strerror}), so it may go when its time comes. "
-                "Check the disk that holds it and its rights."
+                f"{failed} ({error.strerror}), so {meaning}. Check the disk that holds it and its rights."
             ) from error
 
-    def release(self, backup: Path) -> None:
+    def _take_back(self, backup: Path, suffix: str, meaning: str) -> None:
+        note = _beside(backup, suffix)
         try:
-            self._pin(backup).unlink(missing_ok=True)
+            note.unlink(missing_ok=True)
             files.sync_folder(backup.parent)
         except OSError as error:
             raise StoreError(
-                f"The pin {self._pin(backup)} could not be removed ({error.strerror}), so this backup stays as it was. "
-                "Check the disk that holds it and its rights."
+                f"{note} could not be removed ({error.strerror}), so {meaning}. Check the disk that holds it and its "
+                "rights."
             ) from error
 
     # --- is it good --------------------------------------------------------------------------------------------------
@@ -324,17 +340,8 @@ class ArchiveStore:
         problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
         return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
 
-    def _sidecar(self, path: Path) -> Path:
-        return path.with_name(path.name + _SIDECAR)
-
-    def _pin(self, path: Path) -> Path:
-        return path.with_name(path.name + _PIN)
-
-    def _pinned(self, path: Path) -> bool:
-        return os.path.lexists(self._pin(path))
-
     def _compare_sidecar(self, path: Path, sha256: str | None) -> tuple[str, ...]:
-        sidecar = self._sidecar(path)
+        sidecar = _beside(path, _SIDECAR)
         try:
             said = sums.parse(sidecar.read_bytes()[:4096])
         except FileNotFoundError:
@@ -346,6 +353,14 @@ class ArchiveStore:
         if sha256 is not None and said[0] != sha256:
             return (f"{path.name} is not the file that {sidecar.name} was made for.",)
         return ()
+
+
+def _beside(backup: Path, end: str) -> Path:
+    return backup.with_name(backup.name + end)
+
+
+def _has(backup: Path, end: str) -> bool:
+    return os.path.lexists(_beside(backup, end))
 
 
 def _unknown(directory: Path, error: OSError) -> StoreError:

@@ -155,6 +155,35 @@ class StoreContract:
             store.pin(there.path)
         assert store.sweep() == []
 
+    def test_that_a_backup_is_damaged_lies_beside_it_until_it_is_found_whole_or_goes(
+        self, store: Store, source: Path
+    ) -> None:
+        before = set(store.directory.iterdir())
+        there = publish(store, captured(source))
+        store.condemn(there.path)
+        store.condemn(there.path)
+        assert [b.damaged for b in self.make(store.directory).backups()] == [True]
+        assert store.sweep() == []
+        store.acquit(there.path)
+        store.acquit(there.path)
+        assert [b.damaged for b in store.backups()] == [False]
+        store.condemn(there.path)
+        store.delete(there.path)
+        assert set(store.directory.iterdir()) == before
+        with pytest.raises(UnknownBackup, match="not there any more"):
+            store.condemn(there.path)
+
+    def test_that_one_was_damaged_is_swept_away_once_it_is_gone_and_taints_no_other(
+        self, store: Store, source: Path
+    ) -> None:
+        there = publish(store, captured(source))
+        store.condemn(there.path)
+        there.path.unlink()  # by hand
+        other = publish(store, captured(source))
+        assert store.sweep()
+        assert [(b.name == there.name, b.damaged) for b in store.backups()] == [(False, False)]
+        assert other.path.exists()
+
     def test_a_store_is_never_part_of_its_own_backup(self, store: Store, tmp_path: Path) -> None:
         household(tmp_path / "source")
         written = write(store, captured(tmp_path))
