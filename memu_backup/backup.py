@@ -1,4 +1,4 @@
-"""One run: lock, make room, capture, write, re-read, publish, record, prune. Whatever happens, a row tells of it."""
+"""One run: lock, check, make room, capture, write, re-read, publish, record, prune. A row tells of it in any case."""
 
 from __future__ import annotations
 
@@ -128,6 +128,8 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
         await history.note(row)
         log.info("Backup job %s begins, to be %s.", order.job, row.filename)
         await _tidied(order, history, clock)
+        on_progress(Progress(Phase.CAPTURING))
+        await _check(order.sources)  # before older backups make room for a run that could be known to fail
         await _with_room(order, history, clock)
         row = await _made(order, row, history, on_progress, clock)
     except asyncio.CancelledError:
@@ -210,8 +212,6 @@ async def _made(order: Order, row: Run, history: History, on_progress: OnProgres
 
 
 async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress: OnProgress, clock: Clock) -> Run:
-    on_progress(Progress(Phase.CAPTURING))
-    await _check(order.sources)
     async with _stage(order) as stage, AsyncExitStack() as captures:
         captured = []
         for source in order.sources:

@@ -147,3 +147,15 @@ async def test_while_a_backup_is_made_nothing_is_told_of_a_disk_that_it_half_fil
             told = (await manager.reports())["nightly"]
         assert (told.problems, told.free_bytes) == ((), None)
         assert (await manager.reports())["nightly"].problems == (Problem.NO_ROOM,)
+
+
+async def test_nothing_goes_to_make_room_for_a_run_whose_sources_are_known_to_be_away(home: Home) -> None:
+    await made(home, 3, "keep_last = 9")
+    before = fingerprints(home.backups)
+    home.photos.rename(home.folder / "elsewhere")
+    (run,) = await made(home, 1, 'keep_last = 9, min_free = "600 kB"', BEGIN + timedelta(days=3))
+    assert (run.status, run.error_code) == (Status.FAILED, "source")
+    assert fingerprints(home.backups) == before
+    (home.folder / "elsewhere").rename(home.photos)
+    await made(home, 1, 'keep_last = 9, min_free = "600 kB"', BEGIN + timedelta(days=4))
+    assert days(home) == ["02", "03", "05"]  # so it was short
