@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from memu_backup import words
+from memu_backup import place, words
 from memu_backup.config import Config
 from memu_backup.errors import MemuError, StoreError
 from memu_backup.history import History
@@ -32,13 +32,9 @@ async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
         return [Finding(what, False, str(error))]
 
 
-def _check_store(store: Store) -> str:
-    free = _check_place(store.directory)
-    if not store.marked():
-        raise StoreError(
-            f"{store.directory} does not carry the mark of a place for backups, so none is made there at night. If its "
-            "disk is not mounted, mount it; if this is a new place, make the first backup by hand: memu-backup start"
-        )
+async def _check_store(store: Store, host: str, history: History) -> str:
+    free = await place.asked(store, lambda: _check_place(store.directory))
+    await place.found(store, host, history)
     return free
 
 
@@ -61,7 +57,7 @@ async def check(config: Config, stores: Iterable[Store], history: History) -> li
     for name in config.sources:
         found += await _check_source(config, name)
     for store in stores:
-        found += await _found(f"backups in {store.directory}", asyncio.to_thread(_check_store, store))
+        found += await _found(f"backups in {store.directory}", _check_store(store, config.host, history))
     found += await _found("history", _check_history(config, history))
     return found
 

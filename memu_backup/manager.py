@@ -157,7 +157,7 @@ class Manager:
     async def _save_history(self, store: Store) -> None:
         """Only where backups lie: what failed for want of its disk must not write below where that is mounted."""
         try:
-            beside = await asyncio.to_thread(lambda: store.marked() and store.backups())
+            beside = await place.asked(store, lambda: store.marked() and store.backups())
         except StoreError as error:
             log.warning("%s", error)
             return
@@ -167,8 +167,8 @@ class Manager:
     async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError.
 
-        Room for the next backup is made as that backup would do it. In a place without mark nothing is removed: raises
-        NotMounted.
+        Room for the next backup is made as that backup would do it. Where the disk is not in its place nothing is
+        removed: raises NotMounted.
         """
         settings = self.config.job(job)
         store = self.store(settings)
@@ -177,7 +177,7 @@ class Manager:
         async def decide() -> tuple[Decision, ...]:
             return await clean.plan(shelf, self.history, self._clock(), for_next=True)
 
-        await place.found(store)
+        await place.found(store, self.config.host, self.history)
         if dry_run:
             return await decide()
         async with self._audit.act(asker, "clean", job):
@@ -206,8 +206,7 @@ class Manager:
         for name in self.config.jobs:
             store = self.store(self.config.job(name))
             try:
-                if not await asyncio.to_thread(store.marked):
-                    continue  # the disk is not mounted, or nothing was ever made there
+                await place.found(store, self.config.host, self.history)
                 with lock.held(store.directory, "tidying up"):
                     await recover.recover(store, self.config.host, name, self.history, self._clock)
             except LockHeld:
@@ -298,13 +297,13 @@ class Manager:
         store, host = self.store(job), self.config.host
         # By directory: other settings may share host, job and history with these.
         runs, away = await self.history.known_runs(host=host, job=job.name, directory=store.directory, quiet=True)
-        stored = await asyncio.to_thread(_seen, store)
+        stored = await _seen(store)
         mine = [b for b in stored or () if b.manifest and b.manifest.made_by(host, job.name)]
         return runs, away, stored, mine
 
     async def _report(self, job: Job) -> StatusReport:
         store = self.store(job)
-        busy, marked = lock.taken(store.directory), await asyncio.to_thread(_marked, store)
+        busy, marked = await _busy_and_marked(store)
         runs, away, stored, mine = await self._known(job)
         told = {r.run_id for r in runs}
         if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
@@ -376,10 +375,12 @@ def _store(config: Config, job: Job) -> Store:
     return kind(settings.dir, settings)
 
 
-def _seen(store: Store) -> list[Backup] | None:
-    """What lies there; None where it cannot be looked at: the folder, or what is in it, is closed to this user."""
+async def _seen(store: Store) -> list[Backup] | None:
+    """What lies there; None where it cannot be looked at: the folder, or what is in it, is closed to this user, or the
+    disk does not answer.
+    """
     try:
-        stored = store.backups()
+        stored = await place.asked(store, store.backups)
     except StoreError as error:
         log.warning("%s", error)
         return None
@@ -387,12 +388,12 @@ def _seen(store: Store) -> list[Backup] | None:
     return None if closed else stored
 
 
-def _marked(store: Store) -> bool:
-    """True where nobody may look, which is told otherwise."""
+async def _busy_and_marked(store: Store) -> tuple[bool, bool]:
+    """Whether a run is under way there, and the mark is. As if all were well where nobody can look: ``_seen`` tells."""
     try:
-        return store.marked()
+        return await place.asked(store, lambda: (lock.taken(store.directory), store.marked()))
     except StoreError:
-        return True
+        return False, True
 
 
 def _subject(planned: restore.Plan) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+import os
+from collections.abc import Callable
+from typing import TypeVar
 
 from memu_backup.clock import Clock
 from memu_backup.errors import BackupsMissing, NotMounted
@@ -11,55 +12,78 @@ from memu_backup.history import History
 from memu_backup.history.rows import is_stored
 from memu_backup.model import Run
 from memu_backup.stores import Store
+from memu_backup.work import look
 
-_ANEW = "or, if backups are to begin anew here, type: memu-backup start --new-place"
+T = TypeVar("T")
+
+_ANSWER_S = 60.0
+_ANEW = "if backups are to begin anew here, type: memu-backup start --new-place"
 
 
-async def found(store: Store) -> None:
-    """Raises NotMounted where the folder does not carry its mark, StoreError where this user may not look."""
-    if not await asyncio.to_thread(store.marked):
+async def asked(store: Store, question: Callable[[], T], answer_s: float = _ANSWER_S) -> T:
+    """What the disk that holds ``store`` answers. Raises NotMounted where it says nothing for ``answer_s`` seconds, as
+    a dead network mount does; else what ``question`` raises.
+    """
+    try:
+        return await look(question, answer_s)
+    except TimeoutError as error:
+        raise NotMounted(
+            f"The disk that holds {store.directory} does not answer: it hangs, or the network to it does. Nothing was "
+            "begun; backups that lie there are untouched. Connect it again, or restart the machine that it belongs to."
+        ) from error
+
+
+async def found(store: Store, host: str, history: History) -> None:
+    """Raises NotMounted where the folder does not carry its mark, or is empty and should not be, or does not answer;
+    StoreError where this user may not look.
+    """
+    if not await asked(store, store.marked):
         raise NotMounted(
             f"{store.directory} does not carry the mark of a place for backups, so its disk is probably not mounted. "
-            "No backup was made; nothing was written or removed there. Mount it; or, if this is to be a new place, "
-            "make one backup by hand: memu-backup start"
+            "Nothing was begun; nothing was written or removed there. Mount it; or, if this is to be a new place, make "
+            "one backup by hand: memu-backup start"
         )
+    if why := await _why_not(store, host, history):
+        raise NotMounted(f"{why} Nothing was begun; nothing was written or removed there. Mount it; or, {_ANEW}")
 
 
 async def ready(store: Store, host: str, history: History, clock: Clock, *, by_hand: bool, new: bool) -> None:
     """See that ``store`` is in its place and can be written.
 
-    A backup made ``by_hand`` marks a folder without mark, unless backups of ``host`` should lie there and none does:
-    disk is probably not mounted, and only who says that the place is ``new`` gets a second home for the backups. That
-    raises BackupsMissing; otherwise raises NotMounted, StoreError. Only what is marked is written to.
+    Where backups of ``host`` were made in it and none lies there, or it is empty and the history cannot be asked, its
+    disk is probably not mounted: this raises NotMounted, for a backup made ``by_hand`` BackupsMissing, unless somebody
+    says that the place is ``new``. A mark alone is no proof, as there may be one below the mount point, too. By hand, a
+    folder without a mark is given one; else it raises NotMounted. Raises StoreError.
     """
-    if by_hand and not await asyncio.to_thread(store.marked):
-        if not new:
-            await _refuse_a_second_home(store, host, history)
-        await asyncio.to_thread(store.mark, host, clock())
-    await found(store)
-    await asyncio.to_thread(store.prepare)
+    if not by_hand:
+        await found(store, host, history)
+    else:
+        if not new and (why := await _why_not(store, host, history)):
+            raise BackupsMissing(f"{why} Nothing was begun. Mount it and type the same again; or, {_ANEW}")
+        await asked(store, lambda: store.mark(host, clock()))
+    await asked(store, store.prepare)
 
 
-async def _refuse_a_second_home(store: Store, host: str, history: History) -> None:
+async def _why_not(store: Store, host: str, history: History) -> str | None:
+    """Why nothing is to be written there, in a sentence: it holds no backup, and nobody knows that this is right."""
+    if await asked(store, store.backups):
+        return None
     rows, away = await history.known_runs(host=host, directory=store.directory, quiet=True)
-    lost = [r for r in rows if r.location and is_stored(r)]
-    if not (lost or away):
-        return
-    if await asyncio.to_thread(store.backups):
-        return
-    if lost:
-        raise BackupsMissing(f"{_missing(store, lost)} Nothing was begun. Mount it and type the same again; {_ANEW}")
-    raise BackupsMissing(
-        f"{store.directory} holds no backup and carries no mark of a place for backups, and the history cannot be "
-        "reached to tell whether there should be any. Nothing was begun. If its disk is not mounted, mount it and "
-        f"type the same again; {_ANEW}"
-    )
+    made = [r for r in rows if r.location and is_stored(r)]
+    # Other settings may keep backups of other names in the same folder.
+    if made and not await asked(store, lambda: any(os.path.lexists(r.location) for r in made)):
+        return _missing(store, made[0], len(made))
+    if away and not made:
+        return (
+            f"{store.directory} holds no backup, and the history cannot be reached to tell whether it should: its disk "
+            "may not be mounted."
+        )
+    return None
 
 
-def _missing(store: Store, lost: Sequence[Run]) -> str:
-    one = len(lost) == 1
-    return (
-        f"{'The backup' if one else f'{len(lost)} backups'} made in {store.directory} {'is' if one else 'are'} not "
-        f"there ({'' if one else 'the newest is '}{lost[0].filename}), and that folder carries no mark of a place for "
-        "backups: its disk is probably not mounted."
+def _missing(store: Store, newest: Run, count: int) -> str:
+    what = (
+        f"The backup made in {store.directory} is" if count == 1 else f"{count} backups made in {store.directory} are"
     )
+    which = f"{'' if count == 1 else 'the newest is '}{newest.filename}"
+    return f"{what} not there ({which}): its disk is probably not mounted."

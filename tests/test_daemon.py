@@ -17,7 +17,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from memu_backup.daemon import mend
 from memu_backup.postgres_server import PostgresServer
 from memu_backup.schedule import timetable
-from tests.service import Clock, Service, archives, audit, command, rows, settings
+from tests.service import PROGRAM, Clock, Service, archives, audit, command, rows, settings
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -156,18 +156,23 @@ async def test_a_source_that_is_not_there_fails_the_run_and_not_the_service(
 
 async def test_with_the_history_away_it_is_ready_and_works_and_later_tells(tmp_path: Path, photos: str) -> None:
     server = PostgresServer(tmp_path / "away")
-    async with server:
-        pass
     config = settings(tmp_path, photos, history=server.url())
     clock = Clock(tmp_path)
+    async with server:  # the first backup; an empty place waits for its history
+        first = PROGRAM, "--config", str(config), "start"
+        done = await asyncio.create_subprocess_exec(*first, env={**os.environ, **clock.environment})
+        assert await done.wait() == 0
     async with Service(config, clock) as service:
         await service.at_two(clock)
         assert service.said("READY=1")[0] - service.begun < 10
         await service.logs("success")
-        assert len(archives(tmp_path)) == 1
+        assert len(archives(tmp_path)) == 2
         async with server:
             deadline = time.monotonic() + 5
-            while [(r["status"], r["trigger"]) for r in await rows(server.url())] != [("success", "schedule")]:
+            while [(r["status"], r["trigger"]) for r in await rows(server.url())] != [
+                ("success", "manual"),
+                ("success", "schedule"),
+            ]:
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.05)
             await service.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup import mark
+from memu_backup import mark, place
 from memu_backup.audit import SCHEDULER
-from memu_backup.model import Status, Trigger
-from tests.archives import needs_root
+from memu_backup.errors import NotMounted
+from memu_backup.model import Health, Status, Trigger
+from tests.archives import archive_store, needs_root
 from tests.contracts.stores import small_disk
 from tests.home import Home, fingerprints, managed
 
@@ -61,6 +63,59 @@ async def test_at_night_nothing_is_written_below_an_empty_mount_point(home: Home
         assert fingerprints(home.backups) == before
         assert (await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)).status is Status.SUCCESS
     assert [r["error_code"] for r in home.rows()] == [None, "not_mounted", "not_mounted", None]
+
+
+async def test_a_mark_below_the_mount_point_does_not_let_the_night_fill_the_root_disk(home: Home) -> None:
+    """As it comes about where `init` makes the folder before its disk is mounted there for the first time."""
+    with away(home.backups):
+        home.mark()
+    home.configure(top="backup_retention_count = 1")
+    async with managed(home, [NIGHT]) as manager:
+        assert (await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)).status is Status.SUCCESS
+        before = fingerprints(home.backups)
+        with away(home.backups):
+            empty = fingerprints(home.backups)
+            assert empty
+            run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+            await manager.recover()
+            assert fingerprints(home.backups) == empty
+            assert (run.status, run.error_code) == (Status.FAILED, "not_mounted") and run.error
+            assert "are not there" in run.error or "is not there" in run.error
+            assert (await manager.reports())["nightly"].health is Health.CRITICAL
+            for refused in (home.run("start"), home.run("config", "check"), home.run("clean", "--yes")):
+                assert refused.status != 0 and "start --new-place" in refused.err + refused.out
+            assert fingerprints(home.backups) == empty
+        assert fingerprints(home.backups) == before
+        assert (await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)).status is Status.SUCCESS
+
+
+async def test_an_empty_place_waits_for_a_history_that_is_away(home: Home) -> None:
+    home.configure(history="postgresql://memu@127.0.0.1:1/memu")
+    async with managed(home, [NIGHT]) as manager:
+        run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+        assert run.error_code == "not_mounted" and home.archives == []
+        assert home.run("start").status == 2
+        assert home.run("start", "--new-place").status == 0
+        run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+        assert run.status is Status.SUCCESS
+
+
+async def test_a_place_that_other_names_are_kept_in_is_no_lost_one(home: Home) -> None:
+    assert home.run("start").status == 0
+    home.configure(top='[stores.other]\nkind = "archive"\nprefix = "other"\n', more='store = "other"\n')
+    async with managed(home, [NIGHT]) as manager:
+        run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
+    assert run.status is Status.SUCCESS and run.filename.startswith("other_")
+
+
+async def test_a_disk_that_does_not_answer_is_as_good_as_none(tmp_path: Path) -> None:
+    store, hangs = archive_store(tmp_path), threading.Event()
+    try:
+        with pytest.raises(NotMounted, match="does not answer") as told:
+            await place.asked(store, hangs.wait, 0.01)
+        assert told.value.retryable
+    finally:
+        hangs.set()
 
 
 async def test_not_even_the_folder_is_made_at_night(home: Home) -> None:
