@@ -66,16 +66,17 @@ class Nights:
         """Take up the thread of an earlier service, or of a clock that was right: what was tried last, and when?"""
         watch = self._watches[job]
         before = watch.last
-        attempts = await self._manager.attempts(job)
-        if attempts and watch.last == before:  # else something was begun meanwhile
-            watch.last = attempts[0].created_at
-            self._pause(attempts[0])
+        last = next(filter(_counts, await self._manager.attempts(job)), None)
+        if last and watch.last == before:  # else something was begun meanwhile
+            watch.last = last.created_at
+            self._pause(last)
             self.look(job)
 
     async def _catch_up(self, job: str, due: datetime) -> None:
         """One backup for all that were missed, unless somebody made one by hand since."""
         when = f"{due.astimezone(self._config.zone):%Y-%m-%d %H:%M}"
-        if any(run.created_at >= due for run in await self._manager.attempts(job)):
+        attempts = await self._manager.attempts(job)
+        if any(run.created_at >= due and run.status is not Status.FAILED for run in attempts):
             log.info("The backup of job %s that was due %s was made by hand since.", job, when)
             return
         log.info("The backup of job %s that was due %s was missed; it is made now.", job, when)
@@ -83,7 +84,8 @@ class Nights:
 
     async def _try_again(self, job: str, failed: Run) -> None:
         """Another attempt for the same night, unless there was a run since."""
-        if all(run.created_at <= failed.created_at for run in await self._manager.attempts(job)):
+        attempts = await self._manager.attempts(job)
+        if all(run.created_at <= failed.created_at for run in attempts if _counts(run)):
             await self._back_up(job, failed.trigger, failed.attempt + 1)
 
     def _pause(self, run: Run) -> None:
@@ -98,3 +100,8 @@ class Nights:
             self._pause(await self._manager.back_up(job, trigger, SCHEDULER, attempt=attempt))
         except MemuError as error:
             log.error("Backup job %s could not begin: %s", job, error)
+
+
+def _counts(run: Run) -> bool:
+    """A backup by hand that failed leaves the night as it was: nobody has one, and the night may be still to come."""
+    return run.status is not Status.FAILED or run.trigger is not Trigger.MANUAL

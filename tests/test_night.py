@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import pytest
 
 from memu_backup import lock
 from memu_backup.audit import Asker
-from memu_backup.config import load
+from memu_backup.config import Config, load
 from memu_backup.history import History
 from memu_backup.manager import Manager
 from memu_backup.model import Status, Trigger
+from memu_backup.nights import Nights
 from memu_backup.postgres_server import PostgresServer
 from tests.archives import needs_root
 from tests.contracts.stores import small_disk
@@ -242,6 +243,60 @@ async def test_a_new_night_and_a_backup_by_hand_end_what_was_to_be_tried_again(
     assert await told(database, "trigger", "attempt", "status") == [
         ("schedule", 1, "failed"), ("schedule", 1, "failed"), ("manual", 1, "success"),
     ]  # fmt: skip
+
+
+async def test_a_backup_by_hand_that_fails_ends_neither_the_retries_nor_what_was_missed(
+    tmp_path: Path, photos: str, database: str
+) -> None:
+    """Nor where the service is started anew in between."""
+    moment = [datetime(2026, 11, 21, 0, 59, tzinfo=UTC)]
+    begun: list[Coroutine[Any, Any, None]] = []
+    broken, whole = (load(settings(tmp_path, s, history=database), {}) for s in (AWAY + photos, photos))
+    async with History(broken.history_url(), broken.state_dir, broken.host) as history:
+
+        def nights(config: Config) -> Nights:
+            def start(work: Coroutine[Any, Any, None], _: str) -> None:
+                begun.append(work)
+
+            return Nights(config, Manager(config, history, lambda: moment[0]), start, lambda: moment[0])
+
+        async def look(watching: Nights, minutes: int) -> None:
+            moment[0] += timedelta(minutes=minutes)
+            watching.look("nightly")
+            while begun:
+                await begun.pop()
+
+        async def by_hand_in_vain() -> None:
+            moment[0] += timedelta(minutes=1)
+            failing = Manager(broken, history, lambda: moment[0])
+            assert (await failing.back_up("nightly", Trigger.MANUAL, Asker("anna", "cli"))).status is Status.FAILED
+
+        async def made() -> list[tuple[Trigger, int, Status]]:
+            return [(r.trigger, r.attempt, r.status) for r in reversed(await history.runs())]
+
+        first = nights(broken)
+        await look(first, 1)
+        await by_hand_in_vain()
+        await look(first, 4)
+        assert (await made())[-1] == (Trigger.SCHEDULE, 2, Status.FAILED)
+        await by_hand_in_vain()
+        again = nights(whole)
+        await again.look_back()
+        await look(again, 15)
+        assert (await made())[-1] == (Trigger.SCHEDULE, 3, Status.SUCCESS)
+
+        moment[0] += timedelta(hours=30)  # asleep over the next night's time
+        await by_hand_in_vain()
+        await look(again, 1)
+        assert (await made())[-1] == (Trigger.CATCH_UP, 1, Status.SUCCESS)
+        assert len(await made()) == 7
+
+        moment[0] += timedelta(hours=24)
+        await by_hand_in_vain()
+        late = nights(whole)
+        await late.look_back()
+        await look(late, 1)
+        assert (await made())[-1] == (Trigger.CATCH_UP, 1, Status.SUCCESS)
 
 
 @needs_root
