@@ -45,6 +45,7 @@ class Earlier:
         """Reads the index. Raises DamagedArchive."""
         self.shared_bytes = 0
         self._descriptor = descriptor
+        self._name = reader.path.name
         self._files: dict[str, Entry] = {}
         self._members: dict[str, Place] = {}
         if reader.indexed and reader.whole:
@@ -103,10 +104,9 @@ class Earlier:
         try:
             data = os.pread(self._descriptor, size, position)
         except OSError as error:
-            what = f"cannot be read at byte {position:,} ({error.strerror})"
-            raise SharedDamage(f"The older backup that this one builds on {what}.") from error
+            raise SharedDamage(f"{self._name} cannot be read at byte {position:,} ({error.strerror}).") from error
         if len(data) != size:
-            raise SharedDamage(f"The older backup that this one builds on ends before byte {position + size:,}.")
+            raise SharedDamage(f"{self._name} ends before byte {position + size:,}.")
         return data
 
 

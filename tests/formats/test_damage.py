@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup.errors import ArchiveError, NotAnArchive, UnknownBackup, UsageError
+from memu_backup.errors import ArchiveError, NotAnArchive, SharedDamage, UnknownBackup, UsageError
 from memu_backup.formats import gzip
+from memu_backup.formats.earlier import Earlier
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.model import Level
@@ -295,3 +296,14 @@ def test_reading_damage_never_gives_bytes_that_were_not_written(original: Path, 
         for block in store.content(copy, "photos/film.mp4"):
             got += block
     assert whole.startswith(got)
+
+
+def test_a_backup_to_share_with_that_cannot_be_read_is_named_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(os.urandom(1000))
+    archive = back_up(archive_store(tmp_path / "store"), tree(tmp_path / "photo.jpg", "a.jpg"))
+    with ArchiveReader(archive) as reader, archive.open("rb") as source, (tmp_path / "new").open("wb") as target:
+        older = Earlier(reader, source.fileno())
+        os.truncate(archive, 10)
+        with pytest.raises(SharedDamage) as told:
+            older.copy((0, 100), target.fileno(), 0)
+    assert str(told.value) == f"{archive.name} ends before byte 100."
