@@ -235,11 +235,12 @@ def _wanted_by_rules(present: Sequence[Candidate], policy: Policy, now: datetime
     window = [b for b in complete if b.name in reasons]
     newer = [b for b in incomplete if window and _when(b) > _when(window[-1])]
     older = incomplete[len(newer) :]
-    why = "It is incomplete, but newer than the oldest complete backup that stays."
-    reasons |= dict.fromkeys(wanted(newer, policy, now, zone), why)
-    why = "It is incomplete, but there are too few complete ones yet for all that the rules keep."
+    wanted_newer = wanted(newer, policy, now, zone)
+    why = "but newer than the oldest complete backup that stays."
+    reasons |= {b.name: f"It is {_lacking(b)}, {why}" for b in newer if b.name in wanted_newer}
+    why = "but there are too few complete ones yet for all that the rules keep."
     fill = wanted([*window, *older], policy, now, zone).keys() | doubtful
-    return reasons | {b.name: why for b in older if b.name in fill}
+    return reasons | {b.name: f"It is {_lacking(b)}, {why}" for b in older if b.name in fill}
 
 
 def _safe(present: Sequence[Candidate]) -> dict[str, str]:
@@ -263,7 +264,7 @@ def _of_doubtful_age(present: Sequence[Candidate], now: datetime) -> AbstractSet
 
 def _let_go(backup: Candidate, policy: Policy) -> str:
     if backup.partial:
-        return "It is incomplete, and enough newer backups are there."
+        return f"It is {_lacking(backup)}, and enough newer backups are there."
     return f"It is none of those that the rules keep: {_described(policy)}."
 
 
@@ -305,7 +306,13 @@ def _expendable(staying: Sequence[Candidate], safe: AbstractSet[str]) -> list[Ca
 
 
 def _first_to_go(backup: Candidate) -> str:
-    return "an incomplete one goes first" if backup.partial else "it is the oldest that may go"
+    if not backup.partial:
+        return "it is the oldest that may go"
+    return "an incomplete one goes first" if backup.verified else "a damaged one goes first"
+
+
+def _lacking(backup: Candidate) -> str:
+    return "incomplete" if backup.verified else "damaged"
 
 
 # --- days, weeks and months, and how they are told -------------------------------------------------------------------

@@ -158,6 +158,8 @@ def test_that_the_newest_is_damaged_is_known_without_the_history_too(home: Home)
         assert told["last_good"]["filename"] == older.name
         home.run("clean", "--yes")
         assert older.exists()
+        (told,) = (b for b in home.run("clean", "--dry-run", "--json").json if b["name"] == newest.name)
+        assert told["reason"] == "It is damaged, but newer than the oldest complete backup that stays."
     newest.write_bytes(whole)
     assert home.run("verify", newest.name).status == 0
     assert [b["state"] for b in home.run("list", "--json").json] == ["good", "good"]
