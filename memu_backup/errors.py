@@ -12,6 +12,8 @@
     ├── StoreError             1   the place for backups cannot be used
     │   ├── NotMounted         1   the folder does not carry our mark, so nothing is written there
     │   ├── DiskFull           1
+    │   │   ├── NoInodes       1   it has room, but not for more files
+    │   │   └── QuotaUsedUp    1
     │   └── WriteFailed        1   the disk took the data and then said no
     ├── ArchiveError           1
     │   ├── NotAnArchive       2   the file is something else
@@ -100,6 +102,14 @@ class NotMounted(StoreError):
 
 class DiskFull(StoreError):
     code = "disk_full"
+
+
+class NoInodes(DiskFull):
+    code = "no_inodes"
+
+
+class QuotaUsedUp(DiskFull):
+    code = "quota"
 
 
 class WriteFailed(StoreError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memu_backup.errors import DiskFull, MemuError, StoreError, WriteFailed
+from memu_backup.errors import DiskFull, MemuError, NoInodes, QuotaUsedUp, StoreError, WriteFailed
 from memu_backup.model import Root
 
 if TYPE_CHECKING:
@@ -297,16 +297,19 @@ def no_room(number: int | None, where: Path, named: str) -> DiskFull | None:
 
     None where the error ``number`` says something else.
     """
+    kind = DiskFull
     if number == errno.EDQUOT:
+        kind = QuotaUsedUp
         what, todo = f"The quota for {named} is used up", "Raise the quota or free up space."
     elif number != errno.ENOSPC:
         return None
     elif _inodes_used_up(where):
+        kind = NoInodes
         what = f"The disk that holds {named} has no room for more files (no inodes left)"
         todo = "Remove files that are not needed any more: how many they are is what counts, not how large."
     else:
         what, todo = f"The disk that holds {named} is full", "Free up space or add storage."
-    return DiskFull(f"{what}, so this backup was given up; older backups are untouched. {todo}")
+    return kind(f"{what}, so this backup was given up; older backups are untouched. {todo}")
 
 
 def _inodes_used_up(where: Path) -> bool:

@@ -39,6 +39,8 @@ class Reason:
 
 REASONS: Mapping[str, Reason] = {
     "disk_full": Reason("Disk full", "Free up space or add storage"),
+    "no_inodes": Reason("The disk has no room for more files", "Remove files that are not needed, small ones too"),
+    "quota": Reason("The quota for the backups is used up", "Raise the quota or free up space"),
     "write_failed": Reason("The disk did not keep what was written", "Check the backup disk, it may be failing"),
     "store": Reason("The backup folder cannot be used", "Check that the backup disk is connected"),
     "not_mounted": Reason("The backup disk is not there", "Connect the backup disk"),

@@ -44,7 +44,7 @@ def test_a_photo_that_the_disk_cannot_read_is_named_and_the_rest_is_stored(home:
         (Fault("fsync", "*.tar.gz.partial", times=1), "write_failed", "was thrown away"),
         (Fault("fsync", "*.tar.gz.partial", errno.ENOSPC, times=1), "disk_full", "is full"),
         (Fault("flush", "*.tar.gz.partial", errno.ENOSPC, times=1), "disk_full", "is full"),
-        (Fault("flush", "*.tar.gz.partial", errno.EDQUOT, times=1), "disk_full", "The quota for"),
+        (Fault("flush", "*.tar.gz.partial", errno.EDQUOT, times=1), "quota", "The quota for"),
         (Fault("read", "*.tar.gz.partial"), "damaged", "could not be read back"),
         (Fault("fsync", ".*.sha256.*.partial", times=1), "write_failed", "was thrown away"),
         (Fault("rename", "*.tar.gz.partial", times=1), "write_failed", "was thrown away"),

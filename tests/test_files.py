@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import files
-from memu_backup.errors import DiskFull, StoreError, WriteFailed
+from memu_backup.errors import DiskFull, QuotaUsedUp, StoreError, WriteFailed
 from memu_backup.files import Skipped
 from memu_backup.model import Level, Progress, Root, SourceSummary
 from memu_backup.stores import Written
@@ -415,7 +415,7 @@ def test_a_rename_never_replaces(tmp_path: Path) -> None:
     ("number", "kind", "words"),
     [
         (errno.ENOSPC, DiskFull, "is full"),
-        (errno.EDQUOT, DiskFull, "quota"),
+        (errno.EDQUOT, QuotaUsedUp, "quota"),
         (errno.EROFS, StoreError, "read-only"),
         (errno.EACCES, StoreError, "cannot be written by this user"),
         (errno.EIO, WriteFailed, "reports an error"),

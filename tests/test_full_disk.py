@@ -41,13 +41,16 @@ def on_a_disk(home: Home, size: str, more: str = "") -> Iterator[Path]:
         yield disk
 
 
+QUOTA = {"code": "quota", "told": "The quota for the backups is used up"}
+
+
 def place_backups(home: Home, disk: Path) -> None:
     (disk / "backups").mkdir(mode=0o700)
     home.backups.symlink_to(disk / "backups")
 
 
-def given_up(home: Home, *says: str) -> bool:
-    """A run, which ends as a full disk, is told as such, and leaves every older backup as it was; False if it is good.
+def given_up(home: Home, *says: str, code: str = "disk_full", told: str = "Disk full") -> bool:
+    """A run, which ends for want of room, is told so, and leaves every older backup as it was; False if it is good.
 
     ``says`` stands in what the person is told.
     """
@@ -61,9 +64,9 @@ def given_up(home: Home, *says: str) -> bool:
     for part in (*says, "older backups are untouched"):
         assert part in ran.err, ran.err
     row = home.rows()[0]
-    assert (ran.status, row["status"], row["error_code"]) == (1, "failed", "disk_full"), row["error"]
+    assert (ran.status, row["status"], row["error_code"]) == (1, "failed", code), row["error"]
     assert hashes(home.backups) == older
-    assert "Disk full" in home.run("status").out
+    assert f"- {told}\n" in home.run("status").out
     return True
 
 
@@ -82,7 +85,7 @@ def test_wherever_inodes_run_out_it_is_said_as_such(home: Home) -> None:
         for file in fillers:
             file.touch()
         runs = 0
-        while given_up(home, "no inodes left"):
+        while given_up(home, "no inodes left", code="no_inodes", told="The disk has no room for more files"):
             runs += 1
             fillers.pop().unlink()
         # Each of its folders and files was the one for which there was no inode.
@@ -111,7 +114,7 @@ def test_a_used_up_quota_is_told_from_a_full_disk_wherever_it_is_met(home: Home)
         met = 0
         for quota in ("256k", "2m", "6m", "200m"):
             subprocess.run(["btrfs", "qgroup", "limit", quota, disk], check=True, capture_output=True)
-            met += given_up(home, "The quota for ", "is used up", "Raise the quota or free up space.")
+            met += given_up(home, "The quota for ", "is used up", "Raise the quota or free up space.", **QUOTA)
         assert met == 3
         assert len(home.archives) == 2
 
@@ -123,7 +126,7 @@ def test_a_quota_that_the_dump_uses_up_is_told_as_such(home: Home) -> None:
         place_backups(home, disk)
         subprocess.run(["btrfs", "quota", "enable", disk], check=True, capture_output=True)
         subprocess.run(["btrfs", "qgroup", "limit", "3m", disk], check=True, capture_output=True)
-        assert given_up(home, "The quota for the backups is used up")
+        assert given_up(home, "The quota for the backups is used up", **QUOTA)
 
 
 def test_the_list_of_very_many_files_may_be_what_fills_the_disk(home: Home) -> None:
@@ -145,7 +148,7 @@ def test_a_state_folder_that_is_full_costs_no_backup(home: Home, history: str) -
     home.mark()
     with small_disk(home.folder / "state", "40k") as state:
         fill(state, 0)
-        ran = home.run("start")
+        ran = home.run("start", *(["--new-place"] if history == "away" else []))
         assert ran.status == 0, ran.err
         (archive,) = home.archives
         assert "No space left on device" in ran.err

@@ -203,6 +203,7 @@ def test_every_way_a_backup_can_fail_has_words() -> None:
     ends: list[type[errors.MemuError]] = [errors.SettingsError, errors.LockHeld, errors.Interrupted]
     ends += [errors.SourceError, errors.DatabaseError]
     ends += [errors.DatabaseAway, errors.StoreError, errors.NotMounted, errors.DiskFull, errors.WriteFailed]
+    ends += [errors.NoInodes, errors.QuotaUsedUp]
     ends += [errors.ArchiveError, errors.DamagedArchive]
     assert {e.code for e in ends} == set(words.REASONS)
     for why in (*words.REASONS.values(), words.UNKNOWN_REASON):
