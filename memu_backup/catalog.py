@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from memu_backup import place
 from memu_backup.errors import UnknownBackup
 from memu_backup.history import History
 from memu_backup.model import Backup, Run
@@ -69,7 +70,7 @@ async def named(name: str, stores: Sequence[Store], history: History, host: str)
     """
     stored = await listing(stores, history, host)
     if not stored:
-        raise none_yet(stores)
+        raise await none_yet(stores, history, host)
     if name == "latest":
         chosen = min(stored, key=lambda listed: _preference(listed, host))
         return chosen.store, chosen.backup
@@ -81,9 +82,21 @@ async def named(name: str, stores: Sequence[Store], history: History, host: str)
     raise UnknownBackup(f"{problem}. See what there is with: memu-backup list")
 
 
-def none_yet(stores: Sequence[Store]) -> UnknownBackup:
+async def none_yet(stores: Sequence[Store], history: History, host: str) -> UnknownBackup:
+    """What to say where no backup lies in any of the places: the disk may be away on the very day it is needed.
+
+    Raises StoreError.
+    """
+    for store in stores:
+        if why := await place.amiss(store, host, history):
+            return UnknownBackup(f"{why} Mount it and type the same again.")
     places = ", ".join(str(s.directory) for s in stores)
-    return UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
+    if all([await place.asked(s, s.marked) for s in stores]):
+        return UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
+    return UnknownBackup(
+        f"There is no backup in {places}. If its disk is not mounted, mount it and type the same again; if there "
+        "never was one, make it with: memu-backup start"
+    )
 
 
 def _preference(listed: Listed, host: str) -> tuple[bool, int]:

@@ -18,7 +18,7 @@ from memu_backup.check import Finding
 from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
-from memu_backup.errors import LockHeld, RestoreError, StoreError, UsageError
+from memu_backup.errors import LockHeld, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
 from memu_backup.model import Backup, Level, Progress, Run, Status, StatusReport, Trigger
 from memu_backup.paths import absolute
@@ -261,8 +261,12 @@ class Manager:
         stores = self.stores()
         stored = [there for _, there in await asyncio.to_thread(catalog.backups, stores)]
         if not stored:
-            raise catalog.none_yet(stores)
+            raise await self.none_yet()
         return stored, await search(stored, pattern, on_progress)
+
+    async def none_yet(self) -> UnknownBackup:
+        """What to say where there is no backup at all, see ``catalog.none_yet``. Raises StoreError."""
+        return await catalog.none_yet(self.stores(), self.history, self.config.host)
 
     async def check(self) -> list[Finding]:
         """Look at everything that the settings name, without changing it."""

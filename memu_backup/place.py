@@ -43,7 +43,7 @@ async def found(store: Store, host: str, history: History) -> None:
             "Nothing was begun; nothing was written or removed there. Mount it; or, if this is to be a new place, make "
             "one backup by hand: memu-backup start"
         )
-    if why := await _why_not(store, host, history):
+    if why := await amiss(store, host, history):
         raise NotMounted(f"{why} Nothing was begun; nothing was written or removed there. Mount it; or, {_ANEW}")
 
 
@@ -58,14 +58,16 @@ async def ready(store: Store, host: str, history: History, clock: Clock, *, by_h
     if not by_hand:
         await found(store, host, history)
     else:
-        if not new and (why := await _why_not(store, host, history)):
+        if not new and (why := await amiss(store, host, history)):
             raise BackupsMissing(f"{why} Nothing was begun. Mount it and type the same again; or, {_ANEW}")
         await asked(store, lambda: store.mark(host, clock()))
     await asked(store, store.prepare)
 
 
-async def _why_not(store: Store, host: str, history: History) -> str | None:
-    """Why nothing is to be written there, in a sentence: it holds no backup, and nobody knows that this is right."""
+async def amiss(store: Store, host: str, history: History) -> str | None:
+    """Why an empty folder is not what it should be, in a sentence: backups were made there, or nobody knows. None where
+    it holds backups, or rightly none. Raises StoreError.
+    """
     if await asked(store, store.backups):
         return None
     rows, away = await history.known_runs(host=host, directory=store.directory, quiet=True)

@@ -229,7 +229,7 @@ def _health(report: StatusReport) -> str:
             return "Backups are missing from their place - check that the backup disk is connected"
         case Problem.NOT_MARKED:
             if report.last is None and report.in_progress is None:
-                return "No backup yet - start the first one by hand, the nights follow it"
+                return "No backup here - connect the backup disk, or start the first backup by hand if there is none"
             return "The backup disk is not in its place - connect it, or start a backup by hand if this is a new one"
         case Problem.NOTHING_GOOD:
             return "There is no good backup - start one now"

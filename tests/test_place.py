@@ -82,6 +82,9 @@ async def test_a_mark_below_the_mount_point_does_not_let_the_night_fill_the_root
             assert (run.status, run.error_code) == (Status.FAILED, "not_mounted") and run.error
             assert "are not there" in run.error or "is not there" in run.error
             assert (await manager.reports())["nightly"].health is Health.CRITICAL
+            for asked in (("list",), ("find", "lake.jpg"), ("restore",), ("verify",)):
+                said = home.run(*asked)
+                assert "its disk is probably not mounted. Mount it and type the same again." in said.out + said.err
             for refused in (home.run("start"), home.run("config", "check"), home.run("clean", "--yes")):
                 assert refused.status != 0 and "start --new-place" in refused.err + refused.out
             assert fingerprints(home.backups) == empty
@@ -136,6 +139,7 @@ def test_status_and_check_and_clean_say_that_the_disk_is_away(home: Home) -> Non
         checked = home.run("config", "check")
         assert checked.status == 1 and f" NO  backups in {home.backups}: " in checked.out
         assert "does not carry the mark of a place for backups" in checked.out
+        assert "its disk is probably not mounted. Mount it" in home.run("list").out
         cleaned = home.run("clean", "--yes")
         assert cleaned.status == 1 and "nothing was written or removed there" in cleaned.err
         assert list(home.backups.iterdir()) == []
@@ -170,8 +174,9 @@ def test_with_the_history_away_nobody_can_tell_so_it_asks(home: Home) -> None:
 
 def test_a_first_backup_by_hand_marks_its_place_for_the_nights(home: Home) -> None:
     home.configure(top='backup_dir = "new"')
+    assert "If its disk is not mounted, mount it" in home.run("list").out
     unmarked = home.run("status")
-    assert unmarked.status == 1 and "No backup yet - start the first one by hand" in unmarked.out
+    assert unmarked.status == 1 and "connect the backup disk, or start the first backup by hand" in unmarked.out
     assert home.run("start").status == 0
     said = json.loads((home.folder / "new" / mark.NAME).read_text())
     assert (said["format"], said["host"]) == ("memu-backup-place/1", "family-server")

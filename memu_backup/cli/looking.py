@@ -70,12 +70,12 @@ async def list_backups(json: Json = False) -> None:
 
     async with the_manager() as manager:
         stored = await manager.listing()
-        zone, places = manager.config.zone, ", ".join(str(s.directory) for s in manager.stores())
+        zone, none = manager.config.zone, None if stored else str(await manager.none_yet())
     if json:
         console.print_json([_listed_as_json(s) for s in stored])
         return
-    if not stored:
-        console.say(f"There are no backups in {places} yet. Make one with: memu-backup start")
+    if none:
+        console.say(none)
         return
     made_by = [_made_by(s) for s in stored]
     several = len(set(made_by)) > 1
