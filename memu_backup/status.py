@@ -22,7 +22,7 @@ OVERDUE_INTERVALS = 1.5
 SPACE_SHORT_DAYS = 14
 """A disk that will be full sooner is told: time for a weekend in which to do something about it."""
 
-CLOCK_SLACK = timedelta(minutes=5)
+CLOCKS_APART = timedelta(minutes=5)
 """Clocks of two machines differ by less; what is dated further ahead was written while a clock was wrong."""
 
 
@@ -51,11 +51,11 @@ def assess(
     cannot_look = stored is None
     stored = stored or ()
     names = {r.filename for r in runs} if cannot_look else {n for b in stored for n in (b.name, b.path.name)}
-    known = [r for r in with_unrecorded(runs, stored) if r.created_at <= now + CLOCK_SLACK]
+    known = [r for r in with_unrecorded(runs, stored) if r.created_at <= now + CLOCKS_APART]
     ended = [r for r in known if r.status is not Status.IN_PROGRESS]
     good = [r for r in ended if r.status is Status.SUCCESS]
     last_good = next((r for r in good if _lies_there(r, names)), None)
-    copies = [r.usb_copied_at for r in known if r.usb_copied_at and r.usb_copied_at <= now + CLOCK_SLACK]
+    copies = [r.usb_copied_at for r in known if r.usb_copied_at and r.usb_copied_at <= now + CLOCKS_APART]
     usb_copied_at = max(copies, default=None)
 
     problems = _problems_of_runs(ended, last_good, names)
@@ -112,7 +112,7 @@ def rhythm(runs: Sequence[Run], now: datetime) -> timedelta | None:
     weekdays has more weekends than that. A day, as long as there are fewer than three.
     """
     moments = sorted(
-        {r.created_at for r in runs if r.trigger is not Trigger.MANUAL and r.created_at <= now + CLOCK_SLACK}
+        {r.created_at for r in runs if r.trigger is not Trigger.MANUAL and r.created_at <= now + CLOCKS_APART}
     )
     pauses = sorted(later - earlier for earlier, later in pairwise(moments[-16:]))
     usual = pauses[-2] if len(pauses) > 2 else timedelta(days=1)

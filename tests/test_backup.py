@@ -239,7 +239,7 @@ def test_a_run_without_its_history_is_made_and_written_down_later(
     name = home.history.partition("@/")[2].partition("?")[0]
     home.configure(history=f"postgresql://postgres@/{name}?host={sockets}")
     home.mark()
-    ran = home.run("start")
+    ran = home.run("start", "--new-place")
     assert ran.status == 0, ran.err
     assert ran.err.count("noted down on this machine") == 1  # said once, though it is met at every turn
     assert len(home.archives) == 1
