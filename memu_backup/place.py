@@ -68,7 +68,7 @@ async def amiss(store: Store, host: str, history: History) -> str | None:
     """Why an empty folder is not what it should be, in a sentence: backups were made there, or nobody knows. None where
     it holds backups, or rightly none. Raises StoreError.
     """
-    if await asked(store, store.backups):
+    if await asked(store, lambda: store.directory.is_dir() and store.backups()):
         return None
     rows, away = await history.known_runs(host=host, directory=store.directory, quiet=True)
     made = [r for r in rows if r.location and is_stored(r)]

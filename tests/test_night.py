@@ -57,7 +57,8 @@ async def by_hand(config: Path, at: str) -> None:
         await asyncio.sleep(0.05)
     async with History(found.history_url(), found.state_dir, found.host) as history:
         manager = Manager(found, history, lambda: datetime.fromisoformat(at).replace(tzinfo=UTC))
-        assert (await manager.back_up("nightly", Trigger.MANUAL, Asker("anna", "cli"))).status is Status.SUCCESS
+        anna = Asker("anna", "cli")
+        assert (await manager.back_up("nightly", Trigger.MANUAL, anna, new_place=True)).status is Status.SUCCESS
 
 
 def status(config: Path, clock: Clock) -> list[str]:
