@@ -8,6 +8,7 @@ import signal
 import stat
 import struct
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -307,29 +308,26 @@ def test_what_is_closed_or_full_is_no_surprise(home: Home, to: Path) -> None:
 
 
 @needs_root
-def test_a_folder_closed_to_this_user_is_told(home: Home, tmp_path: Path) -> None:
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o700)
-    home.folder.chmod(0o755)
-    planned = restore.Wanted(paths=("photos/2026",))
-    reach = tmp_path.parents[1]
-    modes = {f: f.stat().st_mode for f in (reach, *(p for p in tmp_path.parents if p.is_relative_to(reach)), tmp_path)}
-    archive = tmp_path / "a.tar.gz"
-    archive.write_bytes(home.archives[0].read_bytes())
-    archive.chmod(0o644)
-    for folder in modes:
-        folder.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        with pytest.raises(RestoreError, match=r"cannot be written to \(Permission denied\), so nothing was restored"):
-            restore.carry_out(
-                restore.plan(archive, planned, closed / "x", Stop()),
-                overwrite=False, on_progress=lambda _: None, stop=Stop(),
-            )  # fmt: skip
-    finally:
-        os.seteuid(0)
-        for folder, mode in modes.items():
-            folder.chmod(mode)
+def test_a_folder_closed_to_this_user_is_told(home: Home) -> None:
+    with tempfile.TemporaryDirectory() as name:  # nobody may enter pytest's own
+        open_to_all = Path(name)
+        open_to_all.chmod(0o755)
+        closed = open_to_all / "closed"
+        closed.mkdir(mode=0o700)
+        archive = open_to_all / "a.tar.gz"
+        archive.write_bytes(home.archives[0].read_bytes())
+        archive.chmod(0o644)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(
+                RestoreError, match=r"cannot be written to \(Permission denied\), so nothing was restored"
+            ):
+                restore.carry_out(
+                    restore.plan(archive, restore.Wanted(paths=("photos/2026",)), closed / "x", Stop()),
+                    overwrite=False, on_progress=lambda _: None, stop=Stop(),
+                )  # fmt: skip
+        finally:
+            os.seteuid(0)
 
 
 def test_with_nobody_to_ask_it_refuses(home: Home, to: Path) -> None:
