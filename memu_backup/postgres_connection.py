@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import getpass
 import os
 import re
@@ -163,10 +164,17 @@ async def connect(
 async def _close(connection: asyncpg.Connection) -> None:
     import asyncpg
 
+    closing = asyncio.ensure_future(connection.close(timeout=_CLOSE_TIMEOUT_S))
     try:
-        await connection.close(timeout=_CLOSE_TIMEOUT_S)
+        await asyncio.wait({closing})
+        # What was interrupted in a question may end as if it had been cancelled, which only we may be.
+        if not closing.cancelled() and (error := closing.exception()):
+            raise error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        connection.terminate()  # it was only read from: nothing is lost with it
+        return
+    finally:
+        closing.cancel()
+        connection.terminate()  # where it is still open; it was only read from: nothing is lost with it
 
 
 def explain(error: Exception, address: Address) -> DatabaseError:
