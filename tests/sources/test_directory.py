@@ -83,7 +83,7 @@ def dead_share(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(answering)  # whoever still waits gets an error
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # a child that is just being made may hold it
 
 
 async def test_a_disk_that_does_not_answer_is_a_sentence_and_holds_nobody_up(
