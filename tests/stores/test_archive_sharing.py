@@ -101,6 +101,7 @@ def test_a_quiet_night_costs_next_to_nothing(store: ArchiveStore, source: Path, 
 
 def test_an_archive_that_shares_blocks_is_read_by_tar(store: ArchiveStore, source: Path, tmp_path: Path) -> None:
     second = back_up(store, source, back_up(store, source))
+    assert second.manifest and second.manifest.shares_with
     subprocess.run(["tar", "-xpzf", second.path], cwd=tmp_path, check=True)
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=tmp_path, check=True)
 
