@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from memu_backup import catalog, lock
 from memu_backup.clock import Clock
@@ -20,15 +21,17 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """``changes`` are the rows that are new or different; ``left_out`` lies there and tells nothing of itself."""
+    """``changes`` are the rows that are new or different; ``left_out`` lies there and tells nothing of
+    itself. ``away`` are places without their mark, of which the disk is probably not mounted."""
 
     changes: tuple[Change, ...]
     left_out: tuple[Backup, ...]
+    away: tuple[Path, ...]
 
     def followed_by(self, later: Rebuilt) -> Rebuilt:
         """What both changed, each row once, as it was in the end."""
         changes = {change.run.run_id: change for change in (*self.changes, *later.changes)}
-        return Rebuilt(tuple(changes.values()), later.left_out)
+        return Rebuilt(tuple(changes.values()), later.left_out, later.away)
 
 
 def told(stores: Sequence[Store]) -> list[Run]:
@@ -47,16 +50,17 @@ async def rebuild(
     """
     stored = await asyncio.to_thread(catalog.backups, stores)
     left_out = tuple(there for _, there in stored if there.manifest is None)
+    away = tuple([s.directory for s in stores if not await asyncio.to_thread(s.marked)])
     if dry_run and (lost := await history.lost()) is not None:
-        return Rebuilt(tuple(Change(What.ADDED, run) for run in lost), left_out)
+        return Rebuilt(tuple(Change(What.ADDED, run) for run in lost), left_out, away)
     changes = await _missing(stored, history) if dry_run else []
     for store in stores if not dry_run else ():
         changes += await adopt(store, [there for its, there in stored if its is store], history)
     for job, store in jobs.items():
-        if await asyncio.to_thread(store.marked):
+        if store.directory not in away:
             changes += await _settled(store, host, job, history, clock, dry_run=dry_run)
     changes.sort(key=lambda change: change.run.created_at, reverse=True)
-    return Rebuilt(tuple(changes), left_out)
+    return Rebuilt(tuple(changes), left_out, away)
 
 
 async def _missing(stored: Sequence[tuple[Store, Backup]], history: History) -> list[Change]:

@@ -236,3 +236,13 @@ def test_a_dry_run_makes_no_history_and_tells_what_would_come_back_of_a_lost_one
     assert not (embedded.folder / "state" / "postgres").exists()
     assert set(changes(embedded)) == {(first, "added"), (failed, "added")}
     assert changes(embedded) == []
+
+
+def test_with_the_disk_away_nobody_is_told_that_nothing_was_missing(home: Home) -> None:
+    assert home.run("start").status == 0
+    home.backups.rename(home.folder / "unplugged")
+    home.backups.mkdir()
+    told = home.run("history", "rebuild")
+    assert "its disk is probably not mounted" in told.err and "Nothing was missing" not in told.out
+    assert home.run("history", "rebuild", "--json").json["away"] == [str(home.backups)]
+    assert list(home.backups.iterdir()) == []

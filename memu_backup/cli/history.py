@@ -43,9 +43,13 @@ async def rebuild(
         console.print_json(_as_json(rebuilt, dry_run=dry_run))
         return
     _show(rebuilt, zone)
+    for place in rebuilt.away:
+        console.complain(f"{place} does not carry the mark of a place for backups: its disk is probably not mounted.")
     changed = len(rebuilt.changes)
     rows = f"{changed} row{'' if changed == 1 else 's'}"
-    if not changed:
+    if not changed and rebuilt.away:
+        console.say("What lies there is not known, so the history stays as it is. Mount it and type the same again.")
+    elif not changed:
         console.say("Nothing was missing: the history knows every backup that tells of itself.")
     elif dry_run:
         console.say(f"Nothing was written; this was a dry run. Without --dry-run it writes {rows}.")
@@ -70,5 +74,6 @@ def _as_json(rebuilt: Rebuilt, *, dry_run: bool) -> dict[str, Any]:
     return {
         "dry_run": dry_run,
         "changes": [{"what": c.what.value, "location": c.run.location, **run_as_json(c.run)} for c in rebuilt.changes],
+        "away": [str(place) for place in rebuilt.away],
         "left_out": [{"name": there.name, "location": str(there.path)} for there in rebuilt.left_out],
     }
