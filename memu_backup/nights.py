@@ -24,7 +24,7 @@ Start = Callable[[Coroutine[Any, Any, None], str], object]
 
 class Nights:
     """What is due, for every job that has a time; ``tables`` are these. ``_pausing`` holds, by job, failed runs that
-    are to be tried again.
+    are to be tried again; ``_under_way`` names the jobs whose backup is being made for a night.
     """
 
     def __init__(self, config: Config, manager: Manager, start: Start, clock: Clock) -> None:
@@ -36,6 +36,7 @@ class Nights:
         self.tables = {name: schedule.timetable(line, zone) for name, line in lines.items() if line}
         self._watches = {name: Watch(table, clock()) for name, table in self.tables.items()}
         self._pausing: dict[str, Run] = {}
+        self._under_way: set[str] = set()
 
     def look(self, job: str) -> None:
         """Begin what is due; called as often as one likes. Only submits: what the scheduler runs, it would cancel."""
@@ -65,6 +66,8 @@ class Nights:
     async def _look_back(self, job: str) -> None:
         """Take up the thread of an earlier service, or of a clock that was right: what was tried last, and when?"""
         watch = self._watches[job]
+        if job in self._under_way:
+            return  # it is this service's own thread, and its end is taken up where it is made
         before = watch.last
         last = next(filter(_counts, await self._manager.attempts(job)), None)
         if last and watch.last == before:  # else something was begun meanwhile
@@ -95,11 +98,14 @@ class Nights:
             log.info("Backup job %s is tried again at %s.", run.job, f"{at:%H:%M}")
 
     async def _back_up(self, job: str, trigger: Trigger, attempt: int = 1) -> None:
+        self._under_way.add(job)
         try:
             # It writes down and logs how it went.
             self._pause(await self._manager.back_up(job, trigger, SCHEDULER, attempt=attempt))
         except MemuError as error:
             log.error("Backup job %s could not begin: %s", job, error)
+        finally:
+            self._under_way.discard(job)
 
 
 def _counts(run: Run) -> bool:

@@ -246,6 +246,26 @@ async def test_a_new_night_and_a_backup_by_hand_end_what_was_to_be_tried_again(
     ]  # fmt: skip
 
 
+async def test_a_service_that_starts_at_the_very_hour_does_not_take_its_own_run_for_an_earlier_one(
+    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    moment = datetime(2026, 11, 21, 1, 0, tzinfo=UTC)
+    config = load(settings(tmp_path, AWAY, history=database), {})
+    begun: list[asyncio.Task[None]] = []
+    async with History(config.history_url(), config.state_dir, config.host) as history:
+
+        def start(work: Coroutine[Any, Any, None], _: str) -> None:
+            begun.append(asyncio.create_task(work))
+
+        clock = iter([moment - timedelta(minutes=1)])
+        nights = Nights(config, Manager(config, history, lambda: moment), start, lambda: next(clock, moment))
+        nights.look("nightly")
+        while not begun[0].done():  # the history answers at any moment of the run, also between its row and its end
+            await asyncio.gather(nights.look_back(), asyncio.sleep(0.001))
+    assert caplog.text.count("is tried again at 02:05") == 1
+
+
 async def test_a_backup_by_hand_that_fails_ends_neither_the_retries_nor_what_was_missed(
     tmp_path: Path, photos: str, database: str
 ) -> None:
