@@ -9,26 +9,15 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console, RenderableType
-from rich.text import Text
+from typing import TYPE_CHECKING, Any, TextIO
 
 from memu_backup import words
 from memu_backup.errors import MemuError
 from memu_backup.model import Phase, Progress
 from memu_backup.stores import OnProgress
 
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Called where it is caught: whoever runs the command decides what it means, Rich would end with status 1."""
-        raise BrokenPipeError
-
-
-# No emoji: a photo may well be called :smile:.jpg.
-out = _Console(highlight=False, soft_wrap=True, emoji=False)
-err = _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+if TYPE_CHECKING:  # Rich draws tables and bars; most commands say a sentence and are to answer at once
+    from rich.console import Console, RenderableType
 
 _PLAIN_EVERY_S = 10.0
 
@@ -53,12 +42,28 @@ def say_no_more() -> None:
 def say(text: str = "") -> None:
     """Text for people, as it is: names of files are never taken for markup, nor by the terminal for commands."""
     with saying():
-        out.print(Text(words.printable(text)))
+        _write(sys.stdout, f"{words.printable(text)}\n")
 
 
 def complain(text: str) -> None:
     """As ``say``, on stderr."""
-    err.print(Text(words.printable(text)))
+    _write(sys.stderr, f"{words.printable(text)}\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()  # what is said on the two streams is to be read in its order
+
+
+def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
+    class Unbroken(Console):
+        def on_broken_pipe(self) -> None:
+            """Called where it is caught: whoever runs the command decides what it means, Rich would end with 1."""
+            raise BrokenPipeError
+
+    return Unbroken(file=stream, highlight=False, emoji=False)  # no emoji: a photo may well be called :smile:.jpg
 
 
 def print_json(document: Any) -> None:
@@ -73,17 +78,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     In a pipe each row is one line, however long, so that a script finds whole names in it.
     """
     shown = [[" ".join(words.printable(cell).split("\n")) for cell in row] for row in rows]
-    if not out.is_terminal:
+    if not sys.stdout.isatty():
         _plain_table(columns, shown, right)
         return
     from rich.table import Table
+    from rich.text import Text
 
     folded = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         folded.add_column(name, justify="right" if number in right else "left", overflow="fold")
     for row in shown:
         folded.add_row(*(Text(cell) for cell in row))
-    out.print(folded, soft_wrap=False)
+    with saying():
+        _console(sys.stdout).print(folded)
 
 
 def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
@@ -98,7 +105,7 @@ def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: S
 
 async def confirmed(question: str) -> bool:
     """Ask on the terminal; only ``y`` and ``yes`` are a yes. Ctrl-C while it waits cancels."""
-    err.print(Text(f"{words.printable(question)} [y/N] "), end="")
+    _write(sys.stderr, f"{words.printable(question)} [y/N] ")
     loop = asyncio.get_running_loop()
     answered = asyncio.Event()
     # Not readline alone: while it blocks, no signal gets through to the loop.
@@ -109,19 +116,19 @@ async def confirmed(question: str) -> bool:
         loop.remove_reader(sys.stdin.fileno())
     answer = sys.stdin.readline()
     if not answer:  # Ctrl-D ends no line
-        err.print()
+        _write(sys.stderr, "\n")
     return answer.strip().lower() in ("y", "yes")
 
 
 def interactive() -> bool:
     """Whether somebody is there who can be asked."""
-    return sys.stdin.isatty() and err.is_terminal
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 @contextmanager
 def progress() -> Iterator[OnProgress]:
     """A bar with rate and time left on a terminal, else a plain line now and then; on stderr either way."""
-    if not err.is_terminal:
+    if not sys.stderr.isatty():
         yield _Plain()
         return
     from rich.progress import (
@@ -155,7 +162,7 @@ def progress() -> Iterator[OnProgress]:
             Counted,
             (TaskProgressColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True)),
         ),
-        console=err,
+        console=_console(sys.stderr),
         transient=True,
     )
     tasks: dict[Phase, TaskID] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,7 +112,7 @@ def _tell_finding(finding: Finding, named: Callable[[Backup], str], zone: tzinfo
     from memu_backup.files import shown
 
     # Cut to bearable length on a terminal; whole in a pipe, for grep and --path.
-    path = shown(finding.path) if console.out.is_terminal else finding.path.replace("\n", "\N{REPLACEMENT CHARACTER}")
+    path = shown(finding.path) if sys.stdout.isatty() else finding.path.replace("\n", "\N{REPLACEMENT CHARACTER}")
     origin = f" ({finding.job} on {finding.host})" if with_origin and finding.host else ""
     gone = "" if finding.in_newest else " - not in the newest backup"
     console.say(f"{path}{origin}{gone}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -197,7 +198,7 @@ def _show_entries(entries: list[Entry]) -> None:
 
     for entry in entries:
         # Cut to bearable length on a terminal; whole in a pipe, for grep and --path.
-        path = shown(entry.path) if console.out.is_terminal else entry.path.replace("\n", "\N{REPLACEMENT CHARACTER}")
+        path = shown(entry.path) if sys.stdout.isatty() else entry.path.replace("\n", "\N{REPLACEMENT CHARACTER}")
         size = words.size(entry.size_bytes) if entry.type is Type.FILE else ""
         link = f" -> {shown(entry.link)}" if entry.link else ""
         console.say(f"{size:>9}  {path}{'/' if entry.type is Type.DIRECTORY else link}")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memu_backup import __version__
 from memu_backup.errors import MemuError, SettingsError, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +57,8 @@ _options = _Options()
 
 def _say_version(asked: bool) -> None:
     if asked:
+        from memu_backup import __version__
+
         sys.stdout.write(f"memu-backup {__version__}\n")
         raise typer.Exit
 
@@ -125,7 +126,7 @@ def _explain(error: BaseException, *, as_json: bool) -> int:
         case KeyboardInterrupt() | asyncio.CancelledError():
             code, status = "interrupted", EXIT_INTERRUPTED
             text = "Interrupted; what was finished stays, nothing half-written does."
-            console.complain(f"\n{text}" if console.err.is_terminal else text)  # after the ^C
+            console.complain(f"\n{text}" if sys.stderr.isatty() else text)  # after the ^C
         case _:
             file = logs.file_in_use()
             look = f"The details are in {file}." if file else "To see the details, type: memu-backup --debug …"
