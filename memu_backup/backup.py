@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 
-from memu_backup import __version__, clean, files, lock, logs, place, share, verify, words
+from memu_backup import __version__, clean, files, lock, logs, place, share, verify, walk, words
 from memu_backup.clean import OnRemoved
 from memu_backup.clock import Clock, now
 from memu_backup.errors import (
@@ -302,7 +302,7 @@ async def _write(
         version=__version__,
     )
     stop = Stop()
-    never = frozenset(files.identities((order.store.directory, *order.never)))
+    never = frozenset(walk.identities((order.store.directory, *order.never)))
     async with _with_total(captured, earlier, never, on_progress) as report:
         work = partial(order.store.write, label, captured, never, report, stop, earlier)
         return await in_thread(work, stop, gentle=True)
@@ -310,7 +310,7 @@ async def _write(
 
 @asynccontextmanager
 async def _with_total(
-    captured: Sequence[Captured], earlier: Backup | None, never: frozenset[files.Identity], on_progress: OnProgress
+    captured: Sequence[Captured], earlier: Backup | None, never: frozenset[walk.Identity], on_progress: OnProgress
 ) -> AsyncIterator[OnProgress]:
     """Tells how much there is: about as much as last time, or what a second walk finds meanwhile."""
     if earlier and earlier.manifest:
@@ -318,7 +318,7 @@ async def _with_total(
         return
     stop = Stop()
     roots = [root for c in captured for root in c.roots]
-    measure = partial(files.measure, roots, never, stop.check)
+    measure = partial(walk.measure, roots, never, stop.check)
     measuring = asyncio.ensure_future(in_thread(measure, stop, gentle=True))
 
     def report(moment: Progress) -> None:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
-from memu_backup.files import DEEPEST, rename_without_replacing, shown, sync_filesystem
+from memu_backup.files import rename_without_replacing, shown, sync_filesystem
 from memu_backup.formats.tar import Header, Type
+from memu_backup.walk import DEEPEST
 from memu_backup.work import Stop
 
 _DEEPEST = DEEPEST + 100

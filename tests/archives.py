@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 
 from memu_backup import unpack
-from memu_backup.files import identities
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
 from memu_backup.model import Captured, Level, Progress, Root
 from memu_backup.stores import Label, Written
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
 from memu_backup.unpack import Planned
+from memu_backup.walk import identities
 from memu_backup.work import Stop
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="owners, mounts and capabilities are root's")

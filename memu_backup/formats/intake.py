@@ -11,9 +11,10 @@ from contextlib import suppress
 from functools import cache
 
 from memu_backup import files
-from memu_backup.files import Found, shown
+from memu_backup.files import shown
 from memu_backup.formats import gzip, tar
 from memu_backup.formats.tar import Header, Type
+from memu_backup.walk import Found
 from memu_backup.work import Stop
 
 _READ_TRIES = 3

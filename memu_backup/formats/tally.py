@@ -7,11 +7,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from memu_backup.files import Identity
 from memu_backup.formats import hashing
 from memu_backup.formats.hashing import Hash
 from memu_backup.formats.tar import Header
 from memu_backup.model import Captured, SourceSummary
+from memu_backup.walk import Identity
 
 _LISTED = 100
 

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from memu_backup import files
-from memu_backup.files import Found, Identity, Skipped, shown
+from memu_backup.files import shown
 from memu_backup.formats import gzip, hashing, index, manifest, sums, tar
 from memu_backup.formats.earlier import Earlier, Place
 from memu_backup.formats.hashing import HashThread
@@ -31,6 +31,7 @@ from memu_backup.formats.members import MemberWriter, Slot
 from memu_backup.formats.tally import Linked, Tally, mode_line
 from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Captured, Manifest, SourceSummary
+from memu_backup.walk import Found, Identity, Skipped, walk
 from memu_backup.work import Stop
 
 SMALL = 256 * 1024
@@ -132,7 +133,7 @@ class ArchiveWriter:
         # What is large and may be taken over is not read.
         ahead_bytes = SMALL if self._earlier else sys.maxsize
         for root in captured.roots:
-            for found in files.walk(root, skip, report, ahead_bytes=ahead_bytes):
+            for found in walk(root, skip, report, ahead_bytes=ahead_bytes):
                 self._stop.check()
                 try:
                     self._entry(found)

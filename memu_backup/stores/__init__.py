@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from memu_backup.files import Identity
 from memu_backup.model import Backup, Captured, Level, Manifest, Progress
 from memu_backup.paths import LocalPath
+from memu_backup.walk import Identity
 from memu_backup.work import Stop
 
 OnProgress = Callable[[Progress], None]

@@ -24,6 +24,7 @@ from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.writer import ArchiveWriter
 from memu_backup.model import Backup, Captured, Level, Manifest, Phase, Progress
 from memu_backup.stores import Label, OnProgress, StoreSettings, Verdict, Written
+from memu_backup.walk import Identity
 from memu_backup.work import Stop
 
 _PARTIAL = ".partial"
@@ -95,7 +96,7 @@ class ArchiveStore:
         self,
         label: Label,
         captured: Sequence[Captured],
-        never: frozenset[files.Identity],
+        never: frozenset[Identity],
         on_progress: OnProgress,
         stop: Stop,
         earlier: Backup | None = None,
@@ -123,7 +124,7 @@ class ArchiveStore:
         descriptor: int,
         label: Label,
         captured: Sequence[Captured],
-        never: frozenset[files.Identity],
+        never: frozenset[Identity],
         on_progress: OnProgress,
         stop: Stop,
         earlier: Backup | None,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from memu_backup.errors import DiskFull, Interrupted, StoreError, UnknownBackup, UsageError
-from memu_backup.files import identities
 from memu_backup.model import Backup, Captured, Level, Progress, Root
 from memu_backup.stores import Label, OnProgress, Store, Written
+from memu_backup.walk import identities
 from memu_backup.work import Stop
 from tests.home import fingerprints
 

@@ -14,10 +14,10 @@ import pytest
 
 from memu_backup.clock import now
 from memu_backup.errors import DiskFull
-from memu_backup.files import identities
 from memu_backup.model import Backup, Level
 from memu_backup.stores import Written
 from memu_backup.stores.archive import ArchiveStore
+from memu_backup.walk import identities
 from memu_backup.work import Stop
 from tests.archives import archive_store, give_back, ignore, label, needs_root, snapshot, tree
 from tests.disks import loop_disk, own_bytes
