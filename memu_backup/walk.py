@@ -28,7 +28,7 @@ _AHEAD = 8 * 1024 * 1024
 """Of a larger file the kernel itself reads ahead, once it is begun."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """One entry of a tree. ``place`` is its path in the backup, without a slash at its end.
 
@@ -40,25 +40,45 @@ class Found:
     name: str
     folder: int | None
     status: os.stat_result
+    _descriptor: int | None = None
 
     def open(self) -> int:
-        """A descriptor for reading. Never follows a link below the root, never waits for the writer of a fifo."""
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if self.folder is not None else 0)
-        try:
-            return self._open(flags | os.O_NOATIME)
-        except PermissionError:  # O_NOATIME is for the owner and root
-            return self._open(flags)
-
-    def _open(self, flags: int) -> int:
+        """A descriptor for reading, the caller's from here on. Never follows a link below the root, never waits for the
+        writer of a fifo.
+        """
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            return descriptor
         for _ in range(_LEASE_TRIES):
             try:
-                return os.open(self.name, flags, dir_fd=self.folder)
+                return self._open()
             except BlockingIOError:  # Samba holds a lease on it for a client, and was just asked to give it up
                 time.sleep(0.1)
-        return os.open(self.name, flags, dir_fd=self.folder)
+        return self._open()
+
+    def begin(self, limit_bytes: int) -> None:
+        """Open it, and let the disk begin to bring it, where it is a file of at most so many bytes."""
+        if not (stat.S_ISREG(self.status.st_mode) and 0 < self.status.st_size <= limit_bytes):
+            return
+        with suppress(OSError):  # said when its turn comes
+            self._descriptor = self._open()
+            os.posix_fadvise(self._descriptor, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
+
+    def close(self) -> None:
+        """Close what was begun and not opened since."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def readlink(self) -> str:
         return os.readlink(self.name, dir_fd=self.folder)
+
+    def _open(self) -> int:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if self.folder is not None else 0)
+        try:
+            return os.open(self.name, flags | os.O_NOATIME, dir_fd=self.folder)
+        except PermissionError:  # O_NOATIME is for the owner and root
+            return os.open(self.name, flags, dir_fd=self.folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,36 +150,33 @@ class _Walker:
     report: Callable[[Skipped], None]
     ahead_bytes: int
     levels: list[_Level] = field(default_factory=list)
+    ahead: Found | None = None
 
     def below(self, descriptor: int, identity: Identity) -> Iterator[Found]:
         """A loop and not a recursion: someone's tree may be deeper than Python's stack."""
+        found: Found | None = None
         try:
             self._enter(descriptor, "", identity)
             while self.levels:
                 level = self.levels[-1]
-                if not level.names:
+                found, self.ahead = self.ahead or self._next(level), None
+                if found is None:
                     os.close(self.levels.pop().descriptor)
-                    continue
-                name = level.names.pop()
-                if self.ahead_bytes and level.names:
-                    self._begin_to_read(level.names[-1], level.descriptor)
-                yield from self._entry(level, name)
+                elif stat.S_ISDIR(found.status.st_mode):
+                    yield found
+                    self._descend(level, found)
+                else:
+                    if self.ahead_bytes and (ahead := self._next(level)):
+                        self.ahead = ahead
+                        ahead.begin(self.ahead_bytes)
+                    yield found
+                    found.close()
         finally:
             for level in self.levels:
                 os.close(level.descriptor)
-
-    def _begin_to_read(self, name: str, folder: int) -> None:
-        try:
-            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and 0 < status.st_size <= self.ahead_bytes:
-                flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-                descriptor = os.open(name, flags, dir_fd=folder)
-                try:
-                    os.posix_fadvise(descriptor, 0, _AHEAD, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
-        except OSError:
-            return  # said when its turn comes
+            for begun in (found, self.ahead):
+                if begun:
+                    begun.close()
 
     def _enter(self, descriptor: int, inner: str, identity: Identity) -> None:
         try:
@@ -169,44 +186,51 @@ class _Walker:
             names = []
         self.levels.append(_Level(descriptor, inner, identity, names))
 
-    def _entry(self, level: _Level, name: str) -> Iterator[Found]:
+    def _next(self, level: _Level) -> Found | None:
+        """The next entry of a folder that is to be given, None at its end."""
+        while level.names:
+            if found := self._entry(level, level.names.pop()):
+                return found
+        return None
+
+    def _entry(self, level: _Level, name: str) -> Found | None:
         inner = level.inner + name
         place = self.root.place + inner
         try:
             status = os.stat(name, dir_fd=level.descriptor, follow_symlinks=False)
         except OSError as error:
             self.report(Skipped(place, reason(error), lost=True))
-            return
+            return None
         mode = status.st_mode
         if self.spec and self.spec.match_file(inner + ("/" if stat.S_ISDIR(mode) else "")):
-            return
+            return None
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
             self.report(Skipped(place, f"is a {_special(mode)}", lost=False))
-            return
-        identity = (status.st_dev, status.st_ino)
-        if identity in self.skip:
+            return None
+        if (status.st_dev, status.st_ino) in self.skip:
             self.report(Skipped(place, "is where memu-backup keeps its own files", lost=False))
-            return
-        yield Found(place, name, level.descriptor, status)
-        if not stat.S_ISDIR(mode):
-            return
-        if any(identity == above.identity for above in self.levels):
-            self.report(Skipped(place, "is a folder that contains itself (a bind mount)", lost=False))
-        elif len(self.levels) >= DEEPEST:
-            self.report(Skipped(place, f"lies more than {DEEPEST} folders deep", lost=True))
-        elif status.st_dev != self.levels[0].identity[0] and not self.root.cross_filesystems:
-            self.report(Skipped(place, "is another filesystem mounted here", lost=False))
-        else:
-            self._open(level, name, inner, identity)
+            return None
+        return Found(place, name, level.descriptor, status)
 
-    def _open(self, level: _Level, name: str, inner: str, identity: Identity) -> None:
+    def _descend(self, level: _Level, found: Found) -> None:
+        identity = (found.status.st_dev, found.status.st_ino)
+        if any(identity == above.identity for above in self.levels):
+            self.report(Skipped(found.place, "is a folder that contains itself (a bind mount)", lost=False))
+        elif len(self.levels) >= DEEPEST:
+            self.report(Skipped(found.place, f"lies more than {DEEPEST} folders deep", lost=True))
+        elif identity[0] != self.levels[0].identity[0] and not self.root.cross_filesystems:
+            self.report(Skipped(found.place, "is another filesystem mounted here", lost=False))
+        else:
+            self._open(level, found, identity)
+
+    def _open(self, level: _Level, found: Found, identity: Identity) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(name, flags, dir_fd=level.descriptor)
+            descriptor = os.open(found.name, flags, dir_fd=level.descriptor)
         except OSError as error:
-            self.report(Skipped(self.root.place + inner, reason(error), lost=True))
+            self.report(Skipped(found.place, reason(error), lost=True))
             return
-        self._enter(descriptor, inner + "/", identity)
+        self._enter(descriptor, f"{level.inner}{found.name}/", identity)
 
 
 def identities(folders: Iterable[Path]) -> Iterator[Identity]:

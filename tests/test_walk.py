@@ -127,9 +127,11 @@ def test_a_deep_tree_is_walked_as_far_as_descriptors_go_and_the_rest_is_told(tmp
 
 def test_a_walk_that_is_given_up_leaves_no_descriptor_open(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in "cde":
+        (tmp_path / "a" / name).write_bytes(b"x")
     before = len(list(Path("/proc/self/fd").iterdir()))
-    for steps in (1, 2, 3):
-        walking = iter(walk(Root(tmp_path, "p/"), frozenset(), lambda _: None))
+    for steps in range(1, 7):
+        walking = iter(walk(Root(tmp_path, "p/"), frozenset(), lambda _: None, ahead_bytes=1 << 20))
         for _ in range(steps):
             next(walking)
         del walking
@@ -228,13 +230,20 @@ def test_an_open_file_that_vanishes_is_there_whole(household: Household) -> None
 
 
 def test_a_file_that_vanishes_before_its_turn_is_named(household: Household) -> None:
-    log = household.file(100)
-    _, summary = household.back_up(log.unlink, at="a first.mp4")
+    following, log = household.file(100, "a second"), household.file(100)
+
+    def vanish() -> None:
+        following.unlink()
+        log.unlink()
+
+    written, summary = household.back_up(vanish, at="a first.mp4")
     assert summary.missing == ("photos/b.log has vanished",)
-    assert summary.files == 1
+    assert summary.files == 2
+    assert household.content(written, "a second") == b"\1" * 100, "it was open already, to be read next"
 
 
 def test_a_file_that_turns_into_a_link_is_not_followed(household: Household, tmp_path: Path) -> None:
+    household.file(1, "a second")  # is looked at meanwhile
     folder = household.source / "b"
     folder.mkdir()
     (folder / "photo.jpg").write_bytes(b"mine")
@@ -248,7 +257,7 @@ def test_a_file_that_turns_into_a_link_is_not_followed(household: Household, tmp
 
     written, summary = household.back_up(swap, at="a first.mp4")
     assert b"secret" not in written.partial_path.read_bytes()
-    assert (summary.files, summary.links) == (1, 1)
+    assert (summary.files, summary.links) == (2, 1)
 
 
 def test_an_entry_swapped_after_it_was_looked_at_is_not_followed(tmp_path: Path) -> None:
@@ -337,6 +346,7 @@ def test_a_file_that_got_the_inode_number_of_a_linked_one_is_read_for_itself(tmp
 def _swap_inode_numbers(household: Household) -> None:
     first = household.file(100, "a copy")
     os.link(first, household.source / "b copy")
+    household.file(1, "a second")  # is open meanwhile, to be read next
     later = household.source / "z"
     later.mkdir()
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from isal import isal_zlib
 
@@ -139,19 +141,41 @@ def member_bytes(start: Buffer) -> int | None:
 
 
 def unpack(member: Buffer) -> bytes:
-    """The content of one whole member, its checksum and length compared. Raises DamagedArchive."""
+    """The content of one whole member, its checksum and length compared. Raises DamagedArchive.
+
+    By the fast library, with zlib's checksum; where these do not agree zlib has the last word, by which it was looked
+    at when it was made.
+    """
     try:
         (checksum, size) = _TRAILER.unpack_from(member, len(member) - _TRAILER.size)
-        # zlib can do these too, at a fraction of the speed: it copies byte by byte what it need not look at.
+        # Both would copy these byte by byte, which they need not look at.
         if (data := _unstored(member)) is not None:
-            if (isal_zlib.crc32(data), len(data)) != (checksum, size):
-                raise DamagedArchive("a compressed block is damaged")
-            return data
-        inflater = zlib.decompressobj(31)
+            if len(data) == size and (isal_zlib.crc32(data) == checksum or zlib.crc32(data) == checksum):
+                return data
+            raise DamagedArchive("a compressed block is damaged")
         # The size is a stranger's word: it bounds what is inflated and never reserves more than a member may hold.
-        data = inflater.decompress(member, min(size, MEMBER_LIMIT) + 1)
+        most = min(size, MEMBER_LIMIT) + 1
+        with suppress(isal_zlib.IsalError):  # type: ignore[arg-type]  # the library's types call it an instance
+            data = _inflated(isal_zlib.decompressobj(31), member, most)
+            if (zlib.crc32(data), len(data)) == (checksum, size):
+                return data
+        return _inflated(zlib.decompressobj(31), member, most)
     except (zlib.error, struct.error) as error:
         raise DamagedArchive("a compressed block is damaged") from error
+
+
+class _Inflater(Protocol):
+    """What both libraries give."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: Buffer, max_length: int, /) -> bytes: ...
+
+
+def _inflated(inflater: _Inflater, member: Buffer, most_bytes: int) -> bytes:
+    data = inflater.decompress(member, most_bytes)
     if not inflater.eof or inflater.unused_data:
         raise DamagedArchive("a compressed block is damaged (its length is wrong)")
     return data

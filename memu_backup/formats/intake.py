@@ -6,9 +6,10 @@ import grp
 import os
 import pwd
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from types import MappingProxyType
 
 from memu_backup import files
 from memu_backup.files import shown
@@ -56,7 +57,7 @@ class Reading:
         """Inode and ctime, by which the same file is known again another night; zeros where it may have moved."""
         after = os.fstat(self._descriptor)
         rested = self._begun_ns - after.st_ctime_ns > _REST_NS
-        same = _version(after) == _version(self._before) and not self.told
+        same = version(after) == version(self._before) and not self.told
         if not rested or not same or self._header.extents is not None or after.st_ino >= 2**63:
             return 0, 0
         return after.st_ino, after.st_ctime_ns
@@ -103,12 +104,15 @@ class Reading:
         self.told = True
 
 
-def _version(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+def version(status: os.stat_result) -> tuple[int, int, int, int, int]:
+    """What stays the same for as long as nobody touches a file."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev
 
 
-def describe(found: Found, status: os.stat_result, kind: Type) -> Header:
-    return tar.from_status(found.place, status, kind, _user(status.st_uid), _group(status.st_gid))
+def describe(
+    found: Found, status: os.stat_result, kind: Type, attributes: Mapping[str, bytes] = MappingProxyType({})
+) -> Header:
+    return tar.from_status(found.place, status, kind, _user(status.st_uid), _group(status.st_gid), attributes)
 
 
 def xattrs(descriptor: int) -> tuple[dict[str, bytes], bool]:

@@ -19,7 +19,13 @@ from memu_backup.work import Stop, be_gentle
 
 _IOV_MAX = 1000
 THREADS = min(os.cpu_count() or 1, 8)
+_MOST_WAITING = 100
+_MOST_WAITING_BYTES = (2 * THREADS + 1) * gzip.LARGE_CHUNK
 _WRITE_BACK = 32 * 1024 * 1024
+
+
+_Member = tuple[int, bytes, Future[bytes]]
+"""Where it lies, its bytes, and its content."""
 
 
 class Slot:
@@ -45,7 +51,8 @@ class MemberWriter:
         self._folder = folder
         self._descriptor = descriptor
         self._stop = stop
-        self._under_way: deque[Future[None]] = deque()
+        self._under_way: deque[tuple[int, Future[None]]] = deque()
+        self._waiting_bytes = 0
         gently = be_gentle if gentle else None
         self._packers = ThreadPoolExecutor(THREADS, "memu-pack", initializer=gently)
         self._writer = ThreadPoolExecutor(1, "memu-write", initializer=gently)
@@ -63,7 +70,7 @@ class MemberWriter:
         """Take one piece. ``aligned`` makes its member start at a multiple of ``gzip.ALIGNMENT``. Raises StoreError."""
         slot = Slot(aligned)
         packed = self._packers.submit(gzip.pack, data)
-        self._submit(lambda: self._write_slot(slot, packed.result()))
+        self._submit(lambda: self._write_slot(slot, packed.result()), len(data))
         return slot
 
     def take(self, size_bytes: int, copy: Callable[[int, int], None]) -> Slot:
@@ -75,16 +82,22 @@ class MemberWriter:
         self._submit(lambda: self._take(slot, size_bytes, copy))
         return slot
 
-    def _submit(self, work: Callable[[], None]) -> None:
+    def _submit(self, work: Callable[[], None], size_bytes: int = 0) -> None:
         self._stop.check()
-        self._under_way.append(self._writer.submit(work))
-        while len(self._under_way) > 2 * THREADS + 1:
-            self._under_way.popleft().result()
+        self._under_way.append((size_bytes, self._writer.submit(work)))
+        self._waiting_bytes += size_bytes
+        while len(self._under_way) > _MOST_WAITING or self._waiting_bytes > _MOST_WAITING_BYTES:
+            self._wait()
+
+    def _wait(self) -> None:
+        size_bytes, written = self._under_way.popleft()
+        self._waiting_bytes -= size_bytes
+        written.result()
 
     def flush(self) -> int:
         """Write everything taken so far; the length of the archive up to here. Raises StoreError."""
         while self._under_way:
-            self._under_way.popleft().result()
+            self._wait()
         return self._offset
 
     def raw(self, member: bytes) -> None:
@@ -144,39 +157,27 @@ def read_members(
 ) -> Generator[tuple[bytes, bytes]]:
     """Read (offset, size) and inflate whole members on all cores; gives their bytes and their content, in order.
 
-    Raises DamagedArchive with the offset. What stands before the damage is given first, also where ``places`` itself
-    meets it, further on.
+    One thread goes through ``places`` and reads, so that the disk is never waited for by who looks at the content.
+    Raises DamagedArchive with the offset, and what ``places`` and ``read`` raise; what stands before is given first.
     """
-    under_way: deque[tuple[int, Future[tuple[bytes, bytes]]]] = deque()
-    damage: DamagedArchive | None = None
+    with ThreadPoolExecutor(THREADS, "memu-unpack") as unpackers, ThreadPoolExecutor(1, "memu-read") as reader:
 
-    def next_member() -> tuple[bytes, bytes]:
-        offset, member = under_way.popleft()
+        def read_next() -> _Member | None:
+            place = next(places, None)
+            if place is None:
+                return None
+            packed = read(*place)
+            return place[0], packed, unpackers.submit(gzip.unpack, packed)
+
+        under_way = deque(reader.submit(read_next) for _ in range(2 * THREADS + 1))
         try:
-            return member.result()
-        except DamagedArchive as error:
-            raise DamagedArchive(f"{error}, at byte {offset:,} of the archive") from error
-
-    def fetch(offset: int, size: int) -> tuple[bytes, bytes]:
-        packed = read(offset, size)
-        return packed, gzip.unpack(packed)
-
-    pool = ThreadPoolExecutor(THREADS, "memu-unpack")
-    try:
-        while True:
-            try:
-                offset, size = next(places)
-            except StopIteration:
-                break
-            except DamagedArchive as error:
-                damage = error
-                break
-            under_way.append((offset, pool.submit(fetch, offset, size)))
-            while len(under_way) > 2 * THREADS:
-                yield next_member()
-        while under_way:
-            yield next_member()
-        if damage:
-            raise damage
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+            while member := under_way.popleft().result():
+                under_way.append(reader.submit(read_next))
+                offset, packed, content = member
+                try:
+                    yield packed, content.result()
+                except DamagedArchive as error:
+                    raise DamagedArchive(f"{error}, at byte {offset:,} of the archive") from error
+        finally:
+            reader.shutdown(wait=True, cancel_futures=True)
+            unpackers.shutdown(wait=True, cancel_futures=True)

@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -15,7 +14,7 @@ from typing import IO
 from memu_backup.errors import ArchiveError, DamagedArchive, StoreError
 from memu_backup.files import shown
 from memu_backup.formats import hashing, manifest, sums
-from memu_backup.formats.hashing import Hash, HashThread
+from memu_backup.formats.hashing import Digest, Hash, HashThread
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, agree, unfold
 from memu_backup.formats.tally import mode_line
@@ -26,10 +25,8 @@ log = logging.getLogger(__name__)
 
 _NAMED = 20
 
-_HASHED_HERE = 64 * 1024
-"""Handing a smaller file to another thread takes longer than hashing it."""
-
-_UNSETTLED = 16
+_SMALL = 256 * 1024
+_UNSETTLED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +125,7 @@ class _Pass:
         self._hashes: dict[str, str] = {}
         self._index: Iterator[Entry] | None = None
         self._sums_differ = self._index_differs = False
-        self._unsettled: deque[tuple[Header, Future[str] | None]] = deque()
+        self._unsettled: deque[tuple[Header, Digest | None]] = deque()
         self._finished = False
 
     def run(self) -> None:
@@ -175,22 +172,26 @@ class _Pass:
         return hash_.hexdigest() != self._lines_hash.hexdigest()
 
     def _entry(self, header: Header, content: Iterator[memoryview], hasher: HashThread) -> None:
-        digest: Future[str] | None = None
+        digest: Digest | None = None
         if header.type is Type.FILE:
-            hash_ = hashing.new()
-            large = header.size_bytes > _HASHED_HERE
-            for block in unfold(header, content):
-                self._reader.stop.check()  # a hole may be larger than any disk, and takes no reading
-                if large:
+            blocks = self._counted(header, content)
+            if header.size_bytes <= _SMALL and header.extents is None:
+                digest = hasher.small(list(blocks))
+            else:
+                hash_ = hashing.new()
+                for block in blocks:
                     hasher.update(hash_, block)
-                else:
-                    hash_.update(block)
-                self._tick(len(block), 0, header.path)
-            digest = hasher.digest(hash_) if large else hashing.known(hash_.hexdigest())
+                digest = hasher.digest(hash_)
             self._files += 1
             self._bytes += header.size_bytes
             self._tick(0, 1, header.path)
         self._unsettled.append((header, digest))
+
+    def _counted(self, header: Header, content: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
+        for block in unfold(header, content):
+            self._reader.stop.check()  # a hole may be larger than any disk, and takes no reading
+            self._tick(len(block), 0, header.path)
+            yield block
 
     def _settle(self, linked: set[str], *, but: int = 0) -> None:
         """Compare what was read, in its order, once its hashes are there; the last few may still be under way."""

@@ -27,6 +27,7 @@ OWN_NAMES = frozenset({manifest.NAME, manifest.SUMS_NAME, index.NAME})
 """Files at the top of an archive of ours that are not the household's; anyone else's may hold such names too."""
 
 _BLOCK = 1024 * 1024
+_AHEAD = 8 * _BLOCK
 _MANIFEST_LIMIT = 64 * 1024 * 1024
 
 OnBytes = Callable[[memoryview], None]
@@ -295,15 +296,18 @@ class ArchiveReader:
                 yield content
 
     def _members(self, place: _Place) -> Iterator[tuple[int, int]]:
-        """Where they lie and how long they are; the disk is told to begin with each. Raises DamagedArchive."""
+        """Where they lie and how long they are; the disk is told to begin with what follows. Raises DamagedArchive."""
         offset = place.start
+        begun = offset
         while offset < place.end:
             self.stop.check()
             size = gzip.member_bytes(self._read(offset, gzip.HEADER_BYTES))
             if size is None or offset + size > self.size_bytes:
                 raise DamagedArchive(f"it cannot be read from byte {offset:,} on")
-            with suppress(OSError):
-                os.posix_fadvise(self._descriptor, offset, size + gzip.HEADER_BYTES, os.POSIX_FADV_WILLNEED)
+            while begun < min(offset + size + _AHEAD, place.end):
+                with suppress(OSError):
+                    os.posix_fadvise(self._descriptor, begun, _BLOCK, os.POSIX_FADV_WILLNEED)
+                begun += _BLOCK
             yield offset, size
             offset += size
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from memu_backup.formats import hashing
-from memu_backup.formats.hashing import Hash
+from memu_backup.formats.hashing import Digest, Hash
 from memu_backup.formats.tar import Header
 from memu_backup.model import Captured, SourceSummary
 from memu_backup.walk import Identity
@@ -21,7 +20,7 @@ class Linked:
     """A file with several names, until all of them were met."""
 
     header: Header
-    digest: Future[str]
+    digest: Digest
     names_left: int
 
 

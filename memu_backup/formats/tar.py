@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -153,8 +155,17 @@ def _block(
         + b"0000000\x000000000\0"
         + name[1].ljust(155, b"\0")
     ).ljust(BLOCK, b"\0")
-    block[148:156] = b"%06o\0 " % sum(block)
+    block[148:156] = b"%06o\0 " % byte_sum(bytes(block))
     return bytes(block)
+
+
+def byte_sum(block: bytes) -> int:
+    """The sum of the bytes of a header, which is its checksum; several times in each entry, so not by ``sum``.
+
+    The lower half of Adler-32 (RFC 1950) is one more than the sum, modulo 65521, which 256 bytes do not reach.
+    """
+    half = BLOCK // 2
+    return (zlib.adler32(block[:half]) & 0xFFFF) + (zlib.adler32(block[half:]) & 0xFFFF) - 2
 
 
 def _pax(records: list[tuple[str, bytes]], path: bytes) -> bytes:
@@ -190,8 +201,15 @@ def _sparse_map(extents: tuple[tuple[int, int], ...]) -> bytes:
     return body + padding(len(body))
 
 
-def from_status(path: str, status: os.stat_result, kind: Type, user: str, group: str) -> Header:
-    """A header for something on disk, without its links, attributes and holes."""
+def from_status(
+    path: str,
+    status: os.stat_result,
+    kind: Type,
+    user: str,
+    group: str,
+    xattrs: Mapping[str, bytes] = MappingProxyType({}),
+) -> Header:
+    """A header for something on disk, without its link and holes."""
     return Header(
         path=path,
         type=kind,
@@ -202,4 +220,5 @@ def from_status(path: str, status: os.stat_result, kind: Type, user: str, group:
         user=user,
         group=group,
         mtime_ns=status.st_mtime_ns,
+        xattrs=xattrs,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from memu_backup.errors import DamagedArchive, HostileArchive, NotAnArchive
 from memu_backup.files import shown
-from memu_backup.formats.tar import BLOCK, XATTR, Header, Type
+from memu_backup.formats.tar import BLOCK, XATTR, Header, Type, byte_sum
 
 _PAX_LIMIT = 8 * 1024 * 1024
 """No honest header is larger: a path is at most 4 KiB, all attributes of a file at most 64 KiB on ext4."""
@@ -199,7 +199,7 @@ def _parse(block: bytes, first: bool) -> _Raw:
         checksum = int(block[148:156].strip(b" \0") or b"-1", 8)
     except ValueError:
         checksum = -1
-    if checksum != sum(block) - sum(block[148:156]) + 8 * 32:
+    if checksum != byte_sum(block[:148] + b"        " + block[156:]):
         if first:
             raise NotAnArchive("it holds no tar archive")
         raise DamagedArchive("the description of an entry is damaged")

@@ -11,7 +11,6 @@ import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -25,8 +24,8 @@ from memu_backup import files
 from memu_backup.files import shown
 from memu_backup.formats import gzip, hashing, index, manifest, sums, tar
 from memu_backup.formats.earlier import Earlier, Place
-from memu_backup.formats.hashing import HashThread
-from memu_backup.formats.intake import ZEROS, Reading, describe, xattrs
+from memu_backup.formats.hashing import Digest, HashThread
+from memu_backup.formats.intake import ZEROS, Reading, describe, version, xattrs
 from memu_backup.formats.members import MemberWriter, Slot
 from memu_backup.formats.tally import Linked, Tally, mode_line
 from memu_backup.formats.tar import Header, Type
@@ -60,7 +59,7 @@ class _Pending:
     header: Header
     head: Slot | None
     inside: int
-    digest: Future[str] | None
+    digest: Digest | None
     identity: tuple[int, int] = (0, 0)
     first: Slot | None = None
     last: Slot | None = None
@@ -178,7 +177,7 @@ class ArchiveWriter:
             status = os.fstat(descriptor)
             if not stat.S_ISDIR(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "", found.place)
-            header = replace(describe(found, status, Type.DIRECTORY), xattrs=self._xattrs(descriptor, found))
+            header = describe(found, status, Type.DIRECTORY, self._xattrs(descriptor, found))
         finally:
             os.close(descriptor)
         self._tally.directories += 1
@@ -189,10 +188,12 @@ class ArchiveWriter:
             return
         descriptor = found.open()
         try:
+            if found.status.st_size <= SMALL and self._small(found, descriptor):
+                return
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "", found.place)
-            header = replace(describe(found, status, Type.FILE), xattrs=self._xattrs(descriptor, found))
+            header = describe(found, status, Type.FILE, self._xattrs(descriptor, found))
             if status.st_size - status.st_blocks * 512 >= _WORTHWHILE_HOLE:
                 extents = files.data_extents(descriptor, status.st_size)
                 if status.st_size - sum(length for _, length in extents) >= _WORTHWHILE_HOLE:
@@ -203,6 +204,27 @@ class ArchiveWriter:
             os.close(descriptor)
         if status.st_nlink > 1:
             self._tally.linked[status.st_dev, status.st_ino] = Linked(header, digest, status.st_nlink - 1)
+
+    def _small(self, found: Found, descriptor: int) -> bool:
+        """Store a small file that nobody touched since it was found, which most are, with as few calls as that takes.
+
+        False where it is not so; nothing was stored then, and nothing told.
+        """
+        status = found.status
+        if status.st_nlink > 1 or status.st_size - status.st_blocks * 512 >= _WORTHWHILE_HOLE:
+            return False
+        attributes, complete = xattrs(descriptor)
+        try:
+            data = os.pread(descriptor, status.st_size, 0)
+        except OSError:
+            return False
+        if not complete or len(data) != status.st_size or version(os.fstat(descriptor)) != version(status):
+            return False
+        header = describe(found, status, Type.FILE, attributes)
+        self._share(header, data, hashing.Known(sums.of(data)))
+        self._count(header)
+        self._tick(len(data), 1, header.path)
+        return True
 
     def _reading(self, descriptor: int, header: Header, status: os.stat_result) -> Reading:
         return Reading(descriptor, header, status, self._tally.lost, self._stop, self._begun_ns)
@@ -229,10 +251,11 @@ class ArchiveWriter:
             )
         return values
 
-    def _content(self, header: Header, reading: Reading) -> Future[str]:
+    def _content(self, header: Header, reading: Reading) -> Digest:
+        digest: Digest
         if header.size_bytes <= SMALL and header.extents is None:
             data = b"".join(reading.pieces())
-            digest = hashing.known(sums.of(data))
+            digest = hashing.Known(sums.of(data))
             self._share(header, data, digest)
             self._tick(len(data), 1, header.path)
         elif kept := self._earlier and self._earlier.file(header, reading.identity()):
@@ -242,14 +265,17 @@ class ArchiveWriter:
             self._tick(0, 1, header.path)
         if note := reading.note():
             self._tally.notes.append(f"{shown(header.path)} {note}")
+        self._count(header)
+        return digest
+
+    def _count(self, header: Header) -> None:
         self._tally.files += 1
         self._tally.size_bytes += header.size_bytes
         self._tally.newest_ns = max(self._tally.newest_ns or 0, header.mtime_ns)
-        return digest
 
     # --- into members ------------------------------------------------------------------------------------------------
 
-    def _share(self, header: Header, data: bytes, digest: Future[str] | None) -> None:
+    def _share(self, header: Header, data: bytes, digest: Digest | None) -> None:
         pending = _Pending(header, None, len(self._shared), digest)
         self._shared += tar.encode(header) + data + tar.padding(len(data))
         self._in_shared.append(pending)
@@ -257,7 +283,7 @@ class ArchiveWriter:
         if len(self._shared) >= (SHARED if zlib.crc32(os.fsencode(header.path)) % _CUT else SHARED_LEAST):
             self._close_shared()
 
-    def _large(self, header: Header, reading: Reading) -> Future[str]:
+    def _large(self, header: Header, reading: Reading) -> Digest:
         pieces = reading.placed_pieces()
         first = next(pieces, None)  # before the header goes out: it may turn out that the file cannot be read
         pending = self._header_alone(header)
@@ -278,10 +304,10 @@ class ArchiveWriter:
         self._note_written()
         return pending.digest
 
-    def _take_over(self, header: Header, kept: index.Entry) -> Future[str]:
+    def _take_over(self, header: Header, kept: index.Entry) -> Digest:
         """A file that has not changed: its content is shared with the earlier archive, its headers are today's."""
         pending = self._header_alone(header)
-        pending.digest = hashing.known(kept.sha256)
+        pending.digest = hashing.Known(kept.sha256)
         pending.identity = (kept.inode, kept.ctime_ns)
         pending.first = pending.last = self._take((kept.content, kept.end))
         self._shared += tar.padding(header.size_bytes)

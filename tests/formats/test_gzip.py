@@ -42,7 +42,7 @@ def test_a_member_holds_what_was_packed_and_knows_its_length(data: bytes) -> Non
 
 
 @pytest.mark.parametrize("data", CASES.values(), ids=CASES.keys())
-def test_a_fast_library_that_sums_wrongly_spoils_no_member_and_is_noticed(
+def test_a_fast_library_that_sums_wrongly_spoils_no_member_and_calls_none_damaged(
     data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it makes and checks alone would pass our own look at it, and no other program's."""
@@ -50,9 +50,31 @@ def test_a_fast_library_that_sums_wrongly_spoils_no_member_and_is_noticed(
     monkeypatch.setattr(isal_zlib, "crc32", lambda data: rightly(data) ^ 1)
     packed = member(data)
     assert pythons.decompress(packed) == data
-    if packed[gzip.HEADER_BYTES] in (0, 1):  # stored
-        with pytest.raises(DamagedArchive):
-            gzip.unpack(packed)
+    assert gzip.unpack(packed) == data
+
+
+@pytest.mark.parametrize("says", [None, b"something else", b""])
+def test_a_fast_library_that_inflates_wrongly_calls_no_member_damaged(
+    says: bytes | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = b"text " * 1000
+    packed = member(data)
+    monkeypatch.setattr(isal_zlib, "decompressobj", lambda _: Wrong(says))
+    assert gzip.unpack(packed) == data
+    with pytest.raises(DamagedArchive):
+        gzip.unpack(packed[:-12] + b"\0" + packed[-11:])
+
+
+class Wrong:
+    """A library with a fault."""
+
+    eof, unused_data = True, b""
+
+    def __init__(self, says: bytes | None) -> None:
+        self._says = says
+
+    def decompress(self, _: bytes, __: int) -> bytes:
+        return isal_zlib.decompress(b"no gzip") if self._says is None else self._says
 
 
 @given(st.binary(max_size=3000), st.integers(0, 2**32))
