@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
 from memu_backup.errors import DiskFull, MemuError, NoInodes, QuotaUsedUp, StoreError, WriteFailed
 
 _MOST_EXTENTS = 100_000
+_FORGOTTEN_AT_ONCE = 16 * 1024 * 1024
+_SETTLING_BYTES = 48 * 1024 * 1024
 
 
 def reason(error: OSError) -> str:
@@ -68,6 +71,63 @@ def _merged(extents: list[tuple[int, int]], smallest_hole: int) -> list[tuple[in
         else:
             merged.append((start, length))
     return merged
+
+
+class Passing:
+    """Goes through an open file from ``offset`` on and lets the kernel forget what lies behind.
+
+    Else a backup would fill the memory with what nobody asks for again, and push out what the family's services keep
+    there; and new memory is dearer than what was just given back, on virtual machines by far.
+    """
+
+    def __init__(self, descriptor: int, offset: int = 0) -> None:
+        self._descriptor = descriptor
+        self._forgotten = offset
+
+    def passed(self, offset: int) -> None:
+        """Nothing before ``offset`` is needed any more."""
+        if offset - self._forgotten >= _FORGOTTEN_AT_ONCE:
+            self._forget(offset - self._forgotten)
+            self._forgotten = offset
+
+    def end(self) -> None:
+        """Nothing of it is needed any more."""
+        self._forget(0)
+
+    def _forget(self, size_bytes: int) -> None:
+        with suppress(OSError):
+            os.posix_fadvise(self._descriptor, self._forgotten, size_bytes, os.POSIX_FADV_DONTNEED)
+
+
+class Settling:
+    """Files just written: the disk begins with them at once, and the kernel forgets them when they are on it.
+
+    Else it would wait with gigabytes, and whoever needs them on the disk for all of it. Close it in the end.
+    """
+
+    def __init__(self) -> None:
+        self._files: deque[tuple[int, int]] = deque()
+        self._bytes = 0
+
+    def add(self, descriptor: int, size_bytes: int) -> None:
+        """An open file that is written."""
+        with suppress(OSError):  # whatever is wrong with the disk is told when all of it is brought there
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._files.append((os.dup(descriptor), size_bytes))
+            self._bytes += size_bytes
+        while self._bytes > _SETTLING_BYTES:
+            self._forget_oldest()
+
+    def close(self) -> None:
+        while self._files:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        descriptor, size_bytes = self._files.popleft()
+        self._bytes -= size_bytes
+        with suppress(OSError):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def no_room(number: int | None, where: Path, named: str) -> DiskFull | None:

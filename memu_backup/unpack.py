@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
-from memu_backup.files import rename_without_replacing, shown, sync_filesystem
+from memu_backup.files import Settling, rename_without_replacing, shown, sync_filesystem
 from memu_backup.formats.tar import Header, Type
 from memu_backup.walk import DEEPEST
 from memu_backup.work import Stop
@@ -31,6 +31,7 @@ _MOST = 10_000_000
 _LONGEST_LINK = 4095
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4 * 1024 * 1024
+_SETTLED = 64 * 1024
 _ACL = "system.posix_acl_"
 _CAPABILITY = "security.capability"
 _UNTRUSTED = "it comes without its special rights (setuid, capabilities), as anyone may have packed it; see --trust"
@@ -131,6 +132,7 @@ class Unpacker:
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._inherits = _hands_down(self._root)
         self._open: list[tuple[str, int]] = []
+        self._settling = Settling()
         self._folders: list[Header] = []
         self._links: list[Header] = []
         self.warnings: list[str] = []
@@ -142,17 +144,19 @@ class Unpacker:
 
     def __exit__(self, *_: object) -> None:
         self._close_to(0)
+        self._settling.close()
         os.close(self._root)
 
     @contextmanager
     def another(self) -> Iterator[Unpacker]:
         """One more for another thread, that puts entries into the same target; ``finish`` is for the first alone."""
         other = copy.copy(self)
-        other._open = []
+        other._open, other._settling = [], Settling()
         try:
             yield other
         finally:
             other._close_to(0)
+            other._settling.close()
 
     def put(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
         """Make one entry; ``content`` is its stored bytes. Raises RestoreError, DamagedArchive, Interrupted."""
@@ -272,9 +276,8 @@ class Unpacker:
                 position, left, view = position + written, left - written, view[written:]
                 self._on_done(written, 0)
         os.ftruncate(descriptor, header.size_bytes)  # a hole at the end
-        if header.size_bytes >= _BLOCK:
-            with suppress(OSError):  # lets the disk begin now; whatever is wrong with it is told at the end
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        if header.stored_bytes >= _SETTLED:
+            self._settling.add(descriptor, header.stored_bytes)
 
     def _link(self, header: Header) -> None:
         name = header.path.rpartition("/")[2]

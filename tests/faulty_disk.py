@@ -31,7 +31,8 @@ needs_fuse = pytest.mark.skipif(
 class Fault:
     """``operation`` (flush is what close calls) on files that fit ``name`` fails so many ``times``.
 
-    The first ``but`` of them work. The name of the top folder is empty.
+    The first ``but`` of them work. The name of the top folder is empty. ``at`` is the byte of the file that cannot be
+    read; None for all of them.
     """
 
     operation: str
@@ -39,6 +40,7 @@ class Fault:
     number: int = errno.EIO
     times: int = 1_000_000
     but: int = 0
+    at: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,12 @@ def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
 
     met = dict.fromkeys(faults, 0)
 
-    def there(operation: str, path: str) -> Path:
+    def there(operation: str, path: str, touched: range = range(sys.maxsize)) -> Path:
         """Where ``path`` really lies. Raises what was asked for."""
         for fault in faults:
             if fault.operation != operation or not fnmatch.fnmatch(Path(path).name, fault.name):
+                continue
+            if fault.at is not None and fault.at not in touched:
                 continue
             met[fault] += 1
             if fault.but < met[fault] <= fault.but + fault.times:
@@ -110,7 +114,7 @@ def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
             return os.open(there("create", path), os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            there("read", path)
+            there("read", path, range(offset, offset + size))
             return os.pread(fh, size, offset)
 
         def write(self, path: str, data: bytes, offset: int, fh: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
+from memu_backup.formats.reader import ArchiveReader
 from tests.faulty_disk import Fault, faulty_disk, needs_fuse
 from tests.home import Home
 from tests.killing import assert_tidy, hashes, listed
@@ -70,6 +72,22 @@ def test_what_the_disk_did_not_keep_is_thrown_away_and_never_tried_again(
         assert listed(home) == [n for n in older if n.endswith(".gz")]
         if fault.operation != "read":
             assert home.run("start").status == 0
+
+
+def test_of_a_backup_that_the_disk_can_read_in_part_it_is_said_which_file_is_lost(home: Home, tmp_path: Path) -> None:
+    for film in ("one.mp4", "two.mp4"):
+        (home.photos / film).write_bytes(os.urandom(2 << 20))
+    assert home.run("start").status == 0
+    (archive,) = home.archives
+    with ArchiveReader(archive) as reader:
+        lost = next(e for e in reader.index() if e.content)
+    home.backups.rename(tmp_path / "beneath")
+    with faulty_disk(tmp_path, Fault("read", archive.name, at=lost.content + 100)) as disk:
+        home.backups.symlink_to(disk.folder)
+        found = home.run("verify", archive.name, "--level", "full")
+        assert found.status == 1
+        assert f"{lost.path} cannot be read back." in found.err
+        assert found.err.count("cannot be read back") == 1
 
 
 @pytest.mark.parametrize("level", ["quick", "full"])

@@ -12,7 +12,7 @@ from functools import cache
 from types import MappingProxyType
 
 from memu_backup import files
-from memu_backup.files import shown
+from memu_backup.files import Passing, shown
 from memu_backup.formats import gzip, tar
 from memu_backup.formats.tar import Header, Type
 from memu_backup.walk import Found
@@ -46,12 +46,15 @@ class Reading:
 
     def placed_pieces(self) -> Iterator[tuple[int, bytes]]:
         whole = ((0, self._header.size_bytes),)
+        passing = Passing(self._descriptor)
         for start, length in whole if self._header.extents is None else self._header.extents:
             for offset in range(start, start + length, gzip.LARGE_CHUNK):
                 self._stop.check()
                 data = self._exactly(offset, min(gzip.LARGE_CHUNK, start + length - offset))
                 self._given = True
                 yield offset, data
+                passing.passed(offset + len(data))
+        passing.end()
 
     def identity(self) -> tuple[int, int]:
         """Inode and ctime, by which the same file is known again another night; zeros where it may have moved."""

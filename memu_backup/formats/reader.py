@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from memu_backup.errors import DamagedArchive, NotAnArchive, UnknownBackup, UsageError
-from memu_backup.files import shown
+from memu_backup.files import Passing, shown
 from memu_backup.formats import gzip, index, manifest, untar
 from memu_backup.formats.gzip import Footer
 from memu_backup.formats.index import Entry
@@ -295,9 +295,28 @@ class ArchiveReader:
                     on_bytes(memoryview(packed))
                 yield content
 
+    def raw(self) -> Iterator[memoryview]:
+        """The archive's own bytes from front to back, a block good until the next. Raises as ``_read``."""
+        block = memoryview(bytearray(_BLOCK))
+        passing = Passing(self._descriptor)
+        offset = 0
+        while size := self._fill(block, offset):
+            self.stop.check()
+            yield block[:size]
+            offset += size
+            passing.passed(offset)
+        passing.end()
+
+    def _fill(self, block: memoryview, offset: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [block], offset)
+        except OSError as error:
+            raise _unreadable(offset, error) from error
+
     def _members(self, place: _Place) -> Iterator[tuple[int, int]]:
         """Where they lie and how long they are; the disk is told to begin with what follows. Raises DamagedArchive."""
         offset = place.start
+        passing = Passing(self._descriptor, offset)
         begun = offset
         while offset < place.end:
             self.stop.check()
@@ -310,6 +329,7 @@ class ArchiveReader:
                 begun += _BLOCK
             yield offset, size
             offset += size
+            passing.passed(offset)
 
     def _inflated(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
         def read(offset: int, size: int) -> bytes:
@@ -327,7 +347,11 @@ class ArchiveReader:
         except OverflowError as error:
             raise DamagedArchive("its index points to the wrong place") from error
         except OSError as error:
-            raise DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})") from error
+            raise _unreadable(offset, error) from error
+
+
+def _unreadable(offset: int, error: OSError) -> DamagedArchive:
+    return DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})")
 
 
 def unfold(header: Header, stored: Iterator[memoryview]) -> Iterator[bytes | memoryview]:

@@ -334,12 +334,22 @@ class ArchiveStore:
         meter = _Meter(Phase.VERIFYING, on_progress)
         try:
             with ArchiveReader(path, stop) as reader:
-                found = proof.quick(reader) if level is Level.QUICK else proof.full(reader, meter.tick)
+                if level is Level.QUICK:
+                    found = proof.quick(reader)
+                else:
+                    found = self._unchanged(reader, meter) or proof.full(reader, meter.tick)
                 meter.flush()
         except DamagedArchive as error:
             return Verdict(level, (str(error),), 0, 0)
         problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
         return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
+
+    def _unchanged(self, reader: ArchiveReader, meter: _Meter) -> proof.Proof | None:
+        """One that was proved before, as its sidecar says, is compared with that (docs/decisions/0013)."""
+        known = None if reader.path.name.endswith(_PARTIAL) else self.checksum(reader.path)
+        if known is None or not reader.indexed or reader.manifest() is None:
+            return None
+        return proof.unchanged(reader, known, meter.tick)
 
     def _compare_sidecar(self, path: Path, sha256: str | None) -> tuple[str, ...]:
         sidecar = _beside(path, _SIDECAR)
