@@ -10,7 +10,6 @@ import struct
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 from isal import isal_zlib
 
@@ -156,28 +155,16 @@ def unpack(member: Buffer) -> bytes:
         # The size is a stranger's word: it bounds what is inflated and never reserves more than a member may hold.
         most = min(size, MEMBER_LIMIT) + 1
         with suppress(isal_zlib.IsalError):  # type: ignore[arg-type]  # the library's types call it an instance
-            data = _inflated(isal_zlib.decompressobj(31), member, most)
-            if (zlib.crc32(data), len(data)) == (checksum, size):
+            fast = isal_zlib.decompressobj(31)
+            data = fast.decompress(member, most)
+            if fast.eof and not fast.unused_data and (zlib.crc32(data), len(data)) == (checksum, size):
                 return data
-        return _inflated(zlib.decompressobj(31), member, most)
+        inflater = zlib.decompressobj(31)
+        data = inflater.decompress(member, most)
     except (zlib.error, struct.error) as error:
         raise DamagedArchive("a compressed block is damaged") from error
-
-
-class _Inflater(Protocol):
-    """What both libraries give."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: Buffer, max_length: int, /) -> bytes: ...
-
-
-def _inflated(inflater: _Inflater, member: Buffer, most_bytes: int) -> bytes:
-    data = inflater.decompress(member, most_bytes)
     if not inflater.eof or inflater.unused_data:
-        raise DamagedArchive("a compressed block is damaged (its length is wrong)")
+        raise DamagedArchive("a compressed block is damaged")
     return data
 
 
