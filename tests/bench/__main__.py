@@ -35,6 +35,7 @@ def main() -> int:
     work.mkdir()
     try:
         found = Figures(size, measure.disk_speed(work))
+        measure.read_once(household)
         for number in range(options.rounds):
             print(f"Round {number + 1} of {options.rounds}", flush=True)
             _round(found, household, tools, work)
