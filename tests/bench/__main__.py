@@ -38,7 +38,7 @@ def main() -> int:
         measure.read_once(household)
         for number in range(options.rounds):
             print(f"Round {number + 1} of {options.rounds}", flush=True)
-            _round(found, household, tools, work)
+            _round(found, household, [*tools[number % len(tools) :], *tools[: number % len(tools)]], work)
         for kind in () if options.alone else ("btrfs", "xfs"):
             _nights(found, household, tools, work, kind, options.rounds)
     finally:
