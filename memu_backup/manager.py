@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memu_backup import catalog, check, clean, lock, place, rebuild, recover, schedule, status, verify
+from memu_backup import catalog, check, clean, lock, place, rebuild, recover, report, schedule, verify
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -20,7 +19,7 @@ from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
-from memu_backup.model import Backup, Level, Progress, Run, Status, StatusReport, Trigger
+from memu_backup.model import Backup, Level, Progress, Run, StatusReport, Trigger
 from memu_backup.paths import absolute
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
@@ -170,9 +169,8 @@ class Manager:
         Room for the next backup is made as that backup would do it. Where the disk is not in its place nothing is
         removed: raises NotMounted.
         """
-        settings = self.config.job(job)
-        store = self.store(settings)
-        shelf = self._shelf(settings, store)
+        shelf = self._shelf(self.config.job(job))
+        store = shelf.store
 
         async def decide() -> tuple[Decision, ...]:
             return await clean.plan(shelf, self.history, self._clock(), for_next=True)
@@ -273,64 +271,24 @@ class Manager:
         return await check.check(self.config, self.stores(), self.history)
 
     async def reports(self) -> dict[str, StatusReport]:
-        """Where each job stands. Always answers: with the history away, from what lies on disk and in the spool."""
+        """Where each job stands. Always answers, see ``report.of_job``."""
         return {name: await self._report(self.config.job(name)) for name in self.config.jobs}
 
+    async def _report(self, job: Job) -> StatusReport:
+        wait = schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None
+        days = self.config.usb.overdue_days
+        return await report.of_job(self._shelf(job), self.history, self._clock, interval=wait, usb_overdue_days=days)
+
     async def reports_elsewhere(self) -> dict[tuple[str, str], StatusReport]:
-        """Where the jobs of the other machines stand that share this history, by host and job: from their rows alone,
-        and by the rhythm of their runs, as nobody here knows their settings or sees their disks. Raises HistoryAway.
-        """
-        found = {}
-        for host, job in await self.history.origins():
-            if host not in ("", self.config.host):
-                runs = await self.history.runs(host=host, job=job)
-                found[host, job] = status.assess_elsewhere(runs, self._clock())
-        return found
+        """Where the jobs of the other machines stand that share this history, see ``report.elsewhere``."""
+        return await report.elsewhere(self.history, self.config.host, self._clock)
 
     async def attempts(self, name: str) -> list[Run]:
-        """The newest runs of a job, newest first, without those that were dated by a clock that was ahead.
+        """The newest runs of a job, see ``report.attempts``."""
+        return await report.attempts(self._shelf(self.config.job(name)), self.history, self._clock)
 
-        Always answers, after 15 s or so where the history is away: by what lies on disk and waits in the spool.
-        """
-        runs, _, _, mine = await self._known(self.config.job(name))
-        latest = self._clock() + schedule.SLACK
-        return [run for run in status.with_unrecorded(runs, mine) if run.created_at <= latest]
-
-    async def _known(self, job: Job) -> tuple[list[Run], bool, list[Backup] | None, list[Backup]]:
-        """The rows of a job, whether the history is away, what lies in its place, and what of that is this job's."""
-        store, host = self.store(job), self.config.host
-        # By directory: other settings may share host, job and history with these.
-        runs, away = await self.history.known_runs(host=host, job=job.name, directory=store.directory, quiet=True)
-        stored = await _seen(store)
-        mine = [b for b in stored or () if b.manifest and b.manifest.made_by(host, job.name)]
-        return runs, away, stored, mine
-
-    async def _report(self, job: Job) -> StatusReport:
-        store = self.store(job)
-        busy, marked = await _busy_and_marked(store)
-        runs, away, stored, mine = await self._known(job)
-        told = {r.run_id for r in runs}
-        if beyond := [b.manifest.run_id for b in mine if b.manifest and b.manifest.run_id not in told]:
-            runs += (await self.history.known_runs(called=beyond, quiet=True))[0]
-        ahead = None
-        if stored is not None and not busy and not lock.taken(store.directory):
-            runs = [recover.settled(r, mine) if r.status is Status.IN_PROGRESS else r for r in runs]
-            # Not while a run writes: what it takes is neither free nor a backup yet. Nor below an empty mount point.
-            if marked:
-                ahead = await clean.look_ahead(self._shelf(job, store), catalog.with_rows(mine, runs), self._clock())
-        return status.assess(
-            runs,
-            None if stored is None else mine,
-            self._clock(),
-            marked=marked,
-            interval=schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None,
-            usb_overdue_days=self.config.usb.overdue_days,
-            outlook=ahead,
-            history_away=away,
-        )
-
-    def _shelf(self, job: Job, store: Store) -> Shelf:
-        return Shelf(store, job.name, self.config.host, job.retention, self.config.zone)
+    def _shelf(self, job: Job) -> Shelf:
+        return Shelf(self.store(job), job.name, self.config.host, job.retention, self.config.zone)
 
     def is_ours(self, archive: Path) -> bool:
         """Whether it lies in a folder that backups are written to; a link there leads anywhere."""
@@ -377,27 +335,6 @@ def _store(config: Config, job: Job) -> Store:
     kind = next(k for k in store_kinds().values() if k.Settings is type(settings))
     assert settings.dir is not None
     return kind(settings.dir, settings)
-
-
-async def _seen(store: Store) -> list[Backup] | None:
-    """What lies there; None where it cannot be looked at: the folder, or what is in it, is closed to this user, or the
-    disk does not answer.
-    """
-    try:
-        stored = await place.asked(store, store.backups)
-    except StoreError as error:
-        log.warning("%s", error)
-        return None
-    closed = any(b.manifest is None and not os.access(b.path, os.R_OK) for b in stored)
-    return None if closed else stored
-
-
-async def _busy_and_marked(store: Store) -> tuple[bool, bool]:
-    """Whether a run is under way there, and the mark is. As if all were well where nobody can look: ``_seen`` tells."""
-    try:
-        return await place.asked(store, lambda: (lock.taken(store.directory), store.marked()))
-    except StoreError:
-        return False, True
 
 
 def _subject(planned: restore.Plan) -> str:

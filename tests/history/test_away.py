@@ -260,7 +260,7 @@ async def test_an_error_that_nobody_thought_of_is_the_history_being_away(
         raise KeyError(name)
 
     monkeypatch.setattr(asyncpg, "connect", odd)
-    monkeypatch.setattr(postgres_server, "_as_another_user", lambda: no_such_user("nobody"))
+    monkeypatch.setattr(postgres_server, "as_another_user", lambda: no_such_user("nobody"))
     for history in (History(database, tmp_path / "a", "nas"), History(None, tmp_path / "b", "nas")):
         assert await history.record(a_run()) is False
         with pytest.raises(HistoryAway, match=r"something unexpected happened \((InternalClient|Key)Error\)") as caught:

@@ -27,7 +27,8 @@ import pytest
 from memu_backup.errors import StoreError
 from memu_backup.history import History, dump, rows
 from memu_backup.model import Run
-from memu_backup.postgres_server import PostgresServer, _as_another_user, programs
+from memu_backup.postgres_programs import as_another_user, programs
+from memu_backup.postgres_server import PostgresServer
 from tests.faulty_disk import faulty_disk, needs_fuse
 from tests.history.samples import NIGHT, a_good_run, a_run, an_event
 from tests.home import in_a_loop_of_its_own
@@ -176,7 +177,7 @@ async def test_the_data_of_an_older_postgres_comes_back(home: Path, caplog: pyte
     if not older.exists():
         pytest.skip("the wheel carries one version only")
     shutil.rmtree(data(home))
-    argv = [*_as_another_user(), str(older), "-D", "data", "--auth=trust", "-U", "postgres"]
+    argv = [*as_another_user(), str(older), "-D", "data", "--auth=trust", "-U", "postgres"]
     await asyncio.to_thread(subprocess.run, argv, cwd=data(home).parent, check=True, capture_output=True)
     await assert_all_is_back(home, caplog)
     (aside,) = data(home).parent.glob("data-set-aside-*")
