@@ -87,9 +87,7 @@ async def run(order: Order, history: History, on_progress: OnProgress, clock: Cl
         return row
 
 
-def _new_row(order: Order, clock: Clock) -> Run:
-    at = clock()
-    filename = order.store.unused_name(at, order.zone)
+def _new_row(order: Order, at: datetime, filename: str) -> Run:
     return Run(
         run_id=order.run_id,
         host=order.host,
@@ -110,7 +108,9 @@ def _failed(order: Order, row: Run, error: MemuError, clock: Clock) -> Run:
 
 
 def _not_begun(order: Order, error: MemuError, clock: Clock) -> Run:
-    row = _failed(order, _new_row(order, clock), error, clock)
+    at = clock()
+    # The disk may be what does not answer: it is asked nothing.
+    row = _failed(order, _new_row(order, at, order.store.name(at, order.zone)), error, clock)
     return replace(row, finished_at=clock(), duration_seconds=0)
 
 
@@ -118,7 +118,8 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
     """The run, with the directory's lock held."""
     begun = time.monotonic()
     # Only now: a patient order may have waited for hours, and the name may have been given meanwhile.
-    row = _new_row(order, clock)
+    at = clock()
+    row = _new_row(order, at, order.store.unused_name(at, order.zone))
 
     def ended(row: Run) -> Run:
         return replace(row, finished_at=clock(), duration_seconds=round(time.monotonic() - begun))
@@ -208,6 +209,7 @@ async def _made(order: Order, row: Run, history: History, on_progress: OnProgres
         assert earlier
         log.warning("%s This backup is made once more, and shares nothing with older ones.", error)
     await share.look_back(order.store, earlier, history, on_progress, clock)
+    await place.found(order.store, order.host, history)  # what could not be read may have been pulled out
     return await _made_with(order, row, None, on_progress, clock)
 
 

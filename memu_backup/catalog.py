@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -30,15 +29,15 @@ class Listed:
     verified_at: datetime | None = None
 
 
-def backups(stores: Sequence[Store]) -> list[tuple[Store, Backup]]:
-    """Everything stored, newest first. Raises StoreError."""
-    found = [(store, stored) for store in stores for stored in store.backups()]
+async def backups(stores: Sequence[Store]) -> list[tuple[Store, Backup]]:
+    """Everything stored, newest first. Raises StoreError, also where a disk does not answer."""
+    found = [(store, stored) for store in stores for stored in await place.asked(store, store.backups)]
     return sorted(found, key=lambda both: both[1].created_at, reverse=True)
 
 
 async def of_job(store: Store, host: str, job: str, history: History) -> list[Backup]:
     """The backups of one job of one machine in ``store``, newest first, as ``with_rows``. Raises StoreError."""
-    stored = await asyncio.to_thread(store.backups)
+    stored = await place.asked(store, store.backups)
     mine = [b for b in stored if b.manifest and b.manifest.made_by(host, job)]
     rows, _ = await history.known_runs(called=[b.manifest.run_id for b in mine if b.manifest])
     return with_rows(mine, rows)
@@ -52,7 +51,7 @@ def with_rows(stored: Iterable[Backup], rows: Iterable[Run]) -> list[Backup]:
 
 async def listing(stores: Sequence[Store], history: History, host: str) -> list[Listed]:
     """Everything stored and what is known of it, newest first. ``host`` is this machine. Raises StoreError."""
-    stored = await asyncio.to_thread(backups, stores)
+    stored = await backups(stores)
     runs, _ = await history.known_runs(called=[b.manifest.run_id if b.manifest else b.name for _, b in stored])
     by_run = {r.run_id: r for r in runs}
     by_name = {r.filename: r for r in reversed(runs) if r.host == host}

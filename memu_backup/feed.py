@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from memu_backup.errors import DamagedArchive
+from memu_backup.files import SETTLING_FILES
 from memu_backup.formats.index import Entry
 from memu_backup.formats.members import THREADS
 from memu_backup.formats.reader import ArchiveReader
@@ -58,10 +59,10 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
 
 
 def _threads(entries: Sequence[Entry]) -> int:
-    """As many as there are cores; fewer where each would hold so many folders open that the system says no."""
+    """As many as there are cores; fewer where each would hold so much open that the system says no."""
     deepest = max((e.path.count("/") for e in entries), default=0)
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(THREADS, (allowed - _OTHER_FILES) // (deepest + 2)))
+    return max(1, min(THREADS, (allowed - _OTHER_FILES) // (deepest + 2 + SETTLING_FILES)))
 
 
 @dataclass(frozen=True, slots=True)

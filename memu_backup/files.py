@@ -14,6 +14,8 @@ from memu_backup.errors import DiskFull, MemuError, NoInodes, QuotaUsedUp, Store
 _MOST_EXTENTS = 100_000
 _FORGOTTEN_AT_ONCE = 16 * 1024 * 1024
 _SETTLING_BYTES = 48 * 1024 * 1024
+SETTLING_FILES = 32
+"""As many are open at most: a process may often open no more than 1024."""
 
 
 def reason(error: OSError) -> str:
@@ -90,9 +92,10 @@ class Passing:
             self._forget(offset - self._forgotten)
             self._forgotten = offset
 
-    def end(self) -> None:
-        """Nothing of it is needed any more."""
-        self._forget(0)
+    def end(self, offset: int = 0) -> None:
+        """Nothing of it is needed any more, or nothing before ``offset``, where others read on."""
+        if offset == 0 or offset > self._forgotten:
+            self._forget(offset and offset - self._forgotten)
 
     def _forget(self, size_bytes: int) -> None:
         with suppress(OSError):
@@ -115,7 +118,7 @@ class Settling:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             self._files.append((os.dup(descriptor), size_bytes))
             self._bytes += size_bytes
-        while self._bytes > _SETTLING_BYTES:
+        while self._bytes > _SETTLING_BYTES or len(self._files) > SETTLING_FILES:
             self._forget_oldest()
 
     def close(self) -> None:
@@ -127,7 +130,8 @@ class Settling:
         self._bytes -= size_bytes
         with suppress(OSError):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(descriptor)
+        with suppress(OSError):  # whoever wrote it has closed it before, and was told
+            os.close(descriptor)
 
 
 def no_room(number: int | None, where: Path, named: str) -> DiskFull | None:

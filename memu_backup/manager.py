@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -163,8 +163,13 @@ class Manager:
         if beside:
             await self.history.save(store.directory, self._clock)
 
-    async def clean(self, job: str, asker: Asker, *, dry_run: bool) -> tuple[Decision, ...]:
+    async def clean(
+        self, job: str, asker: Asker, *, dry_run: bool, agreed: Collection[str] | None = None
+    ) -> tuple[Decision, ...]:
         """What retention says of each backup of a job, done unless ``dry_run``. Raises LockHeld, StoreError.
+
+        ``agreed`` are the names that may go, where somebody was asked: a run may have ended meanwhile, and what is let
+        go for it is neither removed nor in the answer.
 
         Room for the next backup is made as that backup would do it. Where the disk is not in its place nothing is
         removed: raises NotMounted.
@@ -180,7 +185,9 @@ class Manager:
             return await decide()
         async with self._audit.act(asker, "clean", job):
             with lock.held(store.directory, f"clean job {job}"):
-                decisions = await decide()
+                decisions = tuple(
+                    d for d in await decide() if d.verdict.keep or agreed is None or d.backup.name in agreed
+                )
                 await clean.apply(decisions, store, self.history, self._clock(), partial(self._removed, asker))
             return decisions
 
@@ -257,7 +264,7 @@ class Manager:
         Raises UnknownBackup where there is none yet, UsageError, StoreError.
         """
         stores = self.stores()
-        stored = [there for _, there in await asyncio.to_thread(catalog.backups, stores)]
+        stored = [there for _, there in await catalog.backups(stores)]
         if not stored:
             raise await self.none_yet()
         return stored, await search(stored, pattern, on_progress)

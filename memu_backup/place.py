@@ -20,12 +20,12 @@ _ANSWER_S = 60.0
 _ANEW = "if backups are to begin anew here, type: memu-backup start --new-place"
 
 
-async def asked(store: Store, question: Callable[[], T], answer_s: float = _ANSWER_S) -> T:
-    """What the disk that holds ``store`` answers. Raises NotMounted where it says nothing for ``answer_s`` seconds, as
-    a dead network mount does; else what ``question`` raises.
+async def asked(store: Store, question: Callable[[], T], answer_s: float | None = None) -> T:
+    """What the disk that holds ``store`` answers. Raises NotMounted where it says nothing for ``answer_s`` seconds
+    (60), as a dead network mount does; else what ``question`` raises.
     """
     try:
-        return await look(question, answer_s)
+        return await look(question, _ANSWER_S if answer_s is None else answer_s)
     except TimeoutError as error:
         raise NotMounted(
             f"The disk that holds {store.directory} does not answer: it hangs, or the network to it does. Nothing was "

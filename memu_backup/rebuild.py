@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memu_backup import catalog, lock
+from memu_backup import catalog, lock, place
 from memu_backup.clock import Clock
 from memu_backup.errors import LockHeld
 from memu_backup.history import History
@@ -36,7 +36,7 @@ class Rebuilt:
 
 def told(stores: Sequence[Store]) -> list[Run]:
     """A row for each backup in these places, whosever it is, from what it says of itself. Blocks. Raises StoreError."""
-    return [as_adopted(store, stored) for store, stored in catalog.backups(stores) if stored.manifest]
+    return [as_adopted(store, stored) for store in stores for stored in store.backups() if stored.manifest]
 
 
 async def rebuild(
@@ -48,9 +48,9 @@ async def rebuild(
 
     A place where a run is under way is settled by that run. Raises HistoryAway, StoreError.
     """
-    stored = await asyncio.to_thread(catalog.backups, stores)
+    stored = await catalog.backups(stores)
     left_out = tuple(there for _, there in stored if there.manifest is None)
-    away = tuple([s.directory for s in stores if not await asyncio.to_thread(s.marked)])
+    away = tuple([s.directory for s in stores if not await place.asked(s, s.marked)])
     if dry_run and (lost := await history.lost()) is not None:
         return Rebuilt(tuple(Change(What.ADDED, run) for run in lost), left_out, away)
     changes = await _missing(stored, history) if dry_run else []

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
+from memu_backup import place
 from memu_backup.clock import Clock, now
 from memu_backup.errors import HistoryAway, Interrupted
 from memu_backup.history import History
@@ -121,7 +122,7 @@ async def _settle(
 
 async def _known(store: Store, host: str, job: str, history: History) -> tuple[list[Run], list[Backup]]:
     rows, _ = await history.known_runs(host=host, job=job, directory=store.directory, quiet=True)
-    return rows, await asyncio.to_thread(store.backups)
+    return rows, await place.asked(store, store.backups)
 
 
 def _changes(store: Store, rows: Sequence[Run], stored: Sequence[Backup], moment: datetime) -> list[Change]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import datetime
 
-from memu_backup import catalog, verify
+from memu_backup import catalog, place, verify
 from memu_backup.clock import Clock
 from memu_backup.errors import MemuError
 from memu_backup.history import History
@@ -39,7 +38,7 @@ async def look_back(store: Store, earlier: Backup, history: History, on_progress
     looked at is told in the log. Raises nothing; when cancelled, its thread has ended before this returns.
     """
     try:
-        stored = await asyncio.to_thread(store.backups)
+        stored = await place.asked(store, store.backups)
     except MemuError as error:
         log.warning("Whether backups before %s are damaged too is not known: %s", earlier.name, error)
         stored = []

@@ -130,6 +130,8 @@ async def _row(history: History, backup: Backup, host: str) -> Run | None:
 
 def _told(row: Run, backup: Backup, verdict: Verdict, clock: Clock) -> Run:
     if verdict.problems:
-        return replace(row, status=Status.FAILED, error_code="damaged", error=verdict.problems[0])
+        told = row.error_code == "damaged" and row.notification_sent
+        found = replace(row, status=Status.FAILED, error_code="damaged", error=verdict.problems[0], retry_at=None)
+        return replace(found, notification_sent=told)  # the family is to hear of it, and of what it knows not again
     # It may have been called damaged, by a disk that could not read it once and can again.
     return replace(adopted(row, replace(backup, damaged=False)) if backup.manifest else row, verified_at=clock())

@@ -10,6 +10,7 @@ import fnmatch
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ class Fault:
     """``operation`` (flush is what close calls) on files that fit ``name`` fails so many ``times``.
 
     The first ``but`` of them work. The name of the top folder is empty. ``at`` is the byte of the file that cannot be
-    read; None for all of them.
+    read; None for all of them. With ``after``, another operation, it works until that was seen on the file.
     """
 
     operation: str
@@ -41,6 +42,7 @@ class Fault:
     times: int = 1_000_000
     but: int = 0
     at: int | None = None
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,31 @@ class FaultyDisk:
     folder: Path
     beneath: Path
     _log: Path
+    _process: int
 
     def failed(self) -> list[str]:
         """What failed so far, each as ``operation name``."""
         return self._log.read_text().splitlines()
 
+    @contextmanager
+    def hangs(self) -> Iterator[None]:
+        """Meanwhile it answers nothing."""
+        os.kill(self._process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process, signal.SIGCONT)
+
 
 @contextmanager
 def faulty_disk(folder: Path, *faults: Fault) -> Iterator[FaultyDisk]:
-    disk = FaultyDisk(folder / "disk", folder / "beneath", folder / "failed")
-    for made in (disk.folder, disk.beneath):
+    shown, beneath, log = (folder / name for name in ("disk", "beneath", "failed"))
+    for made in (shown, beneath):
         made.mkdir(parents=True, exist_ok=True)
-    disk._log.touch()
+    log.touch()
     told = json.dumps([asdict(f) for f in faults])
-    child = subprocess.Popen([sys.executable, "-m", "tests.faulty_disk", disk.folder, disk.beneath, disk._log, told])
+    child = subprocess.Popen([sys.executable, "-m", "tests.faulty_disk", shown, beneath, log, told])
+    disk = FaultyDisk(shown, beneath, log, child.pid)
     try:
         patience = time.monotonic() + 20
         while not disk.folder.is_mount():
@@ -80,6 +93,7 @@ def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
     import mfusepy
 
     met = dict.fromkeys(faults, 0)
+    seen: set[tuple[str, str]] = set()
 
     def there(operation: str, path: str, touched: range = range(sys.maxsize)) -> Path:
         """Where ``path`` really lies. Raises what was asked for."""
@@ -88,11 +102,14 @@ def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
                 continue
             if fault.at is not None and fault.at not in touched:
                 continue
+            if fault.after and (fault.after, path) not in seen:
+                continue
             met[fault] += 1
             if fault.but < met[fault] <= fault.but + fault.times:
                 with Path(log).open("a") as out:
                     out.write(f"{operation} {Path(path).name}\n")
                 raise mfusepy.FuseOSError(fault.number)
+        seen.add((operation, path))
         return Path(beneath + path)
 
     class Operations(mfusepy.Operations):  # type: ignore[misc]  # it has no types
@@ -163,7 +180,9 @@ def _serve(folder: str, beneath: str, log: str, faults: list[Fault]) -> None:
             return 0
 
     # Without the page cache between: it would read again by itself, and keep what was read.
-    mfusepy.FUSE(Operations(), folder, foreground=True, nothreads=True, direct_io=True, hard_remove=True)
+    mfusepy.FUSE(
+        Operations(), folder, foreground=True, nothreads=True, direct_io=True, hard_remove=True, attr_timeout=0
+    )
 
 
 if __name__ == "__main__":

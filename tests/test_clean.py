@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from memu_backup import lock
-from tests.home import Home, fingerprints
+from memu_backup.audit import Asker
+from tests.home import Home, fingerprints, managed
 
 
 @pytest.fixture
@@ -54,6 +56,15 @@ def test_clean_removes_what_retention_lets_go_and_only_when_told(home: Home) -> 
     again = home.run("clean", "--yes")
     assert again.status == 0 and "Nothing has to go." in again.out
     assert home.run("status").status == 0
+
+
+async def test_only_what_was_agreed_to_goes(home: Home) -> None:
+    """A run may end while somebody thinks about the answer."""
+    oldest, middle, newest = home.archives
+    async with managed(home, [datetime.now(UTC)]) as manager:
+        decisions = await manager.clean("nightly", Asker("anna", "cli"), dry_run=False, agreed=[oldest.name])
+    assert [d.backup.name for d in decisions if not d.verdict.keep] == [oldest.name]
+    assert home.archives == [middle, newest]
 
 
 def test_a_run_says_what_it_removed_and_an_empty_place_has_no_list(home: Home) -> None:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from memu_backup import place
+from memu_backup.audit import SCHEDULER
+from memu_backup.errors import StoreError
 from memu_backup.formats.reader import ArchiveReader
+from memu_backup.model import Status, Trigger
 from tests.faulty_disk import Fault, faulty_disk, needs_fuse
-from tests.home import Home
+from tests.home import Home, managed
 from tests.killing import assert_tidy, hashes, listed
 
 pytestmark = needs_fuse
@@ -38,6 +47,22 @@ def test_a_photo_that_the_disk_cannot_read_is_named_and_the_rest_is_stored(home:
     assert [b["state"] for b in home.run("list", "--json").json] == ["incomplete"]
     back = home.run("restore", home.archives[0].name, "--to", "back", "--yes")
     assert back.status == 0 and (home.folder / "back/photos/2026/tent.jpg").exists()
+
+
+def test_a_file_that_vanishes_from_its_network_share_when_it_was_read_costs_nothing_but_a_word(
+    home: Home, tmp_path: Path
+) -> None:
+    """By then its content stands in the archive, and what follows it must stand where it belongs."""
+    for film in ("2026/film.mp4", "z.mp4"):
+        (home.photos / film).write_bytes(os.urandom(2 << 20))
+    home.photos.rename(tmp_path / "beneath")
+    with faulty_disk(tmp_path, Fault("getattr", "film.mp4", errno.ESTALE, after="read")) as disk:
+        home.photos.symlink_to(disk.folder)
+        ran = home.run("start", "--json")
+        assert (ran.status, ran.json["status"]) == (0, "success"), ran.err
+        assert disk.failed()
+        assert "photos/2026/film.mp4 could not be looked at again after it was read" in ran.json["warnings"]
+    assert home.run("verify", "latest").status == 0
 
 
 @pytest.mark.parametrize(
@@ -106,3 +131,31 @@ def test_a_backup_that_the_disk_cannot_read_any_more_is_damaged_and_the_last_goo
         status = home.run("status", "--json")
         assert status.json["nightly"]["last_good"]["filename"] == older
         assert {b["name"]: b["state"] for b in home.run("list", "--json").json} == {newest: "damaged", older: "good"}
+
+
+async def test_a_run_into_a_disk_that_hangs_is_given_up_and_holds_up_nothing_else(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert home.run("start").status == 0
+    home.backups.rename(tmp_path / "beneath")
+    monkeypatch.setattr(place, "_ANSWER_S", 1.0)
+    beats = [time.monotonic()]
+
+    async def beat() -> None:
+        while True:
+            await asyncio.sleep(0.05)
+            beats.append(time.monotonic())
+
+    with faulty_disk(tmp_path) as disk:
+        home.backups.symlink_to(disk.folder)
+        async with managed(home, [datetime.now(UTC)]) as manager:
+            with disk.hangs():
+                heart = asyncio.create_task(beat())
+                run = await asyncio.wait_for(manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER), 20)
+                for asked in (manager.listing, manager.reports, manager.recover):
+                    with suppress(StoreError):
+                        await asyncio.wait_for(asked(), 20)
+                heart.cancel()
+            assert (run.status, run.error_code) == (Status.FAILED, "not_mounted")
+            assert run.retry_at is not None
+            assert max(later - before for before, later in pairwise(beats)) < 0.9

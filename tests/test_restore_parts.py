@@ -149,3 +149,17 @@ def test_very_deep_folders_come_back_where_few_files_may_be_open(tmp_path: Path)
             done = give_back(archive, tmp_path / "out", overwrite=overwrite)
             assert (done.lost, done.warnings) == ((), ())
     assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
+
+
+def test_very_many_files_come_back_where_few_may_be_open(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("a", "c"):
+        (source / name).mkdir(parents=True)
+        for table in range(300):
+            (source / name / f"{table:03}.csv").write_bytes(b"%d,a,line,of,a,table\n" % table * 4_000)
+    (source / "b.mp4").write_bytes(os.urandom(17 * MB))  # so that it is more than one part
+    archive = back_up(archive_store(tmp_path / "store"), tree(source))
+    with open_files(at_most=250):
+        done = give_back(archive, tmp_path / "out")
+    assert (done.lost, done.warnings) == ((), ())
+    assert snapshot(tmp_path / "out" / "photos") == snapshot(source)

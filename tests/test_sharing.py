@@ -16,7 +16,7 @@ from memu_backup.clock import now
 from memu_backup.config import load
 from memu_backup.history import History
 from memu_backup.manager import Manager
-from memu_backup.model import Backup, Level, Run, Status, Trigger
+from memu_backup.model import Backup, Level, Phase, Progress, Run, Status, Trigger
 from tests.archives import needs_root
 from tests.disks import loop_disk, own_bytes
 from tests.home import Home
@@ -59,7 +59,7 @@ async def manager(home: Home, wrong_by: list[timedelta]) -> AsyncIterator[Manage
 
 async def back_up(manager: Manager) -> tuple[Run, Backup]:
     run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER)
-    return run, next(b for _, b in backups(manager.stores()) if b.name == run.filename)
+    return run, next(b for _, b in await backups(manager.stores()) if b.name == run.filename)
 
 
 async def test_every_seventh_backup_shares_nothing_with_another(manager: Manager) -> None:
@@ -83,6 +83,22 @@ async def test_damage_in_the_older_one_costs_neither_this_night_nor_the_next(man
     assert [p.name for p in manager.stores()[0].directory.glob("*.partial")] == []
     _, third = await back_up(manager)
     assert third.manifest and third.manifest.shares_with == second.name
+
+
+async def test_a_disk_that_went_while_it_was_read_gets_no_second_attempt_below_its_mount_point(
+    manager: Manager,
+) -> None:
+    _, first = await back_up(manager)
+    rot(first)
+    (mark,) = first.path.parent.glob(".memu-backup.json")
+
+    def pull(moment: Progress) -> None:
+        if moment.phase is Phase.VERIFYING:
+            mark.unlink(missing_ok=True)
+
+    run = await manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER, on_progress=pull)
+    assert (run.status, run.error_code) == (Status.FAILED, "not_mounted")
+    assert [p.name for p in first.path.parent.glob("*.tar.gz*") if first.name not in p.name] == []
 
 
 def rot(backup: Backup) -> None:

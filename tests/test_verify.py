@@ -14,6 +14,7 @@ import pytest
 from memu_backup import postgres_tools, sources, verify
 from memu_backup.audit import SCHEDULER
 from memu_backup.catalog import backups
+from memu_backup.formats import gzip
 from memu_backup.model import Level, Status, Trigger
 from memu_backup.postgres_programs import programs
 from tests import archives
@@ -68,6 +69,44 @@ def test_a_flipped_bit_is_found_and_named_and_the_last_good_one_moves_back(home:
     again = home.run("verify", newest.name[:30], "--json")
     assert (again.status, again.json["good"]) == (1, False)
     assert any("photos/film.mp4" in p for p in again.json["problems"])
+
+
+def test_one_that_is_known_to_be_damaged_does_not_become_good_by_a_new_sidecar(home: Home) -> None:
+    (archive,) = home.archives
+    flip(archive)
+    assert home.run("verify", archive.name).status == 1
+    made = subprocess.run(["sha256sum", archive.name], cwd=home.backups, capture_output=True, check=True).stdout
+    archive.with_name(archive.name + ".sha256").write_bytes(made)
+    again = home.run("verify", archive.name)
+    assert again.status == 1 and "photos/film.mp4 cannot be read back." in again.err
+    assert [b["state"] for b in home.run("list", "--json").json] == ["damaged"]
+
+
+def test_damage_in_what_it_tells_of_itself_does_not_hide_the_file_that_is_damaged_too(home: Home) -> None:
+    (archive,) = home.archives
+    flip(archive)
+    footer = gzip.read_footer(archive.read_bytes()[-gzip.FOOTER_BYTES :])
+    assert footer
+    content = bytearray(archive.read_bytes())
+    content[footer.manifest_offset + 60] ^= 1
+    archive.write_bytes(content)
+    found = home.run("verify", archive.name)
+    assert found.status == 1 and "photos/film.mp4 cannot be read back." in found.err
+
+
+async def test_the_family_is_to_hear_of_damage_once(home: Home) -> None:
+    (archive,) = home.archives
+    for _ in range(2):
+        await query(home.history, "UPDATE backup_history SET notification_sent = true", "SELECT 1")
+        flipped = archive.read_bytes()
+        if home.rows()[0]["error_code"] != "damaged":
+            flip(archive)
+            assert home.run("verify", archive.name).status == 1
+            assert home.rows()[0]["notification_sent"] is False
+        else:
+            assert home.run("verify", archive.name).status == 1
+            assert home.rows()[0]["notification_sent"] is True
+            assert archive.read_bytes() == flipped
 
 
 def test_of_another_programs_archive_is_said_what_was_shown(home: Home) -> None:
@@ -218,7 +257,7 @@ async def test_a_pg_restore_that_is_killed_or_missing_says_nothing_against_a_bac
         assert warning.startswith("chat: ") and "signal 9" in warning
         if trouble == "missing":
             pg_restore.unlink()
-        for store, stored in backups(manager.stores()):
+        for store, stored in await backups(manager.stores()):
             verdict = await manager.verify(store, stored, Level.FULL, SCHEDULER)
             assert (verdict.good, verdict.problems) == (False, ())
             assert len(verdict.unchecked) == 1 and ("signal 9" in verdict.unchecked[0]) == (trouble == "killed")
@@ -240,7 +279,7 @@ async def test_a_kind_that_is_not_known_and_a_check_that_breaks_are_said_and_not
 
     monkeypatch.setattr(verify, "kinds", lambda: {**sources.kinds(), "directory": Broken, "files": None})
     async with managed(home, [datetime.now(UTC)]) as manager:
-        ((store, stored),) = backups(manager.stores())
+        ((store, stored),) = await backups(manager.stores())
         verdict = await manager.verify(store, stored, Level.FULL, SCHEDULER)
     assert verdict.problems == () and not verdict.good
     assert "photos: its own check broke (KeyError)" in verdict.unchecked[0]

@@ -139,7 +139,9 @@ async def clean(
             if not yes and not await agreed(f"Remove {what}?", refusal=refusal):
                 console.complain("Nothing was removed.")
                 return EXIT_FAILED
-            decisions = await manager.clean(name, at_the_terminal(), dry_run=False)
+            agreed_to = [d.backup.name for d in going]
+            decisions = await manager.clean(name, at_the_terminal(), dry_run=False, agreed=agreed_to)
+            gone = [d.backup for d in decisions if not d.verdict.keep]
     if json:
         console.print_json(
             [{"name": d.backup.name, "keep": d.verdict.keep, "reason": d.verdict.reason} for d in decisions]
@@ -149,5 +151,5 @@ async def clean(
     elif dry_run:
         console.say("Nothing was removed; this was a dry run.")
     else:
-        console.say(f"Removed {what}.")
+        console.say(f"Removed {_count(gone)} for good." if gone else "Nothing had to go any more.")
     return 0

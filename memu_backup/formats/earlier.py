@@ -17,7 +17,7 @@ from pathlib import Path
 
 from isal import isal_zlib
 
-from memu_backup.errors import ArchiveError, SharedDamage
+from memu_backup.errors import ArchiveError, SharedDamage, UsageError
 from memu_backup.formats import gzip
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import ArchiveReader
@@ -122,9 +122,9 @@ def _can_share(source: int, target: int) -> bool:
     """Whether the filesystem can do it: tried with the first block."""
     try:
         _share(source, 0, gzip.ALIGNMENT, target, 0)
+        os.ftruncate(target, 0)
     except OSError:
         return False
-    os.ftruncate(target, 0)
     return True
 
 
@@ -147,6 +147,6 @@ def _look(path: Path, descriptor: int, stop: Stop) -> Earlier | None:
     try:
         with ArchiveReader(path, stop) as reader:
             return Earlier(reader, descriptor)
-    except ArchiveError as error:
+    except (ArchiveError, UsageError) as error:  # damaged; or removed meanwhile
         log.warning("%s cannot be read (%s), so everything is written anew.", path.name, error)
         return None

@@ -51,19 +51,14 @@ class Known:
 
 @dataclass(slots=True)
 class _Batch:
-    """Contents that are hashed in one go, each given in blocks."""
+    """Contents that are hashed in one go."""
 
-    contents: list[list[Data]] = field(default_factory=list)
+    contents: list[bytes] = field(default_factory=list)
     size_bytes: int = 0
     digests: Future[list[str]] | None = None
 
     def hash(self) -> list[str]:
-        digests = []
-        for blocks in self.contents:
-            hash_ = new()
-            for block in blocks:
-                hash_.update(block)
-            digests.append(hash_.hexdigest())
+        digests = [hashlib.sha256(content).hexdigest() for content in self.contents]
         self.contents.clear()
         return digests
 
@@ -101,12 +96,12 @@ class HashThread:
         """Add ``data``, which must not change any more; waits where too much is queued."""
         self._queue(self._pool.submit(hash_.update, data))
 
-    def small(self, blocks: list[Data]) -> Digest:
-        """The hash of something small, which must not change any more; waits where too much is queued."""
+    def small(self, content: bytes) -> Digest:
+        """The hash of something small; waits where too much is queued."""
         batch = self._batch
         found = _InBatch(self, batch, len(batch.contents))
-        batch.contents.append(blocks)
-        batch.size_bytes += sum(map(len, blocks))
+        batch.contents.append(content)
+        batch.size_bytes += len(content)
         if batch.size_bytes >= _TOGETHER_BYTES or len(batch.contents) >= _TOGETHER:
             self.send(batch)
         return found

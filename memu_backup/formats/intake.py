@@ -58,7 +58,9 @@ class Reading:
 
     def identity(self) -> tuple[int, int]:
         """Inode and ctime, by which the same file is known again another night; zeros where it may have moved."""
-        after = os.fstat(self._descriptor)
+        after = self._after()
+        if after is None:
+            return 0, 0
         rested = self._begun_ns - after.st_ctime_ns > _REST_NS
         same = version(after) == version(self._before) and not self.told
         if not rested or not same or self._header.extents is not None or after.st_ino >= 2**63:
@@ -67,12 +69,24 @@ class Reading:
 
     def note(self) -> str:
         """What its owner did meanwhile, as half a sentence; nothing where it was left alone, or a loss was told."""
-        after = os.fstat(self._descriptor)
+        after = self._after()
+        if after is None:
+            return "could not be looked at again after it was read" if not self.told else ""
         if after.st_size > self._before.st_size:
             # Not a loss: all that was there when it was opened is in the backup (docs/decisions/0004).
             return "grew while it was read; the backup has its first part"
         moved = after.st_mtime_ns != self._before.st_mtime_ns and not self.told
         return "changed while it was read" if moved else ""
+
+    def _after(self) -> os.stat_result | None:
+        """What it is now; None where nobody can say, as of a file that has vanished from its network share.
+
+        By now it is in the archive, and nothing that goes wrong with it may lead away from there.
+        """
+        try:
+            return os.fstat(self._descriptor)
+        except OSError:
+            return None
 
     def _exactly(self, offset: int, size: int) -> bytes:
         data = self._read(offset, size)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import tempfile
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import IO
 
-from memu_backup.errors import ArchiveError, DamagedArchive, StoreError
+from memu_backup.errors import ArchiveError, DamagedArchive
 from memu_backup.files import shown
 from memu_backup.formats import hashing, manifest, sums
 from memu_backup.formats.hashing import Digest, Hash, HashThread
@@ -56,7 +55,7 @@ def quick(reader: ArchiveReader) -> Proof:
         entries = [e for e in reader.index() if e.type is Type.FILE]
     except ArchiveError as error:
         return Proof((f"{reader.path.name} is damaged: {error}.",), 0, 0)
-    found = Proof((), len(entries), sum(e.size_bytes for e in entries))
+    found = Proof((), len(entries), sum(e.size_bytes for e in entries), compared=made is not None)
     if made and (found.files, found.content_bytes) != (made.files, made.size_bytes):
         return Proof(
             (f"{reader.path.name}: its index and its metadata do not agree.",), found.files, found.content_bytes
@@ -97,7 +96,7 @@ def unchanged(reader: ArchiveReader, sha256: str, tick: Callable[[int, int, str]
     or cannot be read: a full look then says what of it. Raises Interrupted.
     """
     found = quick(reader)
-    if found.problems or reader.cut:
+    if found.problems or not found.compared or reader.cut:
         return None
     hash_ = hashing.new()
     told = read = 0
@@ -113,11 +112,7 @@ def unchanged(reader: ArchiveReader, sha256: str, tick: Callable[[int, int, str]
 
 def full(reader: ArchiveReader, tick: Callable[[int, int, str], None]) -> Proof:
     """Every byte, hash, count and mode. Names the files that are damaged. Raises Interrupted, and NotAnArchive."""
-    with closing(_Pass(reader, tick)) as check:
-        return _full(reader, check)
-
-
-def _full(reader: ArchiveReader, check: _Pass) -> Proof:
+    check = _Pass(reader, tick)
     try:
         check.run()
     except DamagedArchive as error:
@@ -139,7 +134,7 @@ class _Pass:
         self._manifest: Manifest | None = None
         self._files = self._bytes = 0
         self._own_files = self._own_bytes = 0
-        self._lines: IO[bytes] = tempfile.SpooledTemporaryFile(16 << 20)  # noqa: SIM115
+        self._lines = array("q")
         self._lines_hash = hashing.new()
         self._hashes: dict[str, str] = {}
         self._index: Iterator[Entry] | None = None
@@ -195,7 +190,7 @@ class _Pass:
         if header.type is Type.FILE:
             blocks = self._counted(header, content)
             if header.size_bytes <= _SMALL and header.extents is None:
-                digest = hasher.small(list(blocks))
+                digest = hasher.small(b"".join(blocks))  # not what it lies in, which may be a thousand times as large
             else:
                 hash_ = hashing.new()
                 for block in blocks:
@@ -225,8 +220,8 @@ class _Pass:
             self._hashes[header.path] = digest
         self._compare(header, digest)
         line = sums.line(digest, header.path) if digest else b""
-        with _scratch():
-            self._lines.write(line)
+        if line:
+            self._lines.append(hash(line))
         self._lines_hash.update(line)
         self._count(header, line)
 
@@ -253,35 +248,15 @@ class _Pass:
 
     def _differing_lines(self) -> Iterator[str]:
         """The files whose line in SHA256SUMS is not what was read just now."""
-        with _scratch():
-            self._lines.seek(0)
-        stored = self._reader.own_lines(manifest.SUMS_NAME)
         named = 0
-        for here, there in zip_longest(self._lines, stored):
-            if here is None or there is None or here.rstrip(b"\n") != there:
-                line = sums.parse(here or b"") or sums.parse(there or b"")
-                if line and named < _NAMED:
-                    named += 1
-                    yield f"{shown(line[1])} is not what it was when it was written."
-
-    def close(self) -> None:
-        with suppress(OSError):  # a full disk says no once more while closing
-            self._lines.close()
+        for line, here in zip_longest(self._reader.own_lines(manifest.SUMS_NAME), self._lines):
+            if line is not None and hash(line + b"\n") != here and (said := sums.parse(line)) and named < _NAMED:
+                named += 1
+                yield f"{shown(said[1])} is not what it was when it was written."
 
     def proof(self, problems: tuple[str, ...]) -> Proof:
         sha256 = self._whole.hexdigest() if self._finished else None
         return Proof(problems, self._files, self._bytes, sha256, compared=self._manifest is not None)
-
-
-@contextmanager
-def _scratch() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"There was no room to check the backup: {tempfile.gettempdir()} could not be written "
-            f"({error.strerror}). The backup itself was not touched; free up space there and verify it again."
-        ) from error
 
 
 def _damage(reader: ArchiveReader, what: str) -> tuple[str, ...]:

@@ -330,6 +330,7 @@ class ArchiveReader:
             yield offset, size
             offset += size
             passing.passed(offset)
+        passing.end(offset)
 
     def _inflated(self, place: _Place, on_bytes: OnBytes | None) -> Generator[bytes]:
         def read(offset: int, size: int) -> bytes:

@@ -211,7 +211,7 @@ class ArchiveWriter:
         False where it is not so; nothing was stored then, and nothing told.
         """
         status = found.status
-        if status.st_nlink > 1 or status.st_size - status.st_blocks * 512 >= _WORTHWHILE_HOLE:
+        if status.st_nlink > 1:
             return False
         attributes, complete = xattrs(descriptor)
         try:

@@ -101,8 +101,12 @@ class Store(Protocol):
         """See that the folder can be written. Raises StoreError."""
         ...
 
+    def name(self, at: datetime, zone: tzinfo) -> str:
+        """The name for a backup begun ``at``, which carries local time; asks no disk."""
+        ...
+
     def unused_name(self, at: datetime, zone: tzinfo) -> str:
-        """The name for a backup begun ``at``; it carries local time, and a suffix where that name exists."""
+        """The ``name``, with a suffix where that exists."""
         ...
 
     def stage(self, run_id: str) -> Path:

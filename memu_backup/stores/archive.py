@@ -31,6 +31,7 @@ _PARTIAL = ".partial"
 _SIDECAR = ".sha256"
 _PIN = ".keep"
 _DAMAGED = ".damaged"
+_END = ".tar.gz"
 _BESIDE = (_SIDECAR, _PIN, _DAMAGED)
 
 
@@ -75,11 +76,14 @@ class ArchiveStore:
         except OSError as error:
             raise files.storing(error, self.directory) from error
 
+    def name(self, at: datetime, zone: tzinfo) -> str:
+        return f"{self._prefix}_{at.astimezone(zone):%Y%m%d_%H%M%S}{_END}"
+
     def unused_name(self, at: datetime, zone: tzinfo) -> str:
-        stem = f"{self._prefix}_{at.astimezone(zone):%Y%m%d_%H%M%S}"
+        first = self.name(at, zone)
         number = 1
         while True:
-            name = f"{stem}{'' if number == 1 else f'_{number}'}.tar.gz"
+            name = first if number == 1 else f"{first.removesuffix(_END)}_{number}{_END}"
             if not any(os.path.lexists(self.directory / f"{name}{end}") for end in ("", _PARTIAL, *_BESIDE)):
                 return name
             number += 1
@@ -340,16 +344,17 @@ class ArchiveStore:
                     found = self._unchanged(reader, meter) or proof.full(reader, meter.tick)
                 meter.flush()
         except DamagedArchive as error:
-            return Verdict(level, (str(error),), 0, 0)
+            return Verdict(level, (f"{path.name} is damaged: {error}.",), 0, 0)
         problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
         return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
 
     def _unchanged(self, reader: ArchiveReader, meter: _Meter) -> proof.Proof | None:
-        """One that was proved before, as its sidecar says, is compared with that (docs/decisions/0013)."""
-        known = None if reader.path.name.endswith(_PARTIAL) else self.checksum(reader.path)
-        if known is None or not reader.indexed or reader.manifest() is None:
-            return None
-        return proof.unchanged(reader, known, meter.tick)
+        """One that was proved before, as its sidecar says, is compared with that (docs/decisions/0013). Not one that is
+        known to be damaged: somebody may have made a new sidecar for it.
+        """
+        path = reader.path
+        known = None if path.name.endswith(_PARTIAL) or _has(path, _DAMAGED) else self.checksum(path)
+        return proof.unchanged(reader, known, meter.tick) if known else None
 
     def _compare_sidecar(self, path: Path, sha256: str | None) -> tuple[str, ...]:
         sidecar = _beside(path, _SIDECAR)
