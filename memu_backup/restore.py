@@ -26,7 +26,6 @@ from memu_backup.formats.reader import ArchiveReader, is_own
 from memu_backup.formats.tar import Type
 from memu_backup.model import Manifest, Phase, Progress
 from memu_backup.stores import OnProgress
-from memu_backup.unpack import Planned
 from memu_backup.work import Stop
 
 
@@ -97,7 +96,7 @@ def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop, *, trusted: bo
         try:
             held = _look_through(reader, wanted, trusted=trusted)
             # All of them and not only the wanted: one that holds a hostile entry is not trusted with the others.
-            unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in held.entries)
+            unpack.judge((e.path, e) for e in held.entries)
         except (DamagedArchive, HostileArchive) as error:
             raise about(archive, error) from error
     chosen = _with_link_targets(_choose(held, wanted), held.entries)
@@ -146,9 +145,9 @@ def _look_through(reader: ArchiveReader, wanted: Wanted, *, trusted: bool) -> _H
         except DamagedArchive as error:
             damage = str(error)
         with suppress(DamagedArchive):
-            entries = list(reader.index(may_fit(wanted.paths) if trusted and wanted.paths else None))
+            entries = list(reader.index(may_fit(wanted.paths) if trusted and wanted.paths else None, hashes=False))
             if any(e.type is Type.HARDLINK for e in entries):  # the files that they share lie anywhere
-                entries = list(reader.index())
+                entries = list(reader.index(hashes=False))
             return _Held(entries, manifest, True, damage)
     entries = []
     try:
@@ -248,7 +247,7 @@ def _unpack(
             at_most = min(done_bytes, planned.size_bytes)
             on_progress(Progress(Phase.RESTORING, at_most, planned.size_bytes, done_entries))
 
-    allowed = {e.path: Planned(e.type, e.size_bytes, e.link) for e in planned.entries}
+    allowed = {e.path: e for e in planned.entries}
     on_progress(Progress(Phase.RESTORING, 0, planned.size_bytes))
     try:
         unpacker = unpack.Unpacker(

@@ -11,10 +11,10 @@ import copy
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
 from memu_backup.files import Settling, rename_without_replacing, shown, sync_filesystem
@@ -41,16 +41,18 @@ OnDone = Callable[[int, int], None]
 """Bytes and entries put in place since the last call; comes from whatever thread puts them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What one entry is allowed to become; headers met later are held to it."""
+class Planned(Protocol):
+    """What one entry is allowed to become, an ``index.Entry`` mostly; headers met later are held to it."""
 
-    type: Type
-    size_bytes: int
-    link: str
+    @property
+    def type(self) -> Type: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def link(self) -> str: ...
 
 
-def judge(entries: Iterable[tuple[str, Planned]]) -> dict[str, Planned]:
+def judge(entries: Iterable[tuple[str, Planned]]) -> Mapping[str, Planned]:
     """All entries by path, in order. Raises HostileArchive for any that could write outside, or twice, or worse."""
     plan: dict[str, Planned] = {}
     folders: set[str] = set()
@@ -117,7 +119,7 @@ class Unpacker:
     def __init__(
         self,
         target: Path,
-        plan: dict[str, Planned],
+        plan: Mapping[str, Planned],
         *,
         overwrite: bool,
         stop: Stop,

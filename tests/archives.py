@@ -21,7 +21,6 @@ from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
 from memu_backup.model import Captured, Level, Progress, Root
 from memu_backup.stores import Label, Written
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
-from memu_backup.unpack import Planned
 from memu_backup.walk import identities
 from memu_backup.work import Stop
 
@@ -86,7 +85,7 @@ def give_back(archive: Path, target: Path, *, overwrite: bool = False) -> Unpack
     """Unpack all of the household's entries with our own unpacker."""
     target.mkdir(exist_ok=True)
     with ArchiveReader(archive) as reader:
-        plan = unpack.judge((e.path, Planned(e.type, e.size_bytes, e.link)) for e in reader.checked_index())
+        plan = unpack.judge((e.path, e) for e in reader.checked_index())
         unpacker = unpack.Unpacker(
             target, plan, overwrite=overwrite, stop=Stop(), on_done=lambda _bytes, _entries: None, trusted=True
         )

@@ -14,7 +14,7 @@ from memu_backup import restore
 from memu_backup.errors import RestoreError
 from memu_backup.feed import feed
 from memu_backup.formats.reader import ArchiveReader
-from memu_backup.unpack import Planned, Unpacker
+from memu_backup.unpack import Unpacker
 from memu_backup.work import Stop
 from tests.archives import archive_store, back_up, ignore, snapshot, tree
 
@@ -115,7 +115,7 @@ def test_one_part_that_fails_ends_the_others_in_the_middle_of_a_film(tmp_path: P
     put_in_place: list[int] = []
     with ArchiveReader(archive) as reader:
         entries = [e for e in reader.index() if e.path.endswith((".jpg", ".mp4"))]
-        plan = {e.path: Planned(e.type, e.size_bytes, e.link) for e in entries}
+        plan = {e.path: e for e in entries}
         unpacker = Unpacker(
             target, plan, overwrite=False, stop=Stop(), on_done=lambda more, _: put_in_place.append(more)
         )

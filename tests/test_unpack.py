@@ -24,7 +24,7 @@ from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Level
-from memu_backup.unpack import Planned, Unpacker
+from memu_backup.unpack import Unpacker
 from memu_backup.work import Stop
 from tests.archives import archive_store, back_up, give_back, ignore, needs_root, plain_tree, snapshot, tree
 from tests.contracts.stores import small_disk
@@ -114,9 +114,9 @@ def test_devices_pipes_and_unknown_things_are_refused(kind: bytes, target: Path,
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "a/\0"])
 def test_names_that_no_tar_header_can_spell_are_refused(path: str) -> None:
     with pytest.raises(HostileArchive):
-        unpack.judge([(path, Planned(Type.FILE, 1, ""))])
+        unpack.judge([(path, Header(path, Type.FILE, 1))])
     with pytest.raises(HostileArchive):
-        unpack.judge([("a", Planned(Type.SYMLINK, 0, path))])
+        unpack.judge([("a", Header("a", Type.SYMLINK, link=path))])
 
 
 def lying(original: Path, path: Path, change: dict[str, object]) -> Path:
@@ -174,8 +174,8 @@ def test_an_index_that_lies_is_never_followed(change: dict[str, object], ours: P
 HOW = {"overwrite": False, "stop": Stop(), "on_done": lambda _bytes, _entries: None}
 
 
-def _planned(entry: Entry) -> tuple[str, Planned]:
-    return entry.path, Planned(entry.type, entry.size_bytes, entry.link)
+def _planned(entry: Entry) -> tuple[str, Entry]:
+    return entry.path, entry
 
 
 @pytest.mark.parametrize("change", [c for c in LIES.values() if not {"member", "inside", "end"} & c.keys()])
@@ -197,7 +197,7 @@ def test_proving_finds_an_index_that_lies(change: dict[str, object], ours: Path,
 
 
 def test_a_header_that_was_not_planned_is_refused(target: Path) -> None:
-    plan = unpack.judge([("a", Planned(Type.FILE, 4, ""))])
+    plan = unpack.judge([("a", Header("a", Type.FILE, 4))])
     with Unpacker(target, plan, **HOW) as unpacker:  # type: ignore[arg-type]
         for header in (Header("b", Type.FILE, 4), Header("a", Type.FILE, 5), Header("a", Type.SYMLINK, link="/")):
             with pytest.raises(DamagedArchive, match="is not what the archive's index says"):
@@ -269,7 +269,7 @@ def test_a_folder_where_a_file_is_to_stand_is_kept_and_told(target: Path, tmp_pa
 
 
 def test_a_broken_restore_leaves_no_half_file(target: Path) -> None:
-    plan = unpack.judge([("a", Planned(Type.FILE, 8, ""))])
+    plan = unpack.judge([("a", Header("a", Type.FILE, 8))])
 
     def breaks() -> Iterator[memoryview]:
         yield memoryview(b"half")
@@ -282,7 +282,7 @@ def test_a_broken_restore_leaves_no_half_file(target: Path) -> None:
 
 def test_stopping_ends_in_the_middle_of_a_file(target: Path) -> None:
     stop = Stop()
-    plan = unpack.judge([("a", Planned(Type.FILE, 8, ""))])
+    plan = unpack.judge([("a", Header("a", Type.FILE, 8))])
 
     def stopping() -> Iterator[memoryview]:
         yield memoryview(b"half")
@@ -298,12 +298,12 @@ def test_stopping_ends_in_the_middle_of_a_file(target: Path) -> None:
 KILLED = """
 import os, signal, sys
 from memu_backup.formats.tar import Header, Type
-from memu_backup.unpack import Planned, Unpacker
+from memu_backup.unpack import Unpacker
 from memu_backup.work import Stop
 def content():
     yield memoryview(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
-plan = {"a": Planned(Type.FILE, 8, "")}
+plan = {"a": Header("a", Type.FILE, 8)}
 Unpacker(sys.argv[1], plan, overwrite=False, stop=Stop(), on_done=lambda *_: None).put(
     Header("a", Type.FILE, 8), content())
 """
@@ -322,7 +322,7 @@ def test_the_next_restore_sweeps_what_a_killed_one_left(target: Path, tmp_path: 
         (target / place).mkdir(exist_ok=True)
         for name in (f".61.{dead.pid}.restoring", ".61.1.restoring", ".zz.5.restoring", ".61.5.restoring~", "mine"):
             (target / place / name).write_bytes(b"half")
-    plan = unpack.judge([(p, Planned(Type.FILE, 1, "")) for p in ("a", "photos/a", "new/a")])
+    plan = unpack.judge([(p, Header(p, Type.FILE, 1)) for p in ("a", "photos/a", "new/a")])
     with Unpacker(target, plan, **HOW):  # type: ignore[arg-type]
         pass
     swept = {".61.1.restoring", ".zz.5.restoring", ".61.5.restoring~", "mine"}  # process 1 lives

@@ -21,6 +21,7 @@ _MORE = ("stored_bytes", "inode", "ctime_ns")
 
 _TYPES: dict[str, Type] = {kind.value: kind for kind in Type}
 _INTEGERS = {int}
+_SHA256, _MEMBER, _END = (COLUMNS.index(name) for name in ("sha256", "member", "end"))
 _decode = json.JSONDecoder().decode
 
 
@@ -70,8 +71,10 @@ def line(entry: Entry) -> bytes:
     return json.dumps(values, separators=(",", ":")).encode() + b"\n"
 
 
-def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
-    """The entries of an index. Raises DamagedArchive where a line is not one of ours."""
+def parse(lines: Iterable[bytes], *, hashes: bool = True) -> Iterator[Entry]:
+    """The entries of an index, without ``hashes`` with an empty ``sha256``. Raises DamagedArchive where a line is not
+    one of ours.
+    """
     lines = iter(lines)
     try:
         head = json.loads(next(lines, b"{}"))
@@ -84,10 +87,16 @@ def parse(lines: Iterable[bytes]) -> Iterator[Entry]:
             known += len(_MORE)
         elif columns[known : known + 1] == _MORE[:1]:
             known += 1
+        member = end = 0
         for text in lines:
             values = _decode(text.decode())
             if len(values) != len(columns):
                 raise ValueError
+            if not hashes:
+                values[_SHA256] = ""
+            # Neighbours share their members: one number in memory for all of them, where there may be a million.
+            member = values[_MEMBER] = member if values[_MEMBER] == member else values[_MEMBER]
+            end = values[_END] = end if values[_END] == end else values[_END]
             yield _entry(*values[:known])
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise DamagedArchive("its index is damaged") from error
@@ -118,6 +127,8 @@ def _entry(
         raise TypeError
     if {*map(type, numbers), type(mtime_ns), type(ctime_ns)} != _INTEGERS or min(numbers) < 0 or max(numbers) >= 2**63:
         raise ValueError
+    if stored_bytes == size_bytes:
+        stored_bytes = size_bytes  # nearly always, and again one number for both
     return Entry(
         path, _TYPES[kind], size_bytes, mode, mtime_ns, link, sha256, member, inside, content, end,
         stored_bytes, inode, ctime_ns,

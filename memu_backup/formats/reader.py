@@ -135,11 +135,12 @@ class ArchiveReader:
             raise DamagedArchive(f"its {manifest.NAME} is larger than any of ours")
         return manifest.decode(bytes(document))
 
-    def index(self, only: Callable[[bytes], bool] | None = None) -> Generator[Entry]:
+    def index(self, only: Callable[[bytes], bool] | None = None, *, hashes: bool = True) -> Generator[Entry]:
         """Every entry of the household in the archive's order. Without a footer this reads the whole archive, gives
         all that is in it (see ``is_own``), and ``member`` and its like are 0. Raises DamagedArchive.
 
-        ``only`` sees the lines of an index before they are parsed, and leaves out those to which it says no.
+        ``only`` sees the lines of an index before they are parsed, and leaves out those to which it says no. Without
+        ``hashes`` a million entries take a seventh less of memory.
         """
         if self._footer is None:
             for header, _ in self.entries_with_content():
@@ -150,7 +151,7 @@ class ArchiveReader:
             if only:
                 head = islice(lines, 1)
                 lines = chain(head, filter(only, lines))
-            yield from index.parse(lines)
+            yield from index.parse(lines, hashes=hashes)
 
     def link_targets(self) -> Iterator[str]:
         """The files of which hard links are in the index; none without one. Raises DamagedArchive."""
