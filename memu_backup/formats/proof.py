@@ -52,10 +52,13 @@ def quick(reader: ArchiveReader) -> Proof:
         return Proof((f"{reader.path.name} is not as long as it was when it was written.",), 0, 0)
     try:
         made = reader.manifest()
-        entries = [e for e in reader.index() if e.type is Type.FILE]
+        files = content_bytes = 0
+        for entry in reader.index():
+            files += entry.type is Type.FILE
+            content_bytes += entry.size_bytes
     except ArchiveError as error:
         return Proof((f"{reader.path.name} is damaged: {error}.",), 0, 0)
-    found = Proof((), len(entries), sum(e.size_bytes for e in entries), compared=made is not None)
+    found = Proof((), files, content_bytes, compared=made is not None)
     if made and (found.files, found.content_bytes) != (made.files, made.size_bytes):
         return Proof(
             (f"{reader.path.name}: its index and its metadata do not agree.",), found.files, found.content_bytes
