@@ -34,13 +34,13 @@ def main() -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
         place = (CACHE / f"corpus-{options.size_mb}-{options.small}").absolute()
         household = builder.submit(corpus.build, place, size).result()
+        builder.submit(measure.read_once, household).result()
     tools: list[type[Tool]] = [Memu] if options.alone else [Memu, *PEERS]
     work = (CACHE / "work").absolute()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         found = Figures(size, measure.disk_speed(work))
-        measure.read_once(household)
         for number in range(options.rounds):
             print(f"Round {number + 1} of {options.rounds}", flush=True)
             _round(found, household, [*tools[number % len(tools) :], *tools[: number % len(tools)]], work)
