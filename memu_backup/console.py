@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -118,6 +120,18 @@ async def confirmed(question: str) -> bool:
     if not answer:  # Ctrl-D ends no line
         _write(sys.stderr, "\n")
     return answer.strip().lower() in ("y", "yes")
+
+
+def ask(question: str, *, secret: bool = False) -> str:
+    """A line that somebody types, who sees no ``secret``. Ctrl-C and Ctrl-D end the command."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # asyncio's would wait for the end of the line
+    try:
+        return (getpass.getpass(question) if secret else input(question)).strip()
+    except EOFError:
+        _write(sys.stderr, "\n")
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def interactive() -> bool:

@@ -22,6 +22,9 @@
     │   └── HostileArchive     1   an entry that would write outside its folder
     ├── CannotCheck            1   a part of a backup could not be looked at, which says nothing about the part
     ├── RestoreError           1   target not empty, not enough space
+    ├── ChatError              1   the chat cannot be used as it is; backups are made all the same
+    │   ├── ChatAway           1   the homeserver does not answer, or asks for patience
+    │   └── ChatRefused        1   the homeserver says no: waiting alone will not help
     └── HistoryAway            1   Postgres cannot be reached; nothing is lost, rows are spooled
         └── HistoryRefused     1   it answers, but waiting alone will not help (password, rights, newer schema)
 
@@ -155,3 +158,28 @@ class HistoryAway(MemuError):
 class HistoryRefused(HistoryAway):
     code = "history_refused"
     retryable = False
+
+
+class ChatError(MemuError):
+    code = "chat"
+
+
+class ChatAway(ChatError):
+    """``wait_s`` is how long the homeserver asks to wait, 0 where it says nothing."""
+
+    code = "chat_away"
+    retryable = True
+
+    def __init__(self, sentence: str, wait_s: float = 0.0) -> None:
+        super().__init__(sentence)
+        self.wait_s = wait_s
+
+
+class ChatRefused(ChatError):
+    """``session`` continues a request for which the homeserver wants the password once more, empty for any other."""
+
+    code = "chat_refused"
+
+    def __init__(self, sentence: str, session: str = "") -> None:
+        super().__init__(sentence)
+        self.session = session

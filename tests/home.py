@@ -199,7 +199,7 @@ class Home:
         return in_a_loop_of_its_own(query(self.history, "SELECT * FROM backup_audit ORDER BY created_at DESC"))
 
     def on_a_terminal(self, *argv: str, answer: str | None = None, columns: int = 100) -> Ran:
-        """The command on a real terminal; ``answer`` is typed as soon as it asks. All output is ``out``."""
+        """The command on a real terminal; of ``answer`` a line is typed for each question. All output is ``out``."""
         return on_a_terminal(self.argv(*argv), self.folder, self._environ(None), answer, columns)
 
 
@@ -240,7 +240,8 @@ def on_a_terminal(argv: list[str], folder: Path, environ: Mapping[str, str], ans
         preexec_fn=_own_terminal,
     )
     os.close(theirs)
-    shown = b""
+    shown, asked = b"", 0
+    lines = (answer or "").splitlines(keepends=True)
     try:
         while True:
             if time.monotonic() - begun > 60:
@@ -254,9 +255,9 @@ def on_a_terminal(argv: list[str], folder: Path, environ: Mapping[str, str], ans
             if not block:
                 break
             shown += block
-            if answer is not None and b"[y/N]" in shown:
-                os.write(ours, answer.encode())
-                answer = None
+            if lines and shown[asked:].endswith((b"[y/N] ", b": ")):
+                asked = len(shown)
+                os.write(ours, lines.pop(0).encode())
         status = child.wait(10)
     finally:
         child.kill()

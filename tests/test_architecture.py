@@ -43,7 +43,7 @@ FLOORS = (
     | {"catalog", "feed", "find", "unpack", "verify"},
     {"manager", "audit", "nights"},
     # Front ends.
-    {"cli", "console", "daemon"},
+    {"chat", "cli", "console", "daemon"},
 )
 KINDS = ("sources", "stores")
 

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 
-from memu_backup.cli import finding, history, looking, making, returning, settings  # noqa: F401  each adds its commands
+from memu_backup.cli import chat, finding, history, looking, making, returning, settings  # noqa: F401  each adds its commands
 from memu_backup.cli.shell import app
 
 

@@ -1,0 +1,1 @@
+"""The bot in the family's Matrix room."""

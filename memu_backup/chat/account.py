@@ -1,0 +1,107 @@
+"""The bot's login as it lies on this machine: who it is, its token, and the folder with its keys. All of it 0600."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from memu_backup.chat.identity import Identity
+from memu_backup.errors import ChatError
+from memu_backup.files import write_atomically
+
+_ACCOUNT = "account.json"
+_IDENTITY = "identity.json"
+_KEYS = "keys"
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A login. Its device is only of use with the key store that was made for it, which ``pickle_key`` opens."""
+
+    homeserver: str
+    user_id: str
+    device_id: str
+    token: str = field(repr=False)
+    pickle_key: str = field(repr=False)
+
+
+class Safe:
+    """The folder with all that makes the bot who it is; part of what a new machine needs to become the old one."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.folder = state_dir / "chat"
+
+    def account(self) -> Account | None:
+        """The login, None before the first. Raises ChatError where it cannot be read."""
+        content = self._read(_ACCOUNT)
+        try:
+            return None if content is None else Account(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise self._broken(_ACCOUNT) from error
+
+    def identity(self) -> Identity | None:
+        """The keys that vouch for its devices, None before the first login. Raises ChatError where they cannot be read:
+        new ones must not take their place.
+        """
+        content = self._read(_IDENTITY)
+        try:
+            return None if content is None else Identity.from_json(content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._broken(_IDENTITY) from error
+
+    def keep_identity(self, identity: Identity) -> None:
+        self._write(_IDENTITY, identity.to_json())
+
+    def keep_account(self, account: Account) -> None:
+        """From here on this is the login. The keys of earlier ones are of no use to anybody."""
+        self._write(_ACCOUNT, json.dumps(asdict(account)).encode())
+        for older in (self.folder / _KEYS).iterdir():
+            if older.name != account.device_id:
+                shutil.rmtree(older, ignore_errors=True)
+
+    def keys(self, device_id: str) -> Path:
+        """The folder for a device's keys, made where it is missing. Raises ChatError."""
+        folder = self.folder / _KEYS / device_id
+        try:
+            for made in (self.folder.parent, self.folder, folder.parent, folder):
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{folder} cannot be made ({error.strerror}), so the bot has no place for its keys."
+            raise ChatError(why) from error
+        return folder
+
+    def forget_keys(self, device_id: str) -> None:
+        """Of a device that never came to be."""
+        shutil.rmtree(self.folder / _KEYS / device_id, ignore_errors=True)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ChatError(
+                f"{self.folder / name} cannot be read ({error.strerror}), so the chat does not work."
+            ) from error
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_atomically(self.folder / name, content)
+        except OSError as error:
+            raise ChatError(
+                f"{self.folder / name} cannot be written ({error.strerror}); nothing was changed."
+            ) from error
+
+    def _broken(self, name: str) -> ChatError:
+        return ChatError(
+            f"{self.folder / name} is damaged, so the chat does not work; backups are made all the same. Bring it back "
+            "from a backup of this machine's state, or remove it and sign in again: memu-backup chat login"
+        )
+
+
+def new_pickle_key() -> str:
+    return secrets.token_urlsafe(32)

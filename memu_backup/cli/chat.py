@@ -1,0 +1,60 @@
+"""Commands of the chat: sign the bot in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memu_backup.cli.shell import app, command, load
+from memu_backup.errors import UsageError
+
+chat_app = typer.Typer(help="The bot in the family's room.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(chat_app, name="chat")
+
+
+@chat_app.callback()
+def _chat() -> None:
+    """Else Typer takes the only command for all there is."""
+
+
+@chat_app.command()
+@command
+async def login(
+    homeserver: Annotated[str, typer.Option(help="Its address, such as https://matrix.example.org.")] = "",
+    user: Annotated[str, typer.Option(help="The bot's account, such as @backup:example.org.")] = "",
+    password_file: Annotated[
+        Path | None, typer.Option(help="A file that holds its password; else it is asked for.")
+    ] = None,
+) -> None:
+    """Sign the bot in, once; what is not given is asked for."""
+    from memu_backup import console
+    from memu_backup.chat.account import Safe
+    from memu_backup.chat.login import log_in
+
+    settings = load()
+    if not console.interactive() and not (homeserver and user and password_file):
+        raise UsageError(
+            "Nobody is there to be asked. Give --homeserver, --user and --password-file; a password on the command "
+            "line could be read by everybody on this machine."
+        )
+    homeserver = homeserver or console.ask("Homeserver (such as https://matrix.example.org): ")
+    user = user or console.ask("The bot's account (such as @backup:example.org): ")
+    password = _first_line(password_file) if password_file else console.ask("Its password: ", secret=True)
+    account = await log_in(Safe(settings.state_dir), homeserver, user, password)
+    console.say(f"{account.user_id} is signed in, and its account vouches for it.")
+    if settings.backup_notification_room:
+        console.say(f"Now invite {account.user_id} to the room {settings.backup_notification_room}.")
+    else:
+        console.say(
+            f"Now invite {account.user_id} to the family's room, and write that room's id into {settings.path}:\n"
+            '  backup_notification_room = "!…"      (Element: room settings, Advanced)'
+        )
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text().partition("\n")[0]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read, so nobody was signed in.") from error
