@@ -41,6 +41,7 @@ from memu_backup.stores import kinds as store_kinds
 
 MASK = "********"
 
+_USER = re.compile(r"@[^:\s]+:\S+")
 _ROOM = re.compile(r"![^:\s]+:\S+|![A-Za-z0-9_-]{43}")
 _URL = re.compile(r"(postgres(?:ql)?://)(?:([^:/@?#\s]*)(:[^@/?#\s]*)?@)?([\w.-]*(?::\d+)?)(/[\w.%-]*)?(\?[^@#\s]*)?")
 
@@ -75,6 +76,12 @@ def _checked_room(room: str) -> str:
     return room
 
 
+def _checked_user(user: str) -> str:
+    if _USER.fullmatch(user) is None:
+        raise ValueError("is not a Matrix user, such as @anna:example.org")
+    return user
+
+
 def _checked_url(url: SecretStr) -> SecretStr:
     _must_be_an_address(url.get_secret_value())
     return url
@@ -103,6 +110,14 @@ class HistorySettings(_Table):
 
 class UsbSettings(_Table):
     overdue_days: int = Field(default=7, ge=0, description="days until a copy is overdue; 0: no drive is expected")
+
+
+class ChatSettings(_Table):
+    """Who may do what in the family's room (``backup_notification_room``). Its members may ask how things stand."""
+
+    admins: tuple[Annotated[str, AfterValidator(_checked_user)], ...] = Field(
+        default=(), description="who may invite the bot"
+    )
 
 
 class JobSettings(_Table):
@@ -149,6 +164,7 @@ class Config(BaseSettings):
     log_file: LocalPath | None = Field(default=None, description="also write the log here, in files that rotate")
     history: HistorySettings = HistorySettings()
     usb: UsbSettings = UsbSettings()
+    chat: ChatSettings = ChatSettings()
     sources: dict[str, AnySource]
     stores: dict[str, AnyStore]
     jobs: dict[str, JobSettings]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from memu_backup import lock, schedule, systemd
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
-from memu_backup.errors import HistoryAway, StoreError
+from memu_backup.errors import ChatError, HistoryAway, StoreError
 from memu_backup.history import History
 from memu_backup.manager import Manager, history_of
 from memu_backup.nights import Nights
@@ -55,6 +56,7 @@ class Daemon:
         scheduler.start()
         opening = self._start(self._open())
         self._start(self._keep_alive(scheduler, opening))
+        self._start(self._chat(), "the chat")
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
         try:
@@ -103,6 +105,18 @@ class Daemon:
         except HistoryAway as error:
             log.warning("%s", error)
         await self._manager.recover()
+
+    async def _chat(self) -> None:
+        """Whatever becomes of it, backups are made all the same."""
+        from memu_backup.chat.account import Safe
+
+        try:
+            if Safe(self._config.state_dir).account() and self._config.backup_notification_room:
+                # Elsewhere: nio is a second of imports, in which nothing else would happen.
+                bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
+                await bot.run(self._manager, self._clock)
+        except ChatError as error:
+            log.error("%s", error)
 
     async def _replay(self) -> None:
         try:

@@ -55,6 +55,8 @@ REASONS: Mapping[str, Reason] = {
 }
 """By the ``code`` of ``errors``: those with which a backup can end."""
 
+_LISTED = 10
+
 UNKNOWN_REASON = Reason("Something unexpected happened", "Ask whoever looks after the server to read the log")
 
 
@@ -163,6 +165,36 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     if report.history_away:
         lines.append("Note: the backup history cannot be reached right now; this is told from the backups on disk.")
     return "\n".join(lines)
+
+
+def chat_help() -> str:
+    """What the bot can be asked, and how."""
+    return (
+        "I can tell how the backups of this family stand. Write:\n"
+        "!backup status - is everything safe?\n"
+        "!backup list - which backups are there?\n"
+        "!backup help - this text\n"
+        "\n"
+        "/backup-status works too; in Element press Enter twice."
+    )
+
+
+def chat_slip(meant: str | None) -> str:
+    """What somebody hears who meant the bot and mistyped."""
+    return (
+        f"Did you mean !backup {meant}?"
+        if meant
+        else "I did not understand that. Write !backup help to see what I can."
+    )
+
+
+def chat_list(backups: Sequence[tuple[datetime, int, str]], now: datetime, zone: tzinfo) -> str:
+    """The newest backups, each with when it was made, its size in bytes and its state."""
+    if not backups:
+        return "There is no backup yet."
+    shown = [f"{moment(at, now, zone)} - {size(size_bytes)}, {state}" for at, size_bytes, state in backups[:_LISTED]]
+    more = len(backups) - len(shown)
+    return "\n".join(["Backups:", *shown, *([f"… and {more} older"] if more > 0 else [])])
 
 
 def failure_alert(run: Run, now: datetime, zone: tzinfo) -> str:

@@ -1,0 +1,45 @@
+"""What a message asks for. Pure, and silent about everything that is not meant for the bot."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+WORDS = ("status", "list", "help")
+"""What may be asked for."""
+
+_LONGEST = 200
+_ASKED = re.compile(r"(?P<mark>//|/|!|)backup(?:(?P<gap>-|\s+)(?P<word>\S+)(?P<more>\s.*)?)?", re.DOTALL)
+_FORMS = {("/", "-"), ("//", "-"), ("/", " "), ("!", "-"), ("!", " "), ("", " ")}
+"""Mark and gap. Element Web sends ``//backup-status`` as ``/backup-status``; other clients send it as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One of ``WORDS``."""
+
+    word: str
+
+
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """Meant for the bot, for it began with its mark, and not understood. ``meant`` is the nearest word, if any is."""
+
+    meant: str | None
+
+
+def parse(text: str) -> Command | Slip | None:
+    """What a message asks for, and None where it is no business of the bot's: everything that does not begin with
+    ``!backup`` or ``/backup``, but for a plain ``backup WORD`` and nothing else.
+    """
+    found = _ASKED.fullmatch(text.strip().casefold()) if len(text) <= _LONGEST else None
+    if found is None:
+        return None
+    mark, gap, word = found["mark"], found["gap"] or "", found["word"] or ""
+    if (mark, gap if gap == "-" else " ") in _FORMS and word in WORDS and not found["more"]:
+        return Command(word)
+    if mark == "":
+        return None
+    near = get_close_matches(word, WORDS, 1)
+    return Slip(near[0] if near else None)

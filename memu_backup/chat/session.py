@@ -1,0 +1,203 @@
+"""Keeps the bot in touch with its homeserver, through restarts, days of absence and errors of either side."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nio import (
+    AsyncClient,
+    InviteMemberEvent,
+    MatrixInvitedRoom,
+    MatrixRoom,
+    MegolmEvent,
+    RoomMessageText,
+    SyncResponse,
+)
+
+from memu_backup.chat import homeserver as homeservers
+from memu_backup.chat.account import Account, Safe
+from memu_backup.chat.heard import Heard
+from memu_backup.chat.homeserver import good, translated
+from memu_backup.errors import ChatAway, ChatError, ChatRefused
+
+log = logging.getLogger(__name__)
+
+_POLL_MS = 30_000
+_FIRST_POLL_S = 120.0
+_STALE_MS = 5 * 60_000
+_PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A text that somebody wrote in the family's room, just now and readable by its members alone."""
+
+    event_id: str
+    sender: str
+    text: str
+
+
+Answer = Callable[[Message], Awaitable["Reply | None"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``html`` is the same in Matrix's HTML, empty where there is nothing to set off."""
+
+    text: str
+    html: str = ""
+
+    def content(self) -> dict[str, Any]:
+        plain = {"msgtype": "m.text", "body": self.text}
+        return {**plain, "format": "org.matrix.custom.html", "formatted_body": self.html} if self.html else plain
+
+
+class Session:
+    """Listens in ``room`` and lets ``answer`` say what to reply. It takes invitations of those who ``may_invite``."""
+
+    def __init__(self, safe: Safe, account: Account, room: str, may_invite: frozenset[str], answer: Answer) -> None:
+        self._safe = safe
+        self._account = account
+        self._room = room
+        self._may_invite = may_invite
+        self._answer = answer
+        self._heard = Heard(safe.folder / "heard.json")
+        self._waiting: asyncio.Queue[Message] = asyncio.Queue()
+        self._new: list[Message] = []
+        self._known: set[str] = set()
+        self._invited: set[str] = set()
+        self._failures = 0
+
+    async def run(self) -> None:
+        """Until cancelled. Raises ChatRefused where the homeserver does not know the login any more."""
+        account = self._account
+        opened = homeservers.client(
+            account.homeserver,
+            account.user_id,
+            device_id=account.device_id,
+            keys=self._safe.keys(account.device_id),
+            pickle_key=account.pickle_key,
+        )
+        async with opened as client:
+            client.restore_login(account.user_id, account.device_id, account.token)
+            client.add_event_callback(self._on_text, RoomMessageText)
+            client.add_event_callback(self._on_unreadable, MegolmEvent)
+            client.add_event_callback(self._on_invite, InviteMemberEvent)
+            answering = asyncio.create_task(self._answer_all(client))
+            try:
+                await self._follow(client)
+            finally:
+                answering.cancel()
+                await asyncio.gather(answering, return_exceptions=True)
+
+    async def _follow(self, client: AsyncClient) -> None:
+        """Poll for ever. nio returns most errors and raises some; each is a pause."""
+        whole = True
+        while True:
+            try:
+                response = await self._poll(client, whole=whole)
+                await self._after(client, response)
+                whole, self._failures = False, 0
+            except ChatRefused:
+                raise
+            except ChatError as error:
+                await self._pause(error)
+
+    async def _poll(self, client: AsyncClient, *, whole: bool) -> SyncResponse:
+        """The first time with all that is known of the room: without it nio knows no room after a restart."""
+        with translated(client.homeserver):
+            async with asyncio.timeout(_FIRST_POLL_S if whole else _POLL_MS / 1000 + 30):
+                response = await client.sync(0 if whole else _POLL_MS, since=self._heard.token, full_state=whole)
+        good(client, response)
+        return response
+
+    async def _after(self, client: AsyncClient, response: SyncResponse) -> None:
+        with translated(client.homeserver):
+            if client.should_upload_keys:
+                good(client, await client.keys_upload())
+            if client.should_query_keys:
+                good(client, await client.keys_query())
+            if client.should_claim_keys:
+                good(client, await client.keys_claim(client.get_users_for_key_claiming()))
+            for room in self._invited & client.invited_rooms.keys():
+                log.info("The bot joins the room %s.", room)
+                good(client, await client.join(room))
+            self._invited.clear()
+        # Only now: a phone that asks right after it was added could not read what is said before its keys are known.
+        for message in self._new:
+            self._waiting.put_nowait(message)
+        self._new.clear()
+        # And only when all is answered: what is not is heard once more after a crash.
+        await self._waiting.join()
+        self._heard.came_to(response.next_batch)
+
+    async def _pause(self, error: ChatError) -> None:
+        pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
+        if isinstance(error, ChatAway):
+            pause_s = max(pause_s, error.wait_s)
+        if self._failures == 0:
+            log.warning("%s", error)
+        self._failures += 1
+        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311  no secret: only not all at once
+
+    # --- what it hears: only noted here, as nio waits for these before it goes on ------------------------------------
+
+    def _on_text(self, room: MatrixRoom, event: RoomMessageText) -> None:
+        if event.sender == self._account.user_id or event.event_id in self._heard or event.event_id in self._known:
+            return
+        if room.room_id != self._room:
+            log.info("A message in another room (%s) is not for the bot.", room.room_id)
+        elif room.encrypted and not event.decrypted:
+            log.warning("A message of %s came without encryption and is passed over.", event.sender)
+        elif event.source.get("unsigned", {}).get("age", 0) > _STALE_MS:
+            log.info("A message of %s is too old to be answered.", event.sender)
+        elif event.source["content"].get("m.relates_to", {}).get("rel_type") != "m.replace":
+            self._known.add(event.event_id)
+            self._new.append(Message(event.event_id, event.sender, event.body))
+
+    def _on_unreadable(self, room: MatrixRoom, event: MegolmEvent) -> None:
+        if room.room_id == self._room:
+            log.warning("A message of %s cannot be read: its key did not come.", event.sender)
+
+    def _on_invite(self, room: MatrixInvitedRoom, event: InviteMemberEvent) -> None:
+        if event.state_key != self._account.user_id or event.membership != "invite":
+            return
+        if event.sender in self._may_invite and room.room_id == self._room:
+            self._invited.add(room.room_id)
+        else:
+            log.warning("An invitation of %s to the room %s is passed over.", event.sender, room.room_id)
+
+    # --- what it says ------------------------------------------------------------------------------------------------
+
+    async def _answer_all(self, client: AsyncClient) -> None:
+        while True:
+            message = await self._waiting.get()
+            try:
+                if reply := await self._answer(message):
+                    await self._say(client, reply)
+                self._heard.add(message.event_id)  # after the reply: better twice than never
+            except ChatError as error:
+                log.warning("The answer to %s could not be given: %s", message.sender, error)
+            except Exception as error:
+                log.error("The answer to %s broke (%s).", message.sender, type(error).__name__, exc_info=error)
+            finally:
+                self._known.discard(message.event_id)
+                self._waiting.task_done()
+
+    async def _say(self, client: AsyncClient, reply: Reply) -> None:
+        content = reply.content()
+        with translated(client.homeserver):
+            if client.should_query_keys:
+                good(client, await client.keys_query())
+            try:
+                sent = await client.room_send(self._room, "m.room.message", content, ignore_unverified_devices=True)
+                good(client, sent)
+            except BaseException:
+                # nio takes the key for shared also where sharing it failed, and would go on with it for ever.
+                client.invalidate_outbound_session(self._room)
+                raise

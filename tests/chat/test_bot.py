@@ -1,0 +1,193 @@
+"""A parent types one word into the family's room, and the answer comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from memu_backup.chat import bot as bots
+from memu_backup.chat.account import Safe
+from memu_backup.chat.login import log_in
+from memu_backup.clock import now
+from memu_backup.config import load
+from memu_backup.errors import ChatRefused
+from memu_backup.manager import Manager, history_of
+from tests.chat.conftest import PASSWORD, Account, Person
+from tests.home import Home
+from tests.human import Human
+from tests.synapse import Synapse
+
+
+@dataclass(frozen=True)
+class Family:
+    """Anna, who made the room and may invite, and the bot, which is signed in and not running."""
+
+    home: Home
+    anna: Human
+    bot: str
+    room: str
+
+    @asynccontextmanager
+    async def bot_runs(self) -> AsyncIterator[asyncio.Task[None]]:
+        config = load(self.home.folder / "config.toml", {})
+        async with history_of(config) as history:
+            running = asyncio.create_task(bots.run(Manager(config, history), now))
+            try:
+                yield running
+            finally:
+                running.cancel()
+                await asyncio.wait([running])
+
+    async def answered(self, text: str) -> str:
+        await self.anna.say(self.room, text)
+        heard = await self.anna.next(self.room, sender=self.bot)
+        assert heard.decrypted and heard.msgtype == "m.text"
+        return heard.body
+
+
+@pytest.fixture
+async def family(synapse: Synapse, account: Account, person: Person, tmp_path: Path, database: str) -> Family:
+    home = Home(tmp_path / "home", database)
+    anna, bot = await person("anna"), await account("bot")
+    room = await anna.create_room(name="Family")
+    home.configure(top=f'backup_notification_room = "{room}"', more=f'[chat]\nadmins = ["{anna.user_id}"]\n')
+    await log_in(Safe(home.folder / "state"), synapse.url, bot, PASSWORD)
+    await anna.invite(room, bot)
+    return Family(home, anna, bot, room)
+
+
+async def joined(family: Family) -> None:
+    await until(lambda: _is_member(family, family.bot))
+
+
+async def _is_member(family: Family, user_id: str, *, of: str = "", asking: Human | None = None) -> bool:
+    found = await (asking or family.anna)._client.joined_members(of or family.room)
+    return user_id in {member.user_id for member in found.members}
+
+
+async def until(condition: Callable[[], Awaitable[bool]], patience_s: float = 15.0) -> None:
+    async with asyncio.timeout(patience_s):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_it_joins_and_answers(family: Family) -> None:
+    assert family.home.run("start").status == 0
+    async with family.bot_runs():
+        await joined(family)
+        status = await family.answered("/backup-status")
+        assert status.startswith("Backup Status:\nLast backup: Today ")
+        assert status == family.home.run("status").out.rstrip("\n")
+        assert (await family.answered("!backup list")).startswith("Backups:\nToday ")
+        assert "!backup status" in await family.answered("  Backup Help ")
+        assert await family.answered("!backup stauts") == "Did you mean !backup status?"
+        for other in ("status", "backup the photos please", "/me backup status"):
+            await family.anna.say(family.room, other)
+        await family.anna.silent(family.room, sender=family.bot, for_s=1)
+
+
+async def test_it_is_heard_in_a_restart_once(family: Family) -> None:
+    async with family.bot_runs():
+        await joined(family)
+        await family.answered("!backup help")
+    heard = family.home.folder / "state" / "chat" / "heard.json"
+    stopped_at = json.loads(heard.read_text())["token"]
+    await family.anna.say(family.room, "!backup status")
+    async with family.bot_runs():
+        assert (await family.anna.next(family.room, sender=family.bot)).body.startswith("Backup Status:")
+    # As after a kill between the answer and the note of how far it came.
+    heard.write_text(json.dumps({**json.loads(heard.read_text()), "token": stopped_at}))
+    async with family.bot_runs():
+        await family.anna.silent(family.room, sender=family.bot, for_s=2)
+
+
+async def test_what_is_not_said_to_it_by_the_family_is_not_answered(
+    family: Family, synapse: Synapse, person: Person
+) -> None:
+    mallory = await person("mallory")
+    trap, den = await mallory.create_room(invite=[family.bot]), await mallory.create_room(invite=[family.bot])
+    account = Safe(family.home.folder / "state").account()
+    assert account
+    await synapse.ask("POST", f"/_matrix/client/v3/rooms/{quote(den)}/join", {}, token=account.token)
+    async with family.bot_runs():
+        await joined(family)
+        asked = await family.anna.say(family.room, "hello")
+        edit = {"m.relates_to": {"rel_type": "m.replace", "event_id": asked}}
+        await family.anna.say(family.room, "!backup status", **edit)
+        await family.anna.say_plain(family.room, "!backup status")
+        await family.anna.say(family.room, "!backup status", msgtype="m.notice")
+        await mallory.say(den, "!backup status")
+        await family.anna.silent(family.room, sender=family.bot, for_s=2)
+        await mallory.silent(den, sender=family.bot, for_s=0.1)
+        assert not await _is_member(family, family.bot, of=trap, asking=mallory)
+
+
+async def test_a_phone_that_was_just_added_can_read_the_answer(
+    family: Family, synapse: Synapse, tmp_path: Path
+) -> None:
+    async with family.bot_runs():
+        await joined(family)
+        await family.answered("!backup help")
+        phone = await Human.login(synapse, family.anna.user_id, PASSWORD, tmp_path / "new phone")
+        try:
+            await phone.say(family.room, "!backup status")
+            while not (heard := await phone.next(family.room, sender=family.bot)).decrypted:
+                assert heard.body == ""  # what was said before it was there
+            assert heard.body.startswith("Backup Status:")
+        finally:
+            await phone.close()
+
+
+async def test_a_homeserver_that_goes_and_comes_back_is_waited_for(family: Family, synapse: Synapse) -> None:
+    synapse.stop()
+    async with family.bot_runs() as running:
+        await asyncio.sleep(1)
+        synapse.start()
+        await joined(family)
+        await family.answered("!backup help")
+        synapse.kill()
+        await asyncio.sleep(0.5)
+        synapse.start()
+        assert (await family.answered("!backup status")).startswith("Backup Status:")
+        assert not running.done()
+
+
+async def test_a_login_that_was_ended_ends_the_chat_with_a_sentence(family: Family, synapse: Synapse) -> None:
+    account = Safe(family.home.folder / "state").account()
+    assert account
+    async with family.bot_runs() as running:
+        await joined(family)
+        await synapse.ask("POST", "/_matrix/client/v3/logout", {}, token=account.token)
+        with pytest.raises(ChatRefused, match="memu-backup chat login"):
+            await asyncio.wait_for(asyncio.shield(running), 15)
+
+
+async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: Path) -> None:
+    assert family.home.run("start").status == 0
+    service = started(family.home, tmp_path / "log")
+    try:
+        await joined(family)
+        assert (await family.answered("!backup status")).startswith("Backup Status:\nLast backup: Today ")
+        service.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(service.wait, 8) == 0
+    finally:
+        service.kill()
+        service.wait()
+    said = (tmp_path / "log").read_text()
+    account = Safe(family.home.folder / "state").account()
+    assert account and account.token not in said and account.pickle_key not in said
+    assert "WARNING" not in said and "ERROR" not in said, said
+
+
+def started(home: Home, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as written:
+        return subprocess.Popen(home.argv("run"), cwd=home.folder, stdout=written, stderr=written)

@@ -1,0 +1,48 @@
+"""Exactly the forms that people are taught work, and whatever else a family writes is left alone."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memu_backup.chat.grammar import WORDS, Command, Slip, parse
+
+
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("form", ["/backup-{}", "//backup-{}", "/backup {}", "!backup-{}", "!backup {}", "backup {}"])
+def test_what_is_taught_works(form: str, word: str) -> None:
+    typed = form.format(word)
+    for text in (typed, f"  {typed}\n", typed.upper(), typed.title(), typed.replace(" ", "  ")):
+        assert parse(text) == Command(word), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", " ", "status", "help", "backup", "Backup!", "backup-status", "backup status please", "backup the photos",
+        "backup now or never", "/status", "/me backup status", "is the backup status good?", "!status",
+        "! backup status", "//", "/backups-status", "!backups", "backupstatus", "the backup status", "> !backup status",
+        "!backup status" + " " * 300,
+    ],
+)  # fmt: skip
+def test_whatever_else_is_said_is_left_alone(text: str) -> None:
+    assert parse(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("!backup", None), ("/backup", None), ("//backup", None), ("!backup xyz", None), ("!backup stauts", "status"),
+        ("/backup-lsit", "list"), ("!backup hlep", "help"), ("!backup status?", "status"),
+        ("/backup status please", "status"), ("//backup status", "status"),
+    ],
+)  # fmt: skip
+def test_a_slip_of_the_finger_gets_a_suggestion(text: str, meant: str | None) -> None:
+    assert parse(text) == Slip(meant)
+
+
+@given(st.text())
+def test_no_text_breaks_it(text: str) -> None:
+    parse(text)
+    assert parse(f"family: {text}") is None
