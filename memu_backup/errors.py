@@ -25,6 +25,7 @@
     ├── ChatError              1   the chat cannot be used as it is; backups are made all the same
     │   ├── ChatAway           1   the homeserver does not answer, or asks for patience
     │   └── ChatRefused        1   the homeserver says no: waiting alone will not help
+    │       └── LoginEnded     1   …as somebody has ended the bot's login: it has to be signed in again
     └── HistoryAway            1   Postgres cannot be reached; nothing is lost, rows are spooled
         └── HistoryRefused     1   it answers, but waiting alone will not help (password, rights, newer schema)
 
@@ -183,3 +184,7 @@ class ChatRefused(ChatError):
     def __init__(self, sentence: str, session: str = "") -> None:
         super().__init__(sentence)
         self.session = session
+
+
+class LoginEnded(ChatRefused):
+    code = "chat_login_ended"

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 from nio import AsyncClient, AsyncClientConfig, ErrorResponse
 
-from memu_backup.errors import ChatAway, ChatError, ChatRefused
+from memu_backup.errors import ChatAway, ChatError, ChatRefused, LoginEnded
 
 _PATIENCE_S = 30.0
 
@@ -85,7 +85,7 @@ def _refused(homeserver: str, status: int, told: Mapping[str, Any]) -> ChatError
     if status >= 500:
         return _away(homeserver)
     if code in ("M_UNKNOWN_TOKEN", "M_MISSING_TOKEN"):
-        return ChatRefused(
+        return LoginEnded(
             f"The homeserver at {homeserver} does not know this login any more: somebody has ended it. Backups are "
             "made all the same. To sign in again: memu-backup chat login"
         )

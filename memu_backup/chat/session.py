@@ -23,7 +23,7 @@ from memu_backup.chat import homeserver as homeservers
 from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.heard import Heard
 from memu_backup.chat.homeserver import good, translated
-from memu_backup.errors import ChatAway, ChatError, ChatRefused
+from memu_backup.errors import ChatAway, ChatError, ChatRefused, LoginEnded
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Session:
         self._failures = 0
 
     async def run(self) -> None:
-        """Until cancelled. Raises ChatRefused where the homeserver does not know the login any more."""
+        """Until cancelled. Raises LoginEnded where the homeserver does not know the login any more."""
         account = self._account
         opened = homeservers.client(
             account.homeserver,
@@ -96,17 +96,20 @@ class Session:
                 await asyncio.gather(answering, return_exceptions=True)
 
     async def _follow(self, client: AsyncClient) -> None:
-        """Poll for ever. nio returns most errors and raises some; each is a pause."""
+        """Poll for ever. nio returns most errors and raises some, mistakes of its own among them; each is a pause."""
         whole = True
         while True:
             try:
                 response = await self._poll(client, whole=whole)
                 await self._after(client, response)
                 whole, self._failures = False, 0
-            except ChatRefused:
+            except LoginEnded:
                 raise
             except ChatError as error:
-                await self._pause(error)
+                await self._pause(str(error), error.wait_s if isinstance(error, ChatAway) else 0)
+            except Exception as error:
+                log.debug("What the chat met:", exc_info=error)
+                await self._pause(f"The chat met something unexpected ({type(error).__name__}) and tries again.")
 
     async def _poll(self, client: AsyncClient, *, whole: bool) -> SyncResponse:
         """The first time with all that is known of the room: without it nio knows no room after a restart."""
@@ -124,10 +127,7 @@ class Session:
                 good(client, await client.keys_query())
             if client.should_claim_keys:
                 good(client, await client.keys_claim(client.get_users_for_key_claiming()))
-            for room in self._invited & client.invited_rooms.keys():
-                log.info("The bot joins the room %s.", room)
-                good(client, await client.join(room))
-            self._invited.clear()
+        await self._join(client)
         # Only now: a phone that asks right after it was added could not read what is said before its keys are known.
         for message in self._new:
             self._waiting.put_nowait(message)
@@ -136,12 +136,21 @@ class Session:
         await self._waiting.join()
         self._heard.came_to(response.next_batch)
 
-    async def _pause(self, error: ChatError) -> None:
-        pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
-        if isinstance(error, ChatAway):
-            pause_s = max(pause_s, error.wait_s)
-        if self._failures == 0:
-            log.warning("%s", error)
+    async def _join(self, client: AsyncClient) -> None:
+        """Accept invitations; one that was taken back meanwhile must not keep the bot from listening."""
+        while self._invited:
+            room = self._invited.pop()
+            log.info("The bot joins the room %s.", room)
+            try:
+                with translated(client.homeserver):
+                    good(client, await client.join(room))
+            except ChatRefused as error:
+                log.warning("The bot could not join the room %s: %s", room, error)
+
+    async def _pause(self, why: str, at_least_s: float = 0) -> None:
+        pause_s = max(at_least_s, _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)])
+        if self._failures == 0:  # once each time, and not with every attempt
+            log.warning("%s", why)
         self._failures += 1
         await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311  no secret: only not all at once
 
@@ -179,7 +188,7 @@ class Session:
             message = await self._waiting.get()
             try:
                 if reply := await self._answer(message):
-                    await self._say(client, reply)
+                    await self._deliver(client, reply)
                 self._heard.add(message.event_id)  # after the reply: better twice than never
             except ChatError as error:
                 log.warning("The answer to %s could not be given: %s", message.sender, error)
@@ -188,6 +197,16 @@ class Session:
             finally:
                 self._known.discard(message.event_id)
                 self._waiting.task_done()
+
+    async def _deliver(self, client: AsyncClient, reply: Reply) -> None:
+        """Say it, also where the homeserver goes away just then. Raises ChatError where it stays away for minutes."""
+        for pause_s in _PAUSES_S:
+            try:
+                await self._say(client, reply)
+                return
+            except ChatAway as error:
+                await asyncio.sleep(max(pause_s, error.wait_s))
+        await self._say(client, reply)
 
     async def _say(self, client: AsyncClient, reply: Reply) -> None:
         content = reply.content()

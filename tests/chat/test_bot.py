@@ -19,7 +19,7 @@ from memu_backup.chat.account import Safe
 from memu_backup.chat.login import log_in
 from memu_backup.clock import now
 from memu_backup.config import load
-from memu_backup.errors import ChatRefused
+from memu_backup.errors import LoginEnded
 from memu_backup.manager import Manager, history_of
 from tests.chat.conftest import PASSWORD, Account, Person
 from tests.home import Home
@@ -56,8 +56,11 @@ class Family:
 
 @pytest.fixture
 async def family(synapse: Synapse, account: Account, person: Person, tmp_path: Path, database: str) -> Family:
-    home = Home(tmp_path / "home", database)
-    anna, bot = await person("anna"), await account("bot")
+    return await settled(synapse, Home(tmp_path / "home", database), await person("anna"), await account("bot"))
+
+
+async def settled(synapse: Synapse, home: Home, anna: Human, bot: str) -> Family:
+    """Anna has made the room and invited the bot, which is signed in."""
     room = await anna.create_room(name="Family")
     home.configure(top=f'backup_notification_room = "{room}"', more=f'[chat]\nadmins = ["{anna.user_id}"]\n')
     await log_in(Safe(home.folder / "state"), synapse.url, bot, PASSWORD)
@@ -161,13 +164,30 @@ async def test_a_homeserver_that_goes_and_comes_back_is_waited_for(family: Famil
         assert not running.done()
 
 
+async def test_a_homeserver_that_asks_for_patience_gets_it(tmp_path: Path, database: str) -> None:
+    with Synapse(tmp_path / "synapse", {"rc_message": {"per_second": 0.7, "burst_count": 1}}) as strict:
+        bot, anna_id = [await strict.register(name, PASSWORD) for name in ("bot", "anna")]
+        anna = await Human.login(strict, anna_id, PASSWORD, tmp_path / "phone")
+        try:
+            family = await settled(strict, Home(tmp_path / "home", database), anna, bot)
+            async with family.bot_runs():
+                await joined(family)
+            for word in ("help", "status", "list"):
+                await anna.say(family.room, f"!backup {word}")
+            async with family.bot_runs():
+                said = [(await anna.next(family.room, sender=bot, timeout_s=20)).body for _ in range(3)]
+                assert [text.partition(" ")[0] for text in said] == ["I", "Backup", "There"]
+        finally:
+            await anna.close()
+
+
 async def test_a_login_that_was_ended_ends_the_chat_with_a_sentence(family: Family, synapse: Synapse) -> None:
     account = Safe(family.home.folder / "state").account()
     assert account
     async with family.bot_runs() as running:
         await joined(family)
         await synapse.ask("POST", "/_matrix/client/v3/logout", {}, token=account.token)
-        with pytest.raises(ChatRefused, match="memu-backup chat login"):
+        with pytest.raises(LoginEnded, match="memu-backup chat login"):
             await asyncio.wait_for(asyncio.shield(running), 15)
 
 
