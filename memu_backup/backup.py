@@ -179,7 +179,7 @@ async def _sweep(store: Store) -> None:
 
 @asynccontextmanager
 async def _locked(order: Order, history: History, on_progress: OnProgress, clock: Clock) -> AsyncIterator[None]:
-    by_hand = order.trigger is Trigger.MANUAL
+    by_hand, waits = order.trigger is Trigger.MANUAL, False
     while True:
         # Each time anew: the disk may be unmounted as soon as whoever we wait for lets go of it.
         await place.ready(order.store, order.host, history, clock, by_hand=by_hand, new=order.new_place)
@@ -190,6 +190,9 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
         except LockHeld:
             if not order.patient:
                 raise
+        if not waits:
+            waits = True
+            log.info("Backup job %s waits for another backup to end.", order.job)
         on_progress(Progress(Phase.WAITING))
         try:
             await asyncio.sleep(_LOCK_POLL_S)
