@@ -15,6 +15,7 @@ from nio import (
     MatrixInvitedRoom,
     MatrixRoom,
     MegolmEvent,
+    RoomGetStateEventResponse,
     RoomMessageText,
     SyncResponse,
 )
@@ -165,7 +166,7 @@ class Session:
             log.warning("A message of %s came without encryption and is passed over.", event.sender)
         elif event.source.get("unsigned", {}).get("age", 0) > _STALE_MS:
             log.info("A message of %s is too old to be answered.", event.sender)
-        elif event.source["content"].get("m.relates_to", {}).get("rel_type") != "m.replace":
+        elif not _is_edit(event):
             self._known.add(event.event_id)
             self._new.append(Message(event.event_id, event.sender, event.body))
 
@@ -211,6 +212,7 @@ class Session:
     async def _say(self, client: AsyncClient, reply: Reply) -> None:
         content = reply.content()
         with translated(client.homeserver):
+            await self._ask_whether_encrypted(client)
             if client.should_query_keys:
                 good(client, await client.keys_query())
             try:
@@ -220,3 +222,21 @@ class Session:
                 # nio takes the key for shared also where sharing it failed, and would go on with it for ever.
                 client.invalidate_outbound_session(self._room)
                 raise
+
+    async def _ask_whether_encrypted(self, client: AsyncClient) -> None:
+        """nio may know of a room before it knows that it is encrypted, and would speak in plaintext then."""
+        room = client.rooms.get(self._room)
+        if room is None:
+            raise ChatAway("The homeserver has not told of the family's room yet, so the answer has to wait.")
+        if not room.encrypted:
+            state = await client.room_get_state_event(self._room, "m.room.encryption")
+            if isinstance(state, RoomGetStateEventResponse):
+                room.encrypted = True
+            elif state.status_code != "M_NOT_FOUND":
+                good(client, state)
+
+
+def _is_edit(event: RoomMessageText) -> bool:
+    """Whatever its sender put there: what breaks here would come again with each poll."""
+    relation = event.source["content"].get("m.relates_to")
+    return isinstance(relation, dict) and relation.get("rel_type") == "m.replace"

@@ -13,10 +13,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from nio import AsyncClient
 
 from memu_backup.chat import bot as bots
 from memu_backup.chat.account import Safe
 from memu_backup.chat.login import log_in
+from memu_backup.chat.session import Message, Reply, Session
 from memu_backup.clock import now
 from memu_backup.config import load
 from memu_backup.errors import LoginEnded
@@ -179,6 +181,37 @@ async def test_a_homeserver_that_asks_for_patience_gets_it(tmp_path: Path, datab
                 assert [text.partition(" ")[0] for text in said] == ["I", "Backup", "There"]
         finally:
             await anna.close()
+
+
+async def test_it_never_speaks_in_plaintext_where_the_room_is_encrypted(family: Family) -> None:
+    """As where a sync tells of a room before it tells of its encryption."""
+
+    class Forgetful(Session):
+        async def _say(self, client: AsyncClient, reply: Reply) -> None:
+            client.rooms[family.room].encrypted = False
+            await super()._say(client, reply)
+
+    async def answer(message: Message) -> Reply:
+        return Reply(f"heard {message.text}")
+
+    safe = Safe(family.home.folder / "state")
+    account = safe.account()
+    assert account
+    session = Forgetful(safe, account, family.room, frozenset({family.anna.user_id}), answer)
+    running = asyncio.create_task(session.run())
+    try:
+        await joined(family)
+        assert await family.answered("hello") == "heard hello"
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_message_of_an_odd_shape_does_not_keep_it_from_the_next(family: Family) -> None:
+    async with family.bot_runs():
+        await joined(family)
+        await family.anna.say(family.room, "hello", **{"m.relates_to": "nothing"})
+        assert (await family.answered("!backup status")).startswith("Backup Status:")
 
 
 async def test_a_login_that_was_ended_ends_the_chat_with_a_sentence(family: Family, synapse: Synapse) -> None:
