@@ -188,10 +188,13 @@ def chat_slip(meant: str | None) -> str:
     )
 
 
+def chat_no_list(status: str) -> str:
+    """The answer where no backup is to be seen: ``status`` tells whether there never was one, or its disk is away."""
+    return f"No backup can be seen right now.\n\n{status}"
+
+
 def chat_list(backups: Sequence[tuple[datetime, int, str]], now: datetime, zone: tzinfo) -> str:
-    """The newest backups, each with when it was made, its size in bytes and its state."""
-    if not backups:
-        return "There is no backup yet."
+    """The newest of at least one backup, each with when it was made, its size in bytes and its state."""
     shown = [f"{moment(at, now, zone)} - {size(size_bytes)}, {state}" for at, size_bytes, state in backups[:_LISTED]]
     more = len(backups) - len(shown)
     return "\n".join(["Backups:", *shown, *([f"… and {more} older"] if more > 0 else [])])

@@ -51,6 +51,8 @@ class Bot:
 
     async def _list(self) -> str:
         found = [(b.backup.created_at, b.backup.size_bytes, b.state) for b in await self._manager.listing()]
+        if not found:
+            return words.chat_no_list(await self._status())
         return words.chat_list(found, self._clock(), self._manager.config.zone)
 
 

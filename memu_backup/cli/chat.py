@@ -44,13 +44,14 @@ async def login(
     password = _first_line(password_file) if password_file else console.ask("Its password: ", secret=True)
     account = await log_in(Safe(settings.state_dir), homeserver, user, password)
     console.say(f"{account.user_id} is signed in, and its account vouches for it.")
-    if settings.backup_notification_room:
-        console.say(f"Now invite {account.user_id} to the room {settings.backup_notification_room}.")
-    else:
-        console.say(
-            f"Now invite {account.user_id} to the family's room, and write that room's id into {settings.path}:\n"
-            '  backup_notification_room = "!…"      (Element: room settings, Advanced)'
-        )
+    lacking = []
+    if not settings.backup_notification_room:
+        lacking.append('  backup_notification_room = "!…"      (Element: room settings, Advanced)')
+    if not settings.chat.admins:
+        lacking.append('  [chat]\n  admins = ["@you:…"]               (who may invite it; it comes for nobody else)')
+    if lacking:
+        console.say("\n".join([f"Now write into {settings.path}:", *lacking]))
+    console.say(f"Then start the service anew, and let one of the admins invite {account.user_id} to the room.")
 
 
 def _first_line(file: Path) -> str:

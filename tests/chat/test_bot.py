@@ -100,6 +100,16 @@ async def test_it_joins_and_answers(family: Family) -> None:
         await family.anna.silent(family.room, sender=family.bot, for_s=1)
 
 
+async def test_a_disk_that_is_away_is_not_told_as_if_there_never_was_a_backup(family: Family) -> None:
+    assert family.home.run("start").status == 0
+    family.home.backups.rename(family.home.folder / "unplugged")
+    async with family.bot_runs():
+        await joined(family)
+        said = await family.answered("!backup list")
+    assert said.startswith("No backup can be seen right now.\n\nBackup Status:\nLast backup: Today ")
+    assert "check that the backup disk is connected" in said
+
+
 async def test_it_is_heard_in_a_restart_once(family: Family) -> None:
     async with family.bot_runs():
         await joined(family)
@@ -178,7 +188,7 @@ async def test_a_homeserver_that_asks_for_patience_gets_it(tmp_path: Path, datab
                 await anna.say(family.room, f"!backup {word}")
             async with family.bot_runs():
                 said = [(await anna.next(family.room, sender=bot, timeout_s=20)).body for _ in range(3)]
-                assert [text.partition(" ")[0] for text in said] == ["I", "Backup", "There"]
+                assert [text.partition(" ")[0] for text in said] == ["I", "Backup", "No"]
         finally:
             await anna.close()
 
