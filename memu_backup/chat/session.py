@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nio import (
     AsyncClient,
+    Event,
     InviteMemberEvent,
     MatrixInvitedRoom,
     MatrixRoom,
     MegolmEvent,
+    ReactionEvent,
     RoomGetStateEventResponse,
     RoomMessageText,
     SyncResponse,
@@ -36,43 +39,78 @@ _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A text that somebody wrote in the family's room, just now and readable by its members alone."""
+    """A text that somebody wrote in the family's room, just now and readable by its members alone; or, with ``under``,
+    a sign such as 👍 that they set under the message with that event id.
+    """
 
     event_id: str
     sender: str
     text: str
-
-
-Answer = Callable[[Message], Awaitable["Reply | None"]]
+    under: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """``html`` is the same in Matrix's HTML, empty where there is nothing to set off."""
+    """``html`` is the same in Matrix's HTML, empty where there is nothing to set off. What is asked for is done by
+    ``then``, once the reply stands in the room: at most once, also where the bot is killed in between.
+    """
 
     text: str
     html: str = ""
+    then: Callable[[Said], Coroutine[Any, Any, None]] | None = None
 
     def content(self) -> dict[str, Any]:
         plain = {"msgtype": "m.text", "body": self.text}
         return {**plain, "format": "org.matrix.custom.html", "formatted_body": self.html} if self.html else plain
 
 
-class Session:
-    """Listens in ``room`` and lets ``answer`` say what to reply. It takes invitations of those who ``may_invite``."""
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message of ours that stands in the room, and may be put anew."""
 
-    def __init__(self, safe: Safe, account: Account, room: str, may_invite: frozenset[str], answer: Answer) -> None:
+    event_id: str
+    session: Session
+
+    async def anew(self, reply: Reply) -> None:
+        """Raises ChatError."""
+        new, relation = reply.content(), {"rel_type": "m.replace", "event_id": self.event_id}
+        shown = replace(reply, text=f"* {reply.text}", html="").content()
+        await self.session.send({**shown, "m.new_content": new, "m.relates_to": relation})
+
+
+Answer = Callable[[Message], Awaitable[Reply | None]]
+
+
+class Session:
+    """Listens in ``room`` and lets ``answer`` say what to reply. It takes invitations of those who ``may_invite``.
+
+    ``on_hearing`` is called each time the homeserver answers after it did not: what waits can be said now.
+    """
+
+    def __init__(
+        self,
+        safe: Safe,
+        account: Account,
+        room: str,
+        may_invite: frozenset[str],
+        answer: Answer,
+        on_hearing: Callable[[], None] = lambda: None,
+    ) -> None:
         self._safe = safe
         self._account = account
         self._room = room
         self._may_invite = may_invite
         self._answer = answer
+        self._on_hearing = on_hearing
         self._heard = Heard(safe.folder / "heard.json")
         self._waiting: asyncio.Queue[Message] = asyncio.Queue()
         self._new: list[Message] = []
         self._known: set[str] = set()
         self._invited: set[str] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
         self._failures = 0
+        self._client: AsyncClient | None = None
+        self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
         """Until cancelled. Raises LoginEnded where the homeserver does not know the login any more."""
@@ -87,14 +125,17 @@ class Session:
         async with opened as client:
             client.restore_login(account.user_id, account.device_id, account.token)
             client.add_event_callback(self._on_text, RoomMessageText)
+            client.add_event_callback(self._on_sign, ReactionEvent)
             client.add_event_callback(self._on_unreadable, MegolmEvent)
             client.add_event_callback(self._on_invite, InviteMemberEvent)
-            answering = asyncio.create_task(self._answer_all(client))
+            answering = asyncio.create_task(self._answer_all())
             try:
                 await self._follow(client)
             finally:
-                answering.cancel()
-                await asyncio.gather(answering, return_exceptions=True)
+                self._client = None
+                for task in (answering, *self._under_way):
+                    task.cancel()
+                await asyncio.gather(answering, *self._under_way, return_exceptions=True)
 
     async def _follow(self, client: AsyncClient) -> None:
         """Poll for ever. nio returns most errors and raises some, mistakes of its own among them; each is a pause."""
@@ -103,6 +144,8 @@ class Session:
             try:
                 response = await self._poll(client, whole=whole)
                 await self._after(client, response)
+                if whole or self._failures:
+                    self._on_hearing()
                 whole, self._failures = False, 0
             except LoginEnded:
                 raise
@@ -129,6 +172,7 @@ class Session:
             if client.should_claim_keys:
                 good(client, await client.keys_claim(client.get_users_for_key_claiming()))
         await self._join(client)
+        self._client = client
         # Only now: a phone that asks right after it was added could not read what is said before its keys are known.
         for message in self._new:
             self._waiting.put_nowait(message)
@@ -158,17 +202,32 @@ class Session:
     # --- what it hears: only noted here, as nio waits for these before it goes on ------------------------------------
 
     def _on_text(self, room: MatrixRoom, event: RoomMessageText) -> None:
-        if event.sender == self._account.user_id or event.event_id in self._heard or event.event_id in self._known:
+        if not self._is_new(room, event):
             return
+        if room.encrypted and not event.decrypted:
+            log.warning("A message of %s came without encryption and is passed over.", event.sender)
+        elif not _is_edit(event):
+            self._note(Message(event.event_id, event.sender, event.body))
+
+    def _on_sign(self, room: MatrixRoom, event: ReactionEvent) -> None:
+        """No client encrypts these; what they say yes to was asked for in an encrypted message."""
+        if self._is_new(room, event):
+            self._note(Message(event.event_id, event.sender, event.key, under=event.reacts_to))
+
+    def _is_new(self, room: MatrixRoom, event: Event) -> bool:
+        if event.sender == self._account.user_id or event.event_id in self._heard or event.event_id in self._known:
+            return False
         if room.room_id != self._room:
             log.info("A message in another room (%s) is not for the bot.", room.room_id)
-        elif room.encrypted and not event.decrypted:
-            log.warning("A message of %s came without encryption and is passed over.", event.sender)
-        elif event.source.get("unsigned", {}).get("age", 0) > _STALE_MS:
+            return False
+        if event.source.get("unsigned", {}).get("age", 0) > _STALE_MS:
             log.info("A message of %s is too old to be answered.", event.sender)
-        elif not _is_edit(event):
-            self._known.add(event.event_id)
-            self._new.append(Message(event.event_id, event.sender, event.body))
+            return False
+        return True
+
+    def _note(self, message: Message) -> None:
+        self._known.add(message.event_id)
+        self._new.append(message)
 
     def _on_unreadable(self, room: MatrixRoom, event: MegolmEvent) -> None:
         if room.room_id == self._room:
@@ -184,13 +243,15 @@ class Session:
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
-    async def _answer_all(self, client: AsyncClient) -> None:
+    async def _answer_all(self) -> None:
         while True:
             message = await self._waiting.get()
             try:
-                if reply := await self._answer(message):
-                    await self._deliver(client, reply)
+                reply = await self._answer(message)
+                said = await self._deliver(reply, message.event_id) if reply else None
                 self._heard.add(message.event_id)  # after the reply: better twice than never
+                if reply and reply.then and said:
+                    self._start(reply.then(said))
             except ChatError as error:
                 log.warning("The answer to %s could not be given: %s", message.sender, error)
             except Exception as error:
@@ -199,29 +260,59 @@ class Session:
                 self._known.discard(message.event_id)
                 self._waiting.task_done()
 
-    async def _deliver(self, client: AsyncClient, reply: Reply) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """What takes long goes on while others are answered; it ends with the session."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("What the chat asked for broke (%s).", type(error).__name__, exc_info=error)
+
+    async def _deliver(self, reply: Reply, key: str) -> Said:
         """Say it, also where the homeserver goes away just then. Raises ChatError where it stays away for minutes."""
         for pause_s in _PAUSES_S:
             try:
-                await self._say(client, reply)
-                return
+                return await self.say(reply, key)
             except ChatAway as error:
                 await asyncio.sleep(max(pause_s, error.wait_s))
-        await self._say(client, reply)
+        return await self.say(reply, key)
 
-    async def _say(self, client: AsyncClient, reply: Reply) -> None:
-        content = reply.content()
+    async def say(self, reply: Reply, key: str) -> Said:
+        """Say it now. Raises ChatAway, ChatRefused; at once where the homeserver does not answer anyway.
+
+        What was said before under the same ``key`` is not said again: not even by another process, after a kill.
+        """
+        return Said(await self.send(reply.content(), key), self)
+
+    async def send(self, content: Mapping[str, Any], key: str | None = None) -> str:
+        """Send a message as it is; its event id. Else as ``say``."""
+        client = self._client
+        if client is None:
+            raise ChatAway("The homeserver has not answered yet, so the chat has to wait.")
+        async with self._one_at_a_time:
+            return await self._send(client, content, key)
+
+    async def _send(self, client: AsyncClient, content: Mapping[str, Any], key: str | None) -> str:
+        transaction = f"memu-{hashlib.sha256(key.encode()).hexdigest()[:32]}" if key else None
         with translated(client.homeserver):
             await self._ask_whether_encrypted(client)
             if client.should_query_keys:
                 good(client, await client.keys_query())
             try:
-                sent = await client.room_send(self._room, "m.room.message", content, ignore_unverified_devices=True)
+                sent = await client.room_send(
+                    self._room, "m.room.message", dict(content), transaction, ignore_unverified_devices=True
+                )
                 good(client, sent)
             except BaseException:
                 # nio takes the key for shared also where sharing it failed, and would go on with it for ever.
                 client.invalidate_outbound_session(self._room)
+                if sharing := client.sharing_session.pop(self._room, None):
+                    sharing.set()
                 raise
+        return str(sent.event_id)
 
     async def _ask_whether_encrypted(self, client: AsyncClient) -> None:
         """nio may know of a room before it knows that it is encrypted, and would speak in plaintext then."""

@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from tests.chat.family import PASSWORD, Family, settled
+from tests.home import Home
 from tests.human import Human
 from tests.synapse import Synapse
-
-PASSWORD = "correct horse battery staple"
 
 Account = Callable[[str], Awaitable[str]]
 Person = Callable[[str], Awaitable[Human]]
@@ -54,3 +54,8 @@ async def person(synapse: Synapse, account: Account, tmp_path: Path) -> AsyncIte
             wrong.append(error)
     if wrong:
         raise ExceptionGroup("people who could not listen", wrong)
+
+
+@pytest.fixture
+async def family(synapse: Synapse, account: Account, person: Person, tmp_path: Path, database: str) -> Family:
+    return await settled(synapse, Home(tmp_path / "home", database), await person("anna"), await account("bot"))

@@ -6,83 +6,18 @@ import asyncio
 import json
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from nio import AsyncClient
 
-from memu_backup.chat import bot as bots
 from memu_backup.chat.account import Safe
-from memu_backup.chat.login import log_in
-from memu_backup.chat.session import Message, Reply, Session
-from memu_backup.clock import now
-from memu_backup.config import load
 from memu_backup.errors import LoginEnded
-from memu_backup.manager import Manager, history_of
-from tests.chat.conftest import PASSWORD, Account, Person
+from tests.chat.conftest import Person
+from tests.chat.family import PASSWORD, Family, is_member, joined, settled
 from tests.home import Home
 from tests.human import Human
 from tests.synapse import Synapse
-
-
-@dataclass(frozen=True)
-class Family:
-    """Anna, who made the room and may invite, and the bot, which is signed in and not running."""
-
-    home: Home
-    anna: Human
-    bot: str
-    room: str
-
-    @asynccontextmanager
-    async def bot_runs(self) -> AsyncIterator[asyncio.Task[None]]:
-        config = load(self.home.folder / "config.toml", {})
-        async with history_of(config) as history:
-            running = asyncio.create_task(bots.run(Manager(config, history), now))
-            try:
-                yield running
-            finally:
-                running.cancel()
-                await asyncio.wait([running])
-
-    async def answered(self, text: str) -> str:
-        await self.anna.say(self.room, text)
-        heard = await self.anna.next(self.room, sender=self.bot)
-        assert heard.decrypted and heard.msgtype == "m.text"
-        return heard.body
-
-
-@pytest.fixture
-async def family(synapse: Synapse, account: Account, person: Person, tmp_path: Path, database: str) -> Family:
-    return await settled(synapse, Home(tmp_path / "home", database), await person("anna"), await account("bot"))
-
-
-async def settled(synapse: Synapse, home: Home, anna: Human, bot: str) -> Family:
-    """Anna has made the room and invited the bot, which is signed in."""
-    room = await anna.create_room(name="Family")
-    home.configure(top=f'backup_notification_room = "{room}"', more=f'[chat]\nadmins = ["{anna.user_id}"]\n')
-    await log_in(Safe(home.folder / "state"), synapse.url, bot, PASSWORD)
-    await anna.invite(room, bot)
-    return Family(home, anna, bot, room)
-
-
-async def joined(family: Family) -> None:
-    await until(lambda: _is_member(family, family.bot))
-
-
-async def _is_member(family: Family, user_id: str, *, of: str = "", asking: Human | None = None) -> bool:
-    found = await (asking or family.anna)._client.joined_members(of or family.room)
-    return user_id in {member.user_id for member in found.members}
-
-
-async def until(condition: Callable[[], Awaitable[bool]], patience_s: float = 15.0) -> None:
-    async with asyncio.timeout(patience_s):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 async def test_it_joins_and_answers(family: Family) -> None:
@@ -143,7 +78,7 @@ async def test_what_is_not_said_to_it_by_the_family_is_not_answered(
         await mallory.say(den, "!backup status")
         await family.anna.silent(family.room, sender=family.bot, for_s=2)
         await mallory.silent(den, sender=family.bot, for_s=0.1)
-        assert not await _is_member(family, family.bot, of=trap, asking=mallory)
+        assert not await is_member(family, family.bot, of=trap, asking=mallory)
 
 
 async def test_a_phone_that_was_just_added_can_read_the_answer(
@@ -191,30 +126,6 @@ async def test_a_homeserver_that_asks_for_patience_gets_it(tmp_path: Path, datab
                 assert [text.partition(" ")[0] for text in said] == ["I", "Backup", "No"]
         finally:
             await anna.close()
-
-
-async def test_it_never_speaks_in_plaintext_where_the_room_is_encrypted(family: Family) -> None:
-    """As where a sync tells of a room before it tells of its encryption."""
-
-    class Forgetful(Session):
-        async def _say(self, client: AsyncClient, reply: Reply) -> None:
-            client.rooms[family.room].encrypted = False
-            await super()._say(client, reply)
-
-    async def answer(message: Message) -> Reply:
-        return Reply(f"heard {message.text}")
-
-    safe = Safe(family.home.folder / "state")
-    account = safe.account()
-    assert account
-    session = Forgetful(safe, account, family.room, frozenset({family.anna.user_id}), answer)
-    running = asyncio.create_task(session.run())
-    try:
-        await joined(family)
-        assert await family.answered("hello") == "heard hello"
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
 
 
 async def test_a_message_of_an_odd_shape_does_not_keep_it_from_the_next(family: Family) -> None:

@@ -12,7 +12,8 @@ from memu_backup.chat.account import Safe
 from memu_backup.chat.identity import vouches
 from memu_backup.chat.login import log_in
 from memu_backup.errors import ChatAway, ChatError, ChatRefused
-from tests.chat.conftest import PASSWORD, Account, Person
+from tests.chat.conftest import Account, Person
+from tests.chat.family import PASSWORD
 from tests.home import Home
 from tests.synapse import Refused, Synapse
 

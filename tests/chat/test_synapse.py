@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.conftest import PASSWORD, Account, Person
+from tests.chat.conftest import Account, Person
+from tests.chat.family import PASSWORD
 from tests.human import Human
 from tests.synapse import Refused, Synapse
 

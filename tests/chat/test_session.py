@@ -1,0 +1,103 @@
+"""What the bot needs of its homeserver, whatever it has to say."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from nio import AsyncClient
+
+from memu_backup.chat.account import Safe
+from memu_backup.chat.session import Message, Reply, Said, Session
+from memu_backup.errors import ChatAway
+from tests.chat.family import Family, until
+
+
+async def repeat(message: Message) -> Reply:
+    return Reply(f"heard {message.text}")
+
+
+async def test_it_never_speaks_in_plaintext_where_the_room_is_encrypted(family: Family) -> None:
+    """As where a sync tells of a room before it tells of its encryption."""
+
+    class Forgetful(Session):
+        async def _send(self, client: AsyncClient, content: Mapping[str, Any], key: str | None) -> str:
+            client.rooms[family.room].encrypted = False
+            return await super()._send(client, content, key)
+
+    async with family.listening(repeat, Forgetful):
+        assert await family.answered("hello") == "heard hello"
+
+
+async def test_killed_between_the_answer_and_its_note_it_answers_once(family: Family) -> None:
+    async with family.listening(repeat):
+        await family.answered("one")
+    file = family.home.folder / "state" / "chat" / "heard.json"
+    before = json.loads(file.read_text())
+    async with family.listening(repeat):
+        await family.answered("two")
+    file.write_text(json.dumps(before))
+    async with family.listening(repeat):
+        await until(lambda: asyncio.sleep(0, json.loads(file.read_text())["events"] != before["events"]))
+        await family.anna.silent(family.room, sender=family.bot, for_s=1)
+
+
+async def test_what_was_said_under_a_key_is_not_said_again(family: Family) -> None:
+    async with family.listening(repeat) as session:
+        first = await said(session, "alert", "key")
+    async with family.listening(repeat) as session:
+        assert (await said(session, "alert", "key")).event_id == first.event_id
+        await said(session, "another", "another key")
+        assert [(await family.anna.next(family.room, sender=family.bot)).body for _ in range(2)] == ["alert", "another"]
+
+
+async def said(session: Session, text: str, key: str) -> Said:
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await session.say(Reply(text), key)
+            except ChatAway:  # it has joined, and was not told so yet
+                await asyncio.sleep(0.05)
+
+
+async def test_where_the_homeserver_did_not_answer_yet_nothing_is_waited_for(family: Family) -> None:
+    safe = Safe(family.home.folder / "state")
+    account = safe.account()
+    assert account
+    session = Session(safe, account, family.room, frozenset(), repeat)
+    with pytest.raises(ChatAway, match="has to wait"):
+        await session.say(Reply("hello"), "key")
+
+
+async def test_a_reply_may_be_put_anew_while_others_are_answered(family: Family) -> None:
+    goes_on = asyncio.Event()
+
+    async def work(said: Said) -> None:
+        await goes_on.wait()
+        await said.anew(Reply("done", "<b>done</b>"))
+
+    async def answer(message: Message) -> Reply:
+        return Reply("begun", then=work) if message.text == "begin" else Reply("meanwhile")
+
+    async with family.listening(answer):
+        assert await family.answered("begin") == "begun"
+        assert await family.answered("hello") == "meanwhile"
+        goes_on.set()
+        edit = await family.anna.next(family.room, sender=family.bot)
+        assert (edit.body, edit.formatted_body, edit.decrypted) == ("done", "<b>done</b>", True)
+        assert edit.replaces
+
+
+async def test_a_sign_is_heard_with_the_message_that_it_stands_under(family: Family) -> None:
+    async def answer(message: Message) -> Reply:
+        return Reply(f"{message.text} {message.under}")
+
+    async with family.listening(answer):
+        await family.anna.say(family.room, "hello")
+        first = await family.anna.next(family.room, sender=family.bot)
+        assert first.body == "hello None"
+        await family.anna.react(family.room, first.event_id, "👍")
+        assert (await family.anna.next(family.room, sender=family.bot)).body == f"👍 {first.event_id}"
