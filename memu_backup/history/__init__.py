@@ -15,6 +15,7 @@ from memu_backup.clock import Clock, now
 from memu_backup.errors import HistoryAway
 from memu_backup.history import dump, rows
 from memu_backup.history.database import Database
+from memu_backup.history.news import News
 from memu_backup.history.remains import Remains
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection, alone
@@ -23,9 +24,6 @@ from memu_backup.model import AuditEvent, Run
 from memu_backup.work import look
 
 log = logging.getLogger(__name__)
-
-CHANNEL = "memu_backup"
-"""Postgres announces each change of ``backup_history`` here, as ``{"run_id": ..., "status": ...}``."""
 
 _SAVE_S = 120.0
 
@@ -38,7 +36,8 @@ class History:
 
     Whatever is written goes to ``state_dir/spool`` first and from there to Postgres, in the order in which it was
     first written: neither a crash nor a Postgres that is away loses a row. Several processes may share a state_dir.
-    ``host`` names this machine to the database. Making one costs nothing; use it as ``async with``.
+    ``host`` names this machine to the database; ``news`` are its rows that people are to be told of. Making one costs
+    nothing; use it as ``async with``.
 
     Our own Postgres comes back when its data was lost: from the dumps that lie in ``places`` (see ``dump``), and from
     ``lying``, which tells the runs whose backups are in a place. It blocks, and may raise StoreError.
@@ -66,6 +65,7 @@ class History:
         )
         self._spool = Spool(state_dir / "spool")
         self._host = host
+        self.news = News(self._database, self._spool, host, self._waiting)
         self._patience_s = connect_timeout_s + command_timeout_s
 
     async def __aenter__(self) -> Self:

@@ -88,6 +88,27 @@ class Database:
             self._last_failure = None
             return result
 
+    async def listen(self, channel: str, heard: Callable[[], None]) -> None:
+        """Call ``heard`` once we listen and at each notification, until the connection is lost. Raises HistoryAway."""
+        lost = asyncio.Event()
+        try:
+            async with self._its_turn(None):
+                url = self._url if self._server is None else await self._start(self._server)
+            connection = await self._connect(url)
+        except HistoryAway:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+        try:
+            connection.add_termination_listener(lambda _: lost.set())
+            await connection.add_listener(channel, lambda *_: heard())
+            heard()
+            await lost.wait()
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            connection.terminate()
+
     @asynccontextmanager
     async def _its_turn(self, budget_s: float | None) -> AsyncIterator[None]:
         try:

@@ -26,10 +26,16 @@ _SHAPES: dict[type[Note], tuple[tuple[str, ...], str, str]] = {
     AuditEvent: (_AUDIT, "backup_audit", "event_id"),
 }
 """Fields, table and key of each."""
+_CHANGED = {
+    "notification_sent": "EXCLUDED.notification_sent OR (backup_history.notification_sent AND "
+    "(backup_history.status, backup_history.error_code) IS NOT DISTINCT FROM (EXCLUDED.status, EXCLUDED.error_code))"
+}
+"""Who read a row before somebody was told of it, and writes it back after, must not make it a debt again."""
 _TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at", "retry_at"}
 
 # Postgres takes neither NUL nor the surrogates that stand for bytes of a file name. They become \x00 and \udcff, and
 # a backslash that would read as one of these becomes \x5c, so that the way back is exact.
+_MOST_NEWS = 1000
 _UNFIT = re.compile("[\x00\ud800-\udfff]|\\\\(?=ud[89a-f]|x00|x5c)")
 _ESCAPED = re.compile(r"\\(?:x(00|5c)|u(d[89a-f][0-9a-f]{2}))")
 
@@ -57,7 +63,7 @@ async def write(connection: Connection, note: Note) -> None:
     """Insert a note, or replace the row that has its ``run_id`` or ``event_id``. Lets asyncpg's errors through."""
     names, table, key = _SHAPES[type(note)]
     places = ", ".join(f"${number}" for number in range(1, len(names) + 1))
-    changes = ", ".join(f"{name} = EXCLUDED.{name}" for name in names if name != key)
+    changes = ", ".join(f"{name} = {_CHANGED.get(name, f'EXCLUDED.{name}')}" for name in names if name != key)
     await connection.execute(
         f"INSERT INTO {table} ({', '.join(names)}) VALUES ({places}) "  # noqa: S608  names of our own fields
         f"ON CONFLICT ({key}) DO UPDATE SET {changes}",
@@ -168,6 +174,32 @@ async def read_origins(connection: Connection) -> set[tuple[str, str]]:
     """Each host with each of its jobs. Lets asyncpg's errors through."""
     records = await connection.fetch("SELECT DISTINCT host, job FROM backup_history")
     return {(from_text(record["host"]), from_text(record["job"])) for record in records}
+
+
+async def read_news(connection: Connection, host: str) -> list[Run]:
+    """See ``News.rows``. Lets asyncpg's errors through."""
+    records = await connection.fetch(
+        f"SELECT {', '.join(_RUN)} FROM backup_history WHERE host = $1 AND ("  # noqa: S608  names of our own fields
+        "status = 'in_progress' OR (status IN ('failed', 'partial') AND NOT notification_sent) OR id IN "
+        "(SELECT DISTINCT ON (job) id FROM backup_history WHERE host = $1 ORDER BY job, created_at DESC, id DESC)) "
+        "ORDER BY created_at DESC LIMIT $2",
+        to_text(host),
+        _MOST_NEWS,
+    )
+    return [_run(_from_columns(record)) for record in records]
+
+
+async def mark_told(connection: Connection, runs: Sequence[Run]) -> None:
+    """Only rows that still say what was told. Lets asyncpg's errors through; the caller has begun a transaction."""
+    await connection.execute(
+        "UPDATE backup_history AS row SET notification_sent = TRUE "
+        "FROM unnest($1::text[], $2::text[], $3::text[]) AS told (run_id, status, error_code) "
+        "WHERE row.run_id = told.run_id AND row.status = told.status "
+        "AND row.error_code IS NOT DISTINCT FROM told.error_code AND NOT row.notification_sent",
+        [to_text(run.run_id) for run in runs],
+        [run.status.value for run in runs],
+        [run.error_code and to_text(run.error_code) for run in runs],
+    )
 
 
 async def count_stored(connection: Connection, job: str | None, without: list[str]) -> int:

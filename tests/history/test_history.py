@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memu_backup.history import CHANNEL, History, rows
+from memu_backup.history import History, rows
+from memu_backup.history.news import CHANNEL
 from memu_backup.model import Run, Status, Trigger
 from tests.history.samples import NIGHT, a_good_run, a_run, an_event
 
