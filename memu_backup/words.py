@@ -1,4 +1,5 @@
-"""Every sentence that a person reads in status and alerts, in one place, to be read and translated in one sitting.
+"""Every sentence that a person reads in the status, in one place, to be read and translated in one sitting; what the
+bot says besides stands in ``messages``.
 
 The wording is that of the Memu specification where it gives one. Times are shown in the household's zone, which is
 handed in with the present moment (aware); sizes are decimal: 1 MB is 1,000,000 bytes.
@@ -13,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from memu_backup.model import Phase, Problem, Run, Status, StatusReport, Trigger
+from memu_backup.model import Phase, Problem, Run, Status, StatusReport
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -54,8 +55,6 @@ REASONS: Mapping[str, Reason] = {
     "settings": Reason("The settings have a mistake", "Correct the settings"),
 }
 """By the ``code`` of ``errors``: those with which a backup can end."""
-
-_LISTED = 10
 
 UNKNOWN_REASON = Reason("Something unexpected happened", "Ask whoever looks after the server to read the log")
 
@@ -117,7 +116,7 @@ def moment(at: datetime, now: datetime, zone: tzinfo) -> str:
         day = WEEKDAYS[local.weekday()]
     else:
         day = date(at, now, zone)
-    return f"{day} {_time_of_day(local)}"
+    return f"{day} {time_of_day(local)}"
 
 
 def date(at: datetime, now: datetime, zone: tzinfo) -> str:
@@ -146,7 +145,7 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     """The answer to ``/backup-status``, in lines. Who is healthy hears how much is stored, who is not what to do."""
     lines = ["Backup Status:"]
     if report.in_progress and report.last:
-        lines.append(f"Running now: a backup since {_inline(moment(report.in_progress.created_at, now, zone))}")
+        lines.append(f"Running now: a backup since {inline(moment(report.in_progress.created_at, now, zone))}")
     lines.append(f"Last backup: {_last(report, now, zone)}")
     if report.last and report.last != report.last_good:
         lines.append(f"Last good backup: {_good(report.last_good, now, zone)}")
@@ -159,7 +158,7 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
         lines.append(f"Space: {_space(report.free_bytes, report.days_left or 0, report.problems)}")
     lines.append(f"Health: {_health(report)}")
     if report.last and report.last.retry_at and report.last.retry_at > now and not report.in_progress:
-        lines.append(f"It is tried again at {_time_of_day(report.last.retry_at.astimezone(zone))}.")
+        lines.append(f"It is tried again at {time_of_day(report.last.retry_at.astimezone(zone))}.")
     if report.elsewhere:
         lines.append("Note: this is what that machine wrote down itself; its backups cannot be looked at from here.")
     if report.history_away:
@@ -167,62 +166,17 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     return "\n".join(lines)
 
 
-def chat_help() -> str:
-    """What the bot can be asked, and how."""
-    return (
-        "I can tell how the backups of this family stand. Write:\n"
-        "!backup status - is everything safe?\n"
-        "!backup list - which backups are there?\n"
-        "!backup help - this text\n"
-        "\n"
-        "/backup-status works too; in Element press Enter twice."
-    )
-
-
-def chat_slip(meant: str | None) -> str:
-    """What somebody hears who meant the bot and mistyped."""
-    return (
-        f"Did you mean !backup {meant}?"
-        if meant
-        else "I did not understand that. Write !backup help to see what I can."
-    )
-
-
-def chat_no_list(status: str) -> str:
-    """The answer where no backup is to be seen: ``status`` tells whether there never was one, or its disk is away."""
-    return f"No backup can be seen right now.\n\n{status}"
-
-
-def chat_list(backups: Sequence[tuple[datetime, int, str]], now: datetime, zone: tzinfo) -> str:
-    """The newest of at least one backup, each with when it was made, its size in bytes and its state."""
-    shown = [f"{moment(at, now, zone)} - {size(size_bytes)}, {state}" for at, size_bytes, state in backups[:_LISTED]]
-    more = len(backups) - len(shown)
-    return "\n".join(["Backups:", *shown, *([f"… and {more} older"] if more > 0 else [])])
-
-
-def failure_alert(run: Run, now: datetime, zone: tzinfo) -> str:
-    """What the room is told when ``run`` has failed."""
-    why = reason(run.error_code)
-    return (
-        "Backup Alert\n"
-        f"{_which(run, now, zone)} failed: {why.what}\n"
-        f"Action needed: {why.todo}\n"
-        "\n"
-        "Use /backup-status for details"
-    )
-
-
 def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     run = report.last
     if run is None:
         if report.in_progress is None:
             return "not known" if Problem.CANNOT_LOOK in report.problems else "none yet"
-        return f"the first one is running since {_inline(moment(report.in_progress.created_at, now, zone))}"
+        return f"the first one is running since {inline(moment(report.in_progress.created_at, now, zone))}"
     when = moment(run.created_at, now, zone)
     if run.status is Status.FAILED:
-        return f"FAILED {_inline(when)} - {reason(run.error_code).what}"
+        return f"FAILED {inline(when)} - {reason(run.error_code).what}"
     if run.status is Status.PARTIAL:
-        return f"INCOMPLETE {_inline(when)} ({size(run.size_bytes)}) - {_what_lacks(run)}"
+        return f"INCOMPLETE {inline(when)} ({size(run.size_bytes)}) - {what_lacks(run)}"
     return f"{when} ({size(run.size_bytes)})"
 
 
@@ -230,7 +184,8 @@ def _good(run: Run | None, now: datetime, zone: tzinfo) -> str:
     return f"{moment(run.created_at, now, zone)} ({size(run.size_bytes)})" if run else "none"
 
 
-def _what_lacks(run: Run) -> str:
+def what_lacks(run: Run) -> str:
+    """What an incomplete backup lacks, inside a sentence."""
     said = " ".join((run.error or "").split()).removesuffix(".")
     return said or "something could not be read"
 
@@ -239,14 +194,15 @@ def _space(free_bytes: int, days_left: int, problems: Collection[Problem]) -> st
     if Problem.NO_ROOM in problems:
         until = "the next backup does not fit"
     else:
-        until = f"at the present growth it will be full in {_about_days(days_left)}"
+        until = f"at the present growth it will be full in {about_days(days_left)}"
     return (
         f"The backup disk has {size(free_bytes)} left for backups; {until}. "
         "Free up space, add storage, or keep fewer backups."
     )
 
 
-def _about_days(days: int) -> str:
+def about_days(days: int) -> str:
+    """about 9 days, less than a day"""
     return f"about {days} day{'' if days == 1 else 's'}" if days else "less than a day"
 
 
@@ -257,7 +213,7 @@ def _health(report: StatusReport) -> str:
     match report.problems[0]:
         case Problem.LAST_FAILED:
             todo = reason(report.last.error_code if report.last else None).todo
-            return f"Last backup failed - {_inline(todo)}"
+            return f"Last backup failed - {inline(todo)}"
         case Problem.CANNOT_LOOK:
             return "The backups cannot be looked at from here - check that the backup disk is connected, or ask as root"
         case Problem.BACKUP_GONE:
@@ -288,24 +244,13 @@ def _health(report: StatusReport) -> str:
             return "USB backup overdue - plug in your backup drive!"
 
 
-def _which(run: Run, now: datetime, zone: tzinfo) -> str:
-    """Last night's is only what the timetable began in the night that just was."""
-    local, today = run.created_at.astimezone(zone), now.astimezone(zone).date()
-    days = (today - local.date()).days
-    last_night = (days == 0 and local.hour < 6) or (days == 1 and local.hour >= 20)
-    if run.trigger is Trigger.SCHEDULE and last_night:
-        return "Last night's backup"
-    if days == 0:
-        return f"The backup at {_time_of_day(local)}"
-    return f"The backup of {_inline(moment(run.created_at, now, zone))}"
-
-
-def _time_of_day(local: datetime) -> str:
+def time_of_day(local: datetime) -> str:
+    """2:05 AM"""
     # Not strftime: what %p gives depends on the machine's language.
     return f"{local.hour % 12 or 12}:{local.minute:02} {'AM' if local.hour < 12 else 'PM'}"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """For use inside a sentence: days of the week keep their capital, everything else loses it."""
     return text if text.startswith(WEEKDAYS) else text[:1].lower() + text[1:]
 
@@ -316,7 +261,7 @@ def _inline(text: str) -> str:
 def changed(mtime_ns: int, now: datetime, zone: tzinfo) -> str:
     """When a file was changed: as ``moment``, inside a sentence."""
     try:
-        return _inline(moment(datetime.fromtimestamp(mtime_ns // 10**9, UTC), now, zone))
+        return inline(moment(datetime.fromtimestamp(mtime_ns // 10**9, UTC), now, zone))
     except (ValueError, OverflowError, OSError):  # filesystems hold times that no calendar has
         return "at an odd time"
 

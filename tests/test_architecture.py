@@ -13,7 +13,7 @@ DRAWING = PACKAGE.parent / "docs" / "architecture.md"
 
 FLOORS = (
     # The ground: nouns and what has no opinion about backups.
-    {"", "clock", "errors", "model", "paths", "cron", "words", "logs", "systemd"},
+    {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
     {"work", "process", "walk", "files", "lock", "mark"}
     | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from memu_backup import errors, words
+from memu_backup import errors, messages, words
 from memu_backup.model import Phase, Problem, Run, Status, StatusReport, Trigger
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -171,7 +171,7 @@ def test_every_problem_has_a_line_that_says_what_to_do(problem: Problem) -> None
 
 
 def test_the_failure_alert_of_the_night() -> None:
-    assert words.failure_alert(FAILED, NOW, BERLIN) == (
+    assert messages.failed(FAILED, NOW, BERLIN) == (
         "Backup Alert\n"
         "Last night's backup failed: Disk full\n"
         "Action needed: Free up space or add storage\n"
@@ -195,7 +195,7 @@ def test_the_failure_alert_of_the_night() -> None:
 def test_only_a_run_of_the_timetable_in_this_night_is_last_nights(
     trigger: Trigger, began: datetime, subject: str
 ) -> None:
-    alert = words.failure_alert(replace(FAILED, trigger=trigger, created_at=began), NOW, BERLIN)
+    alert = messages.failed(replace(FAILED, trigger=trigger, created_at=began), NOW, BERLIN)
     assert alert.split("\n")[1] == f"{subject} failed: Disk full"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import logging
 
-from memu_backup import words
+from memu_backup import messages, words
 from memu_backup.chat.account import Safe
 from memu_backup.chat.grammar import Command, Slip, parse
 from memu_backup.chat.session import Message, Reply, Session
@@ -30,7 +30,7 @@ class Bot:
                 log.info("%s asks for %s.", message.sender, word)
                 return _reply(await self._said(word))
             case Slip(meant):
-                return _reply(words.chat_slip(meant))
+                return _reply(messages.slip(meant))
         return None
 
     async def _said(self, word: str) -> str:
@@ -40,7 +40,7 @@ class Bot:
                     return await self._status()
                 case "list":
                     return await self._list()
-            return words.chat_help()
+            return messages.help()
         except MemuError as error:
             return str(error)
 
@@ -52,8 +52,8 @@ class Bot:
     async def _list(self) -> str:
         found = [(b.backup.created_at, b.backup.size_bytes, b.state) for b in await self._manager.listing()]
         if not found:
-            return words.chat_no_list(await self._status())
-        return words.chat_list(found, self._clock(), self._manager.config.zone)
+            return messages.no_list(await self._status())
+        return messages.listing(found, self._clock(), self._manager.config.zone)
 
 
 def _reply(text: str) -> Reply:

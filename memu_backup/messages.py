@@ -1,0 +1,238 @@
+"""Every message that the bot can send, in one place, to be read and translated in one sitting; the status itself stands
+in ``words``.
+
+Alert and reminder are worded as in the Memu specification. The first line is a title where a message goes by mail. Of
+several jobs each message names its own, ``job``; empty where there is only one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, tzinfo
+
+from memu_backup.model import Progress, Run, Status, Trigger
+from memu_backup.words import PHASES, about_days, inline, moment, reason, size, time_of_day, what_lacks
+
+_LISTED = 10
+_NAMED = 3
+
+# --- what it says by itself ------------------------------------------------------------------------------------------
+
+
+def failed(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """``run`` has failed."""
+    why = reason(run.error_code)
+    return _alert(f"{_which(run, now, zone)} failed: {why.what}", why.todo, job)
+
+
+def incomplete(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """``run`` made a backup that lacks something."""
+    what = f"{_which(run, now, zone)} is incomplete: {what_lacks(run)}"
+    return _alert(what, "Look at what could not be read", job)
+
+
+def overdue(last_good: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """No good backup came since, though none failed."""
+    since = inline(moment(last_good.created_at, now, zone))
+    return _alert(f"There is no good backup since {since}", "Start one now, and look why none was made", job)
+
+
+def damaged(runs: Sequence[Run], now: datetime, zone: tzinfo, job: str = "") -> str:
+    """Older backups, at least one, were found damaged; ``runs`` are theirs, newest first."""
+    times = [inline(moment(run.created_at, now, zone)) for run in runs[:_NAMED]]
+    more = len(runs) - len(times)
+    if len(runs) == 1:
+        what = f"The older backup of {times[0]} is damaged"
+    else:
+        what = f"{len(runs)} older backups are damaged: {', '.join(times)}{f' and {more} more' if more else ''}"
+    return _alert(what, "Check the disk they lie on; newer backups are whole", job)
+
+
+def space_short(free_bytes: int, days_left: int) -> str:
+    what = f"The backup disk will be full in {about_days(days_left)} ({size(free_bytes)} left)"
+    return _alert(what, "Free up space, add storage, or keep fewer backups")
+
+
+def no_room(free_bytes: int) -> str:
+    what = f"The next backup does not fit on the backup disk ({size(free_bytes)} left)"
+    return _alert(what, "Free up space, add storage, or keep fewer backups")
+
+
+def history_away() -> str:
+    what = "The backup history has been out of reach for an hour; backups go on, and nothing is lost"
+    return _alert(what, "Check that the database is running")
+
+
+def signed_out() -> str:
+    """Never in the room, where nothing can be said any more."""
+    what = "The bot was signed out of the family's room and can tell nobody there; backups go on"
+    return _alert(what, "On the server, type: memu-backup chat login")
+
+
+def well(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """After an alert: ``run`` made a good backup."""
+    return f"{_titled('All well again', job)}\n{_which(run, now, zone)} worked ({size(run.size_bytes)})."
+
+
+def well_space(free_bytes: int | None) -> str:
+    left = "" if free_bytes is None else f" ({size(free_bytes)} left)"
+    return f"All well again\nThe backup disk has room again{left}."
+
+
+def well_history() -> str:
+    return "All well again\nThe backup history can be reached again."
+
+
+def well_chat() -> str:
+    return "All well again\nThe bot is back in the family's room."
+
+
+def completed(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """Only where the settings ask for it."""
+    return f"{_titled('Backup Complete', job)}\n{_which(run, now, zone)} worked ({size(run.size_bytes)})."
+
+
+def reminder(usb_copied_at: datetime | None, size_bytes: int, now: datetime, zone: tzinfo) -> str:
+    """Each week while the copy on a drive is old; ``size_bytes`` is what the next copy will write, 0 if not known."""
+    if usb_copied_at is None:
+        since = "You have no USB backup yet."
+    else:
+        days = (now.astimezone(zone).date() - usb_copied_at.astimezone(zone).date()).days
+        since = f"It's been {days} days since your last USB backup."
+    lines = [
+        "Weekly Backup Reminder",
+        since,
+        "",
+        "Plug in your backup drive to save a copy of your family's data.",
+    ]
+    return "\n".join([*lines, *([f"Current backup size: ~{size(size_bytes)}"] if size_bytes else [])])
+
+
+def another_way(text: str) -> str:
+    """A message that could not be said in the room, as it goes by mail or the like."""
+    return f"{text}\n\nThe family's room cannot be reached right now, so this comes another way."
+
+
+def test() -> str:
+    return "Backup Test\nThis is a test. If you can read it, alerts will reach you, too."
+
+
+def _alert(what: str, todo: str, job: str = "") -> str:
+    return f"{_titled('Backup Alert', job)}\n{what}\nAction needed: {todo}\n\nUse /backup-status for details"
+
+
+def _titled(title: str, job: str) -> str:
+    return f"{title} ({job})" if job else title
+
+
+def _which(run: Run, now: datetime, zone: tzinfo) -> str:
+    """Last night's is only what the timetable began in the night that just was."""
+    local, today = run.created_at.astimezone(zone), now.astimezone(zone).date()
+    days = (today - local.date()).days
+    last_night = (days == 0 and local.hour < 6) or (days == 1 and local.hour >= 20)
+    if run.trigger is Trigger.SCHEDULE and last_night:
+        return "Last night's backup"
+    if days == 0:
+        return f"The backup at {time_of_day(local)}"
+    return f"The backup of {inline(moment(run.created_at, now, zone))}"
+
+
+# --- what it answers -------------------------------------------------------------------------------------------------
+
+
+def help() -> str:
+    """What the bot can be asked, and how."""
+    return (
+        "I can tell how the backups of this family stand. Write:\n"
+        "!backup status - is everything safe?\n"
+        "!backup list - which backups are there?\n"
+        "!backup help - this text\n"
+        "Admins can also write:\n"
+        "!backup now - make a backup now\n"
+        "!backup verify - read the newest backup back, every byte\n"
+        "!backup snooze - no reminders for a week\n"
+        "\n"
+        "/backup-status works too; in Element press Enter twice."
+    )
+
+
+def slip(meant: str | None) -> str:
+    """What somebody hears who meant the bot and mistyped."""
+    return (
+        f"Did you mean !backup {meant}?"
+        if meant
+        else "I did not understand that. Write !backup help to see what I can."
+    )
+
+
+def no_list(status: str) -> str:
+    """The answer where no backup is to be seen: ``status`` tells whether there never was one, or its disk is away."""
+    return f"No backup can be seen right now.\n\n{status}"
+
+
+def listing(backups: Sequence[tuple[datetime, int, str]], now: datetime, zone: tzinfo) -> str:
+    """The newest of at least one backup, each with when it was made, its size in bytes and its state."""
+    shown = [f"{moment(at, now, zone)} - {size(size_bytes)}, {state}" for at, size_bytes, state in backups[:_LISTED]]
+    more = len(backups) - len(shown)
+    return "\n".join(["Backups:", *shown, *([f"… and {more} older"] if more > 0 else [])])
+
+
+def which_job(jobs: Sequence[str]) -> str:
+    """Several jobs, and none was named, or one that is not there."""
+    return "\n".join(["Which one? Write one of these:", *(f"!backup now {job}" for job in jobs)])
+
+
+def another_one(run: Run, now: datetime, zone: tzinfo) -> str:
+    """A backup was asked for, and there is a good one of today."""
+    when = inline(moment(run.created_at, now, zone))
+    return (
+        f"There is a good backup of {when} ({size(run.size_bytes)}). Make another one now?\n"
+        "Put a 👍 under this message, or write !backup yes."
+    )
+
+
+def nothing_asked() -> str:
+    return "There is nothing to say yes to right now."
+
+
+def begun() -> str:
+    return "The backup has begun. I will tell here how it goes."
+
+
+def checking(run_at: datetime, now: datetime, zone: tzinfo) -> str:
+    return f"I am reading back the backup of {inline(moment(run_at, now, zone))}. I will tell here how it goes."
+
+
+def progress(at: Progress) -> str:
+    """How long work goes, in a message that is put anew."""
+    done = PHASES[at.phase]
+    if at.total_bytes and at.done_bytes:
+        percent = min(100, at.done_bytes * 100 // at.total_bytes)
+        return f"{done}: {percent} % ({size(at.done_bytes)} of {size(at.total_bytes)})"
+    return f"{done} …"
+
+
+def ended(run: Run, now: datetime, zone: tzinfo) -> str:
+    """What became of the backup that somebody asked for."""
+    if run.status is Status.SUCCESS:
+        return f"The backup is done: {moment(run.created_at, now, zone)} ({size(run.size_bytes)})."
+    if run.status is Status.PARTIAL:
+        return f"The backup is done ({size(run.size_bytes)}), but incomplete: {what_lacks(run)}."
+    why = reason(run.error_code)
+    return f"The backup failed: {why.what}\nAction needed: {why.todo}"
+
+
+def checked(run_at: datetime, problems: Sequence[str], unchecked: Sequence[str], now: datetime, zone: tzinfo) -> str:
+    """What the reading back came to."""
+    which = f"The backup of {inline(moment(run_at, now, zone))}"
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return f"{which} is damaged: {problems[0]}{more}\nAction needed: {reason('damaged').todo}"
+    if unchecked:
+        return f"{which} was read back, every byte as it was written. Not all could be checked: {unchecked[0]}"
+    return f"{which} is good: every byte was read back and compared."
+
+
+def snoozed(until: datetime, now: datetime, zone: tzinfo) -> str:
+    day = inline(moment(until, now, zone))
+    return f"No reminders until {day}, nor alerts that you have had already. What is new I tell at once."
