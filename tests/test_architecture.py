@@ -23,6 +23,7 @@ FLOORS = (
     # Settings, and the verbs.
     {"config", "config_file", "environment", "mistakes", "presets"}
     | {
+        "alarms",
         "backup",
         "check",
         "clean",
