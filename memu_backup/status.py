@@ -58,17 +58,11 @@ def assess(
     copies = [r.usb_copied_at for r in known if r.usb_copied_at and r.usb_copied_at <= now + CLOCKS_APART]
     usb_copied_at = max(copies, default=None)
 
-    problems = _problems_of_runs(ended, last_good, names)
+    problems = _problems_of_runs(ended, last_good, names) | _problems_of_place(cannot_look, marked, outlook)
     if cannot_look:
-        problems = problems - {Problem.NO_BACKUP} | {Problem.CANNOT_LOOK}
-    if not marked:
-        problems.add(Problem.NOT_MARKED)
+        problems.discard(Problem.NO_BACKUP)
     if interval and last_good and now - last_good.created_at > OVERDUE_INTERVALS * interval:
         problems.add(Problem.OVERDUE)
-    if outlook and not outlook.fits:
-        problems.add(Problem.NO_ROOM)
-    elif outlook and outlook.days_left is not None and outlook.days_left < SPACE_SHORT_DAYS:
-        problems.add(Problem.SPACE_SHORT)
     if history_away:
         problems.add(Problem.HISTORY_AWAY)
     elif usb_overdue_days:
@@ -154,6 +148,19 @@ def _problems_of_runs(ended: Sequence[Run], last_good: Run | None, names: set[st
         found.add(Problem.NOTHING_GOOD)
     if any(r.error_code == "damaged" and _lies_there(r, names) for r in ended[1:]):
         found.add(Problem.OLDER_DAMAGED)
+    return found
+
+
+def _problems_of_place(cannot_look: bool, marked: bool, outlook: Outlook | None) -> set[Problem]:
+    found = set()
+    if cannot_look:
+        found.add(Problem.CANNOT_LOOK)
+    if not marked:
+        found.add(Problem.NOT_MARKED)
+    if outlook and not outlook.fits:
+        found.add(Problem.NO_ROOM)
+    elif outlook and outlook.days_left is not None and outlook.days_left < SPACE_SHORT_DAYS:
+        found.add(Problem.SPACE_SHORT)
     return found
 
 
