@@ -119,7 +119,7 @@ def _summary(said: dict[str, Any]) -> SourceSummary:
         checksum=str(said["checksum"]),
         modes_checksum=str(said["modes_checksum"]),
         consistency=str(said["consistency"]),
-        newest_mtime=datetime.fromisoformat(newest) if newest else None,
+        newest_mtime=datetime.fromisoformat(newest).astimezone(UTC) if newest else None,
         skipped=_number(said["skipped"]),
         details=dict(said["details"]),
         warnings=tuple(map(str, said["warnings"])),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -38,9 +39,18 @@ def test_it_holds_what_the_specification_asks_for() -> None:
 def test_times_of_another_zone_are_told_in_utc() -> None:
     told = json.loads(manifest.encode(MADE))
     told["created_at"] = "2026-01-02T04:04:05+01:00"
+    told["sources"][0]["newest_mtime"] = "2026-01-02T01:00:00+01:00"
     decoded = manifest.decode(json.dumps(told).encode())
-    assert decoded.created_at == MADE.created_at
-    assert decoded.created_at.utcoffset() == timedelta(0)
+    newest = decoded.sources[0].newest_mtime
+    assert (decoded.created_at, newest) == (MADE.created_at, SOURCE.newest_mtime)
+    assert newest and newest.utcoffset() == decoded.created_at.utcoffset() == timedelta(0)
+
+
+def test_a_file_of_the_last_day_of_all_days_is_no_damage() -> None:
+    """Btrfs and XFS can hold it."""
+    last = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    made = replace(MADE, sources=(replace(SOURCE, newest_mtime=last),))
+    assert manifest.decode(manifest.encode(made)) == made
 
 
 def changed(**changes: Any) -> bytes:
@@ -58,6 +68,7 @@ WRONG = {
     "a time before all times": changed(created_at="0001-01-01T00:00:00+14:00"),
     "a time after which there is none": changed(created_at="9999-12-31T23:59:00+00:00"),
     "a time that is none": changed(created_at=7),
+    "a file before all times": changed(sources=[SAID | {"newest_mtime": "0001-01-01T00:00:00+14:00"}]),
     "no sources": changed(sources=7),
     "a source that is text": changed(sources=["photos"]),
     "no checksums": changed(checksums=[]),
