@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from memu_backup.model import Phase, Problem, Run, Status, StatusReport
+from memu_backup.model import Phase, Problem, Run, SourceSummary, Status, StatusReport
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -77,13 +77,17 @@ def size(count_bytes: int) -> str:
 
 def files(number: int) -> str:
     """1 file, 1,234 files."""
-    return f"{number:,} file{'' if number == 1 else 's'}"
+    return _counted(number, "file")
 
 
 def files_and_links(files_number: int, links: int) -> str:
     """1 file, 1 link, 2 files and 3 links: what is not there is left out, unless nothing is."""
-    linked = f"{links:,} link{'' if links == 1 else 's'}"
+    linked = _counted(links, "link")
     return files(files_number) if not links else f"{files(files_number)} and {linked}" if files_number else linked
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def printable(text: str) -> str:
@@ -106,17 +110,17 @@ def moment(at: datetime, now: datetime, zone: tzinfo) -> str:
 
     Names of days are for the past; what lies ahead of today is told by its date.
     """
-    local, today = at.astimezone(zone), now.astimezone(zone).date()
-    days = (today - local.date()).days
+    return f"{_day(at, now, zone)} {time_of_day(at.astimezone(zone))}"
+
+
+def _day(at: datetime, now: datetime, zone: tzinfo) -> str:
+    local = at.astimezone(zone)
+    days = (now.astimezone(zone).date() - local.date()).days
     if days == 0:
-        day = "Today"
-    elif days == 1:
-        day = "Yesterday"
-    elif 1 < days < 7:
-        day = WEEKDAYS[local.weekday()]
-    else:
-        day = date(at, now, zone)
-    return f"{day} {time_of_day(local)}"
+        return "Today"
+    if days == 1:
+        return "Yesterday"
+    return WEEKDAYS[local.weekday()] if 1 < days < 7 else date(at, now, zone)
 
 
 def date(at: datetime, now: datetime, zone: tzinfo) -> str:
@@ -253,6 +257,25 @@ def time_of_day(local: datetime) -> str:
 def inline(text: str) -> str:
     """For use inside a sentence: days of the week keep their capital, everything else loses it."""
     return text if text.startswith(WEEKDAYS) else text[:1].lower() + text[1:]
+
+
+# --- what a backup holds ---------------------------------------------------------------------------------------------
+
+
+def tree(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+    """12,431 files, newest from yesterday: a source of which nothing is known but its files."""
+    counts = files_and_links(summary.files, summary.links)
+    if summary.newest_mtime is None:
+        return counts
+    try:
+        return f"{counts}, newest from {inline(_day(summary.newest_mtime, now, zone))}"
+    except OverflowError:  # it may lie on the last of all days, which has no local time east of Greenwich
+        return counts
+
+
+def databases(number: int, rows: int | None) -> str:
+    """2 databases, 12,034 rows; ``rows`` is None where nobody counted them."""
+    return _counted(number, "database") + (f", {_counted(rows, 'row')}" if rows is not None else "")
 
 
 # --- a file that was found -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from memu_backup import errors, messages, words
-from memu_backup.model import Phase, Problem, Run, Status, StatusReport, Trigger
+from memu_backup.model import Phase, Problem, Run, SourceSummary, Status, StatusReport, Trigger
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 1, 26, 9, 0, tzinfo=BERLIN)  # a Monday
@@ -334,3 +334,46 @@ def test_every_phase_has_a_word() -> None:
 )
 def test_links_are_counted_beside_files(files: int, links: int, says: str) -> None:
     assert words.files_and_links(files, links) == says
+
+
+PHOTOS = SourceSummary(
+    name="photos", kind="directory", place="photos/", files=12_431, directories=40, links=0, size_bytes=98_000_000_000,
+    checksum="", modes_checksum="", consistency="", newest_mtime=NOW - timedelta(days=1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("newest", "told"),
+    [
+        (NOW, "12,431 files, newest from today"),
+        (NOW - timedelta(days=1), "12,431 files, newest from yesterday"),
+        (NOW - timedelta(days=3), "12,431 files, newest from Friday"),
+        (NOW - timedelta(days=20), "12,431 files, newest from 6 Jan"),
+        (NOW + timedelta(days=3652), "12,431 files, newest from 26 Jan 2036"),
+        (datetime(9999, 12, 31, 23, 59, tzinfo=UTC), "12,431 files"),
+        (None, "12,431 files"),
+    ],
+)
+def test_a_tree_is_told_by_how_many_files_it_has_and_how_new_they_are(newest: datetime | None, told: str) -> None:
+    assert words.tree(replace(PHOTOS, newest_mtime=newest), NOW, BERLIN) == told
+
+
+@pytest.mark.parametrize(
+    ("files", "links", "told"),
+    [(0, 0, "0 files"), (1, 2, "1 file and 2 links"), (2**63 - 1, 0, "9,223,372,036,854,775,807 files")],
+)
+def test_an_empty_tree_and_a_huge_one(files: int, links: int, told: str) -> None:
+    assert words.tree(replace(PHOTOS, files=files, links=links, newest_mtime=None), NOW, BERLIN) == told
+
+
+@pytest.mark.parametrize(
+    ("number", "rows", "told"),
+    [
+        (2, 12_034, "2 databases, 12,034 rows"),
+        (1, 1, "1 database, 1 row"),
+        (0, 0, "0 databases, 0 rows"),
+        (3, None, "3 databases"),
+    ],
+)
+def test_databases_are_told_by_their_rows_where_somebody_counted(number: int, rows: int | None, told: str) -> None:
+    assert words.databases(number, rows) == told

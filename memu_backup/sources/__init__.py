@@ -11,13 +11,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime, tzinfo
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from memu_backup import work
+from memu_backup import words, work
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, SourceSummary
 
@@ -112,6 +113,13 @@ class Source(Protocol):
         """
         ...
 
+    @staticmethod
+    def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+        """What a family is told of its part of a stored backup, as a phrase ("2 databases"); ``words.tree`` where a
+        kind knows no more than that. Never raises, whatever a stranger wrote into ``details``.
+        """
+        ...
+
 
 async def look(name: str, question: Callable[[], T]) -> T:
     """Ask something of the disk of source ``name``. Raises SourceError when it does not answer within 30 s."""
@@ -129,3 +137,9 @@ def kinds() -> Mapping[str, type[Source]]:
     """Every kind of source there is, by name."""
     modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
     return {m.SOURCE.kind: m.SOURCE for m in modules if hasattr(m, "SOURCE")}
+
+
+def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+    """As its kind tells of it; as a tree of files where this version does not know the kind."""
+    kind = kinds().get(summary.kind)
+    return kind.told(summary, now, zone) if kind else words.tree(summary, now, zone)

@@ -6,11 +6,13 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
+from memu_backup import words
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
@@ -81,6 +83,10 @@ class DirectorySource:
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all
         return []
+
+    @staticmethod
+    def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+        return words.tree(summary, now, zone)
 
 
 SOURCE = DirectorySource

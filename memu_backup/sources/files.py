@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from memu_backup import words
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
@@ -78,6 +80,10 @@ class FilesSource:
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all
         return []
+
+    @staticmethod
+    def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+        return words.tree(summary, now, zone)
 
 
 def _readable(path: Path) -> bool:

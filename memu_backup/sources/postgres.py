@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from memu_backup import words
 from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
@@ -108,6 +109,20 @@ class _Dump(_Globals):
     format: Literal["custom", "plain"]
     encoding: str
     tables: dict[str, int | None]
+
+
+class _Counted(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    tables: dict[str, Annotated[int, Field(ge=0, lt=2**63)] | None] | None = None
+
+
+class _Held(BaseModel):
+    """What is told of a backup: less than a check needs, so that it is told of one too that cannot be checked."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    databases: list[_Counted]
 
 
 class _Details(BaseModel):
@@ -207,6 +222,16 @@ class PostgresSource:
         if unseen is not None and not problems:
             raise unseen
         return problems
+
+    @staticmethod
+    def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+        try:
+            dumps = _Held.model_validate(dict(summary.details)).databases
+        except ValidationError:
+            return words.tree(summary, now, zone)
+        counts = [rows for dump in dumps for rows in ([None] if dump.tables is None else dump.tables.values())]
+        known = [rows for rows in counts if rows is not None]
+        return words.databases(len(dumps), sum(known) if len(known) == len(counts) else None)
 
     def _address(self) -> Address:
         s = self._settings

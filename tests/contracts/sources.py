@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC
 from pathlib import Path
 
 import pytest
 
+from memu_backup.clock import now
 from memu_backup.errors import SourceError
 from memu_backup.model import Level
 from memu_backup.sources import Source
@@ -84,6 +86,15 @@ class SourceContract:
         assert backup.manifest
 
         assert await type(source).verify(backup.manifest.sources[0], _Stored(store, path)) == []
+
+    async def test_its_part_is_told_on_one_line_whatever_a_stranger_wrote_of_it(
+        self, source: Source, stage: Path, tmp_path: Path
+    ) -> None:
+        async with source.capture(stage) as captured:
+            made = write(archive_store(tmp_path / "store"), captured).manifest.sources[0]
+        for summary in (made, replace(made, details={}), replace(made, details=dict.fromkeys(made.details))):
+            told = type(source).told(summary, now(), UTC)
+            assert told and told.isprintable()
 
     async def test_checking_and_capturing_change_nothing(self, source: Source, data: Path, stage: Path) -> None:
         before = snapshot(data)

@@ -8,6 +8,7 @@ import stat
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,13 @@ from memu_backup.postgres_connection import count_rows
 from memu_backup.postgres_programs import programs
 from memu_backup.postgres_server import PostgresServer
 from memu_backup.postgres_tools import put_back
-from memu_backup.sources import kinds
+from memu_backup.sources import kinds, told
 from memu_backup.sources.postgres import PostgresSource
 from tests.sources.conftest import DebianServer
 from tests.sources.dumps import Captures, execute, session, source, summary
 
 DUMP = {"file": "chat/x.dump", "format": "custom", "encoding": "UTF8", "tables": {"public.t": 1}}
+NOW = datetime(2026, 1, 26, 9, 0, tzinfo=UTC)
 ODD_TABLE = '"My Schema"."my "".\n table"'
 
 
@@ -92,8 +94,31 @@ async def test_odd_names_come_back_and_are_found_in_the_dump(database: str, copy
         assert await PostgresSource.verify(summary(captured), Captures(captured)) == []
         await put_back(Captures(captured).path(dump["file"]), copy, major=captured.details["pg_restore_major"])
     assert await count_rows(copy) == dump["tables"]
+    assert PostgresSource.told(summary(captured), NOW, UTC) == "1 database, 6 rows"
     async with session(copy) as connection:
         assert [tuple(r) for r in await connection.fetch(f"SELECT a FROM {ODD_TABLE} ORDER BY 1")] == [(1,), (2,)]
+
+
+@pytest.mark.parametrize(
+    ("details", "says"),
+    [
+        ({"databases": [{"tables": {"a": 12_000}}, {"tables": {"a": 34, "b": 0}}]}, "2 databases, 12,034 rows"),
+        ({"databases": [{"tables": {"a": 12_000}}, {"tables": {"a": None}}]}, "2 databases"),
+        ({"databases": [{"name": "of an earlier version"}]}, "1 database"),
+        ({"databases": [{"tables": {"a": -1}}]}, "0 files"),
+        ({"databases": [{"tables": {"a": 10**4299}}]}, "0 files"),
+        ({"databases": "all"}, "0 files"),
+        ({}, "0 files"),
+    ],
+)
+def test_its_part_is_told_by_what_its_details_hold(details: dict[str, Any], says: str) -> None:
+    captured = Captured("chat", "postgres", "chat/", (), "in one snapshot", details)
+    assert told(summary(captured), NOW, UTC) == says
+
+
+def test_a_kind_of_a_newer_version_is_told_as_files() -> None:
+    captured = Captured("chat", "hologram", "chat/", (), "in one snapshot", {"databases": [{}]})
+    assert told(summary(captured), NOW, UTC) == "0 files"
 
 
 async def test_details_say_what_a_restore_needs_and_hold_no_secret(
@@ -129,6 +154,7 @@ async def test_all_databases_get_file_names_that_cannot_leave_the_folder(
         await execute(debian.url(), f"CREATE DATABASE {quoted}", password=debian.password)
     plain = source(url=debian.url(), password_file=secret, databases="all", format="plain", row_counts=False)
     async with plain.capture(stage) as captured:
+        assert PostgresSource.told(summary(captured), NOW, UTC) == f"{len(captured.details['databases'])} databases"
         files = {d["name"]: d["file"] for d in captured.details["databases"]}
         expected = {
             "../x": "chat/%2E.%2Fx.sql",
