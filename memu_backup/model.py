@@ -275,6 +275,7 @@ class StatusReport:
     can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored is not known. ``free_bytes`` and
     ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be asked or a backup is being made.
     With ``elsewhere`` it tells of another machine, by nothing but what that one wrote down.
+    ``sources`` is what ``last_good`` says it holds; empty where there is none, or nobody can look at it from here.
     """
 
     problems: tuple[Problem, ...]
@@ -289,6 +290,7 @@ class StatusReport:
     free_bytes: int | None = None
     days_left: int | None = None
     elsewhere: bool = False
+    sources: tuple[SourceSummary, ...] = ()
 
     @property
     def health(self) -> Health:

@@ -13,7 +13,7 @@ from typing import Any
 
 from memu_backup import words
 from memu_backup.errors import MemuError
-from memu_backup.model import Backup, Problem, Run, Status, StatusReport, Trigger
+from memu_backup.model import Backup, Problem, Run, SourceSummary, Status, StatusReport, Trigger
 from memu_backup.outlook import Outlook
 
 OVERDUE_INTERVALS = 1.5
@@ -83,6 +83,7 @@ def assess(
         history_away=history_away,
         free_bytes=outlook.free_bytes if outlook else None,
         days_left=outlook.days_left if outlook else None,
+        sources=_sources(last_good, stored),
     )
 
 
@@ -129,6 +130,7 @@ def as_json(report: StatusReport) -> dict[str, Any]:
         "free_bytes": report.free_bytes,
         "days_left": report.days_left,
         "elsewhere": report.elsewhere,
+        "sources": [_source_as_json(s) for s in report.sources],
     }
 
 
@@ -162,6 +164,11 @@ def _problems_of_place(cannot_look: bool, marked: bool, outlook: Outlook | None)
     elif outlook and outlook.days_left is not None and outlook.days_left < SPACE_SHORT_DAYS:
         found.add(Problem.SPACE_SHORT)
     return found
+
+
+def _sources(run: Run | None, stored: Sequence[Backup]) -> tuple[SourceSummary, ...]:
+    made = next((b.manifest for b in stored if run and run.filename in (b.name, b.path.name)), None)
+    return made.sources if made else ()
 
 
 def _lies_there(run: Run, names: set[str]) -> bool:
@@ -253,6 +260,16 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "attempt": run.attempt,
         "retry_at": _time_as_json(run.retry_at),
         "warnings": list(run.warnings),
+    }
+
+
+def _source_as_json(summary: SourceSummary) -> dict[str, Any]:
+    return {
+        "name": summary.name,
+        "kind": summary.kind,
+        "files": summary.files,
+        "size_bytes": summary.size_bytes,
+        "newest_mtime": _time_as_json(summary.newest_mtime),
     }
 
 

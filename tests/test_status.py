@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -50,6 +51,10 @@ def manifest(of: Run, *, missing: tuple[str, ...] = ()) -> Manifest:
     return Manifest(
         "1", of.filename, of.run_id, of.created_at, "+01:00", of.host, of.job, "0.1.0", (source,), sha256sums="0"
     )
+
+
+def on_disk_with_manifests(runs: Sequence[Run]) -> list[Backup]:
+    return [Backup(r.filename, BACKUPS / r.filename, 312_000_000, r.created_at, manifest(r)) for r in runs]
 
 
 def judged(
@@ -224,8 +229,7 @@ def test_a_drive_copy_counts_although_its_backup_was_pruned_here() -> None:
 
 def test_without_the_history_the_backups_on_disk_speak_for_themselves() -> None:
     runs = [run(0), run(1)]
-    on_disk = [Backup(r.filename, BACKUPS / r.filename, 312_000_000, r.created_at, manifest(r)) for r in runs]
-    report = judged([], on_disk, history_away=True)
+    report = judged([], on_disk_with_manifests(runs), history_away=True)
     assert (report.health, report.problems) == (Health.WARNING, (Problem.HISTORY_AWAY,))
     assert report.last_good is not None
     assert (report.last_good.filename, report.last_good.created_at) == (runs[0].filename, runs[0].created_at)
@@ -300,8 +304,33 @@ def test_as_json_has_stable_keys_and_utc() -> None:
         "free_bytes",
         "days_left",
         "elsewhere",
+        "sources",
     ]
     assert (told["health"], told["problems"], told["in_progress"]) == ("warning", ["usb_overdue"], None)
     assert (told["stored_count"], told["stored_bytes"]) == (7, 2_100_000_000)
     assert told["last"]["created_at"] == "2026-01-26T01:05:00+00:00"
     assert told["usb_copied_at"] == "2026-01-14T08:00:00+00:00"
+
+
+def test_the_report_holds_what_the_last_good_backup_says_it_holds() -> None:
+    runs = [run(0, Status.FAILED), run(1), run(2)]
+    older, newer = on_disk_with_manifests([runs[2], runs[1]])
+    other = replace(manifest(runs[1]).sources[0], name="music", newest_mtime=NOW)
+    report = judged(runs, [older, replace(newer, manifest=replace(manifest(runs[1]), sources=(other,)))])
+    assert (report.last_good, report.sources) == (run(1), (other,))
+    assert json.loads(json.dumps(as_json(report)))["sources"] == [
+        {
+            "name": "music",
+            "kind": "directory",
+            "files": 3,
+            "size_bytes": 1000,
+            "newest_mtime": "2026-01-26T08:00:00+00:00",
+        }
+    ]
+
+
+def test_no_source_is_told_of_without_a_good_backup_or_a_look_at_it() -> None:
+    partial = [run(0, Status.PARTIAL)]
+    assert judged(partial, on_disk_with_manifests(partial)).sources == ()
+    assert judged([run(0)]).sources == ()
+    assert assess([run(0)], None, NOW, interval=DAY, usb_overdue_days=0).sources == ()
