@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
@@ -55,6 +55,12 @@ REASONS: Mapping[str, Reason] = {
     "settings": Reason("The settings have a mistake", "Correct the settings"),
 }
 """By the ``code`` of ``errors``: those with which a backup can end."""
+
+_SOURCES_LISTED = 50
+_LONGEST_NAME = 60
+
+Tell = Callable[[SourceSummary, datetime, tzinfo], str]
+"""The phrase for what a backup holds of one source, ``now`` (aware), in the household's zone: ``sources.told``."""
 
 UNKNOWN_REASON = Reason("Something unexpected happened", "Ask whoever looks after the server to read the log")
 
@@ -168,6 +174,44 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     if report.history_away:
         lines.append("Note: the backup history cannot be reached right now; this is told from the backups on disk.")
     return "\n".join(lines)
+
+
+def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> list[str]:
+    """What somebody may want to know beyond the status, in lines of printable text: what the last good backup holds, by
+    ``tell``, and how it was made. Nothing where there is none.
+    """
+    run = report.last_good
+    if run is None:
+        return []
+    lines = [_source(s, tell(s, now, zone)) for s in report.sources[:_SOURCES_LISTED]]
+    if (more := len(report.sources) - len(lines)) > 0:
+        lines.append(f"… and {more:,} more")
+    lines.append(f"Last checked: {_checked(run, report.history_away, now, zone)}")
+    if report.free_bytes is not None:
+        lines.append(f"Space: {size(report.free_bytes)} left for backups")
+    if run.downtime_seconds:
+        lines.append(f"Services were stopped for {duration(run.downtime_seconds)}")
+    return lines
+
+
+def _source(summary: SourceSummary, told: str) -> str:
+    """Names come out of an archive that may be a stranger's, and have to fit on a line and into a message."""
+    name = _one_line(summary.name.replace("-", " ").replace("_", " "))
+    name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+    # Sockets, which every running service has, are counted but not warned of: nobody needs to hear of them alone.
+    left_out = f"; {summary.skipped:,} left out" if summary.skipped and summary.warnings else ""
+    lacks = "; something is missing" if summary.missing else ""
+    return f"{name[:1].upper()}{name[1:]}: {_one_line(told)}{left_out}{lacks}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(printable(text).split())
+
+
+def _checked(run: Run, history_away: bool, now: datetime, zone: tzinfo) -> str:
+    if run.verified_at is None:
+        return "not known right now" if history_away else "never in full"
+    return f"{moment(run.verified_at, now, zone)} - every byte was read back"
 
 
 def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:

@@ -16,7 +16,7 @@ import pytest
 
 from memu_backup import __version__
 from memu_backup.postgres_server import PostgresServer
-from tests.home import ODD_NAMES, PROGRAM, Home, Ran, a_database, alive, query, ran, wait_until
+from tests.home import ODD_NAMES, PROGRAM, Home, Ran, a_database, alive, in_a_loop_of_its_own, query, ran, wait_until
 
 ESCAPE = "\x1b"
 
@@ -114,6 +114,32 @@ def test_the_status_is_in_the_words_of_the_specification(home: Home) -> None:
     )
     told = home.run("status", "--json").json["nightly"]
     assert told["health"] == "healthy" and told["last"]["filename"] == home.archives[0].name
+
+
+def test_the_details_say_how_many_files_and_rows_are_safe(empty: Home, postgres: PostgresServer) -> None:
+    for photo in empty.photos.rglob("*.jpg"):
+        os.utime(photo, (1_000_000_000, 1_000_000_000))
+    assert empty.run("status", "--details").out == empty.run("status").out
+    with a_database(postgres) as url:
+        in_a_loop_of_its_own(query(url, "CREATE TABLE messages AS SELECT generate_series(1, 12034)", "SELECT 1"))
+        empty.configure(
+            sources='[sources.family-photos]\nkind = "directory"\npath = "photos"\n'
+            f'[sources.chat]\nkind = "postgres"\nurl = "{url}"\nglobals = false\n'
+        )
+        assert empty.run("start").status == 0
+    status = empty.run("status", "--details")
+    assert status.out.startswith(empty.run("status").out)
+    assert re.fullmatch(
+        r"  Family photos: 2 files, newest from 9 Sep 2001\n  Chat: 1 database, 12,034 rows\n"
+        r"  Last checked: Today \d+:\d\d [AP]M - every byte was read back\n  Space: .* left for backups\n",
+        status.out.removeprefix(empty.run("status").out),
+    )
+    told = empty.run("status", "--json").json["nightly"]["sources"]
+    assert [(s["name"], s["kind"], s["files"]) for s in told] == [
+        ("family-photos", "directory", 2),
+        ("chat", "postgres", 1),
+    ]
+    assert told[0]["newest_mtime"] == "2001-09-09T01:46:40+00:00"
 
 
 def test_everything_that_informs_does_so_for_scripts_too(home: Home) -> None:

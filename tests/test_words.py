@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -377,3 +378,56 @@ def test_an_empty_tree_and_a_huge_one(files: int, links: int, told: str) -> None
 )
 def test_databases_are_told_by_their_rows_where_somebody_counted(number: int, rows: int | None, told: str) -> None:
     assert words.databases(number, rows) == told
+
+
+def told(report: StatusReport) -> list[str]:
+    return words.details(report, lambda summary, now, zone: f"{summary.files:,} of them", NOW, BERLIN)
+
+
+def test_the_details_tell_what_the_last_good_backup_holds_and_how_it_was_made() -> None:
+    good = replace(LAST, verified_at=LAST.created_at + timedelta(minutes=2), downtime_seconds=41.3)
+    report = replace(HEALTHY, last_good=good, free_bytes=412_000_000_000)
+    report = replace(report, sources=(PHOTOS, replace(PHOTOS, name="sound-box_old", files=3)))
+    assert told(report) == [
+        "Photos: 12,431 of them",
+        "Sound box old: 3 of them",
+        "Last checked: Today 2:07 AM - every byte was read back",
+        "Space: 412.0 GB left for backups",
+        "Services were stopped for 41 s",
+    ]
+
+
+def test_details_that_nobody_knows_are_left_out() -> None:
+    assert told(HEALTHY) == ["Last checked: never in full"]
+    assert told(replace(HEALTHY, history_away=True)) == ["Last checked: not known right now"]
+    assert told(replace(HEALTHY, last_good=None, sources=(PHOTOS,), free_bytes=5)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"skipped": 2, "warnings": ("photos/disk is another filesystem mounted here; left out",)}, "; 2 left out"),
+        ({"skipped": 2}, ""),
+        ({"missing": ("photos/a.jpg vanished",)}, "; something is missing"),
+    ],
+)
+def test_a_source_says_what_of_it_is_not_in_the_backup(changed: dict[str, Any], says: str) -> None:
+    assert told(replace(HEALTHY, sources=(replace(PHOTOS, **changed),)))[0] == f"Photos: 12,431 of them{says}"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("two\nlines: 5 files", "Two lines: 5 files"),
+        ("\x1b[31mred\x07", "\ufffd[31mred\ufffd"),
+        ("\u202egpj.exe\udcff", "\ufffdgpj.exe\ufffd"),
+        ("x" * 100, "X" + "x" * 59 + "…"),
+    ],
+)
+def test_a_name_from_a_hostile_archive_stays_one_short_line(name: str, shown: str) -> None:
+    assert told(replace(HEALTHY, sources=(replace(PHOTOS, name=name),)))[0] == f"{shown}: 12,431 of them"
+
+
+def test_an_archive_with_sources_without_end_does_not_fill_the_room() -> None:
+    lines = told(replace(HEALTHY, sources=(PHOTOS,) * 1053))
+    assert (len(lines), lines[50]) == (52, "… and 1,003 more")

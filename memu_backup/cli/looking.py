@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @command
 async def status(
     everywhere: Annotated[bool, typer.Option("--all", help="Also of other machines that share the history.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Also what is in the last good backup.")] = False,
     json: Json = False,
 ) -> int:
     """Is everything safe? Exit status 1 when it is not."""
@@ -38,6 +39,7 @@ async def status(
     from memu_backup.clock import now
     from memu_backup.errors import HistoryAway
     from memu_backup.model import Health
+    from memu_backup.sources import told
     from memu_backup.status import as_json
 
     away = ""
@@ -57,6 +59,8 @@ async def status(
         if everywhere or len(reports) > 1:
             console.say(f"{job} on {on}:" if everywhere else f"{job}:")
         console.say(words.status_message(report, now(), zone))
+        for line in words.details(report, told, now(), zone) if details else ():
+            console.say(f"  {line}")
     if away:
         console.complain(away)
     return EXIT_FAILED if away or any(r.health is not Health.HEALTHY for r in reports.values()) else 0
