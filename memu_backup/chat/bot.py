@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import logging
 
-from memu_backup import messages, words
+from memu_backup import messages
+from memu_backup.chat import markup
 from memu_backup.chat.account import Safe
 from memu_backup.chat.grammar import Command, Slip, parse
 from memu_backup.chat.session import Message, Reply, Session
@@ -28,38 +28,30 @@ class Bot:
         match parse(message.text):
             case Command(word):
                 log.info("%s asks for %s.", message.sender, word)
-                return _reply(await self._said(word))
+                return await self._said(word)
             case Slip(meant):
-                return _reply(messages.slip(meant))
+                return markup.headed(messages.slip(meant))
         return None
 
-    async def _said(self, word: str) -> str:
+    async def _said(self, word: str) -> Reply:
         try:
             match word:
                 case "status":
                     return await self._status()
                 case "list":
-                    return await self._list()
-            return messages.help()
+                    return markup.headed(await self._list())
+            return markup.headed(messages.help())
         except MemuError as error:
-            return str(error)
+            return markup.headed(str(error))
 
-    async def _status(self) -> str:
-        now, zone = self._clock(), self._manager.config.zone
-        told = {job: words.status_message(report, now, zone) for job, report in (await self._manager.reports()).items()}
-        return "\n\n".join(told.values() if len(told) == 1 else (f"{job}:\n{text}" for job, text in told.items()))
+    async def _status(self) -> Reply:
+        return markup.status(await self._manager.reports(), self._clock(), self._manager.config.zone)
 
     async def _list(self) -> str:
         found = [(b.backup.created_at, b.backup.size_bytes, b.state) for b in await self._manager.listing()]
         if not found:
-            return messages.no_list(await self._status())
+            return messages.no_list((await self._status()).text)
         return messages.listing(found, self._clock(), self._manager.config.zone)
-
-
-def _reply(text: str) -> Reply:
-    """The first line in bold, so that a long answer has a head."""
-    head, *rest = (html.escape(line, quote=False) for line in text.split("\n"))
-    return Reply(text, "<br>".join([f"<b>{head}</b>", *rest]) if rest else "")
 
 
 async def run(manager: Manager, clock: Clock) -> None:

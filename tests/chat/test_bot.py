@@ -35,6 +35,20 @@ async def test_it_joins_and_answers(family: Family) -> None:
         await family.anna.silent(family.room, sender=family.bot, for_s=1)
 
 
+async def test_the_details_are_folded_below_the_status_and_not_in_its_text(family: Family) -> None:
+    assert family.home.run("start").status == 0
+    async with family.bot_runs():
+        await joined(family)
+        await family.anna.say(family.room, "!backup status")
+        heard = await family.anna.next(family.room, sender=family.bot)
+    assert heard.decrypted and heard.body == family.home.run("status").out.rstrip("\n")
+    shown, folded = heard.formatted_body.split("<details><summary>Details</summary>")
+    assert shown == f"<b>{heard.body}".replace("\n", "</b><br>", 1).replace("\n", "<br>")
+    details = [line.strip() for line in family.home.run("status", "--details").out.splitlines()]
+    assert folded == "<br>".join(details[len(heard.body.splitlines()) :]) + "</details>"
+    assert "Photos: 2 files, newest from today" in folded
+
+
 async def test_a_disk_that_is_away_is_not_told_as_if_there_never_was_a_backup(family: Family) -> None:
     assert family.home.run("start").status == 0
     family.home.backups.rename(family.home.folder / "unplugged")
