@@ -47,7 +47,7 @@ class Trouble:
 @dataclass(frozen=True, slots=True)
 class Told:
     """Of one cause: to be told from ``due`` on (aware UTC), for the ``number``-th time; ``by`` are the channels that
-    have told it.
+    have told it, the last of them at ``due``.
     """
 
     due: datetime
@@ -57,7 +57,7 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """``heard`` are the channels that told anything of this trouble: once it is ``over``, they tell that, too. ``past``
+    """``heard`` are the channels that told of this trouble: once it is ``over``, each of them tells that, too. ``past``
     are causes that were told before the present one, so that two that alternate are not told each time.
     """
 
@@ -69,8 +69,9 @@ class Alarm:
     over: bool = False
     past: Mapping[str, Told] = field(default_factory=dict)
 
-    def heard_by(self, channel: str) -> Alarm:
-        return replace(self, told=replace(self.told, by=self.told.by | {channel}), heard=self.heard | {channel})
+    def heard_by(self, channel: str, now: datetime) -> Alarm:
+        heard = self.heard - {channel} if self.over else self.heard | {channel}
+        return replace(self, told=replace(self.told, due=now, by=self.told.by | {channel}), heard=heard)
 
     def with_past(self) -> Mapping[str, Told]:
         return {**self.past, self.cause: self.told} if self.told.by and not self.over else self.past
@@ -121,7 +122,7 @@ def owed(alarms: Mapping[str, Alarm], now: datetime, *, room: bool, fallback: bo
         if told.due > now:
             continue
         if alarm.over:
-            yield from ((alarm, way) for way in ways if way in alarm.heard - told.by)
+            yield from ((alarm, way) for way in ways if way in alarm.heard)
             continue
         if room and ROOM not in told.by:
             yield alarm, ROOM
@@ -151,7 +152,7 @@ def _raised(alarm: Alarm | None, trouble: Trouble, now: datetime, snoozed_until:
     if alarm.over or alarm.cause != trouble.cause:
         past = dict(alarm.with_past())
         told = past.pop(trouble.cause, fresh)
-        if not (alarm.over or alarm.told.by):  # somebody waits to be told since then
+        if not (alarm.over or alarm.told.by or told.by):  # somebody waits to be told since then
             told = replace(told, due=min(told.due, alarm.told.due))
         alarm = replace(alarm, cause=trouble.cause, told=told, over=False, past=past)
     return replace(alarm, told=_perhaps_again(alarm, now, fresh.due, snoozed_until))
@@ -171,8 +172,7 @@ def _ended(alarm: Alarm, now: datetime) -> Alarm | None:
         return None
     if not alarm.over:
         return replace(alarm, cause="", told=Told(now), over=True, past=alarm.with_past())
-    waiting = alarm.heard - alarm.told.by
-    return alarm if waiting and timedelta() <= now - alarm.told.due < _FORGOTTEN else None
+    return alarm if timedelta() <= now - alarm.told.due < _FORGOTTEN else None
 
 
 def _plain(value: Any) -> Any:
