@@ -302,6 +302,8 @@ def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
             return HistorySettings.model_fields
         case ("usb",):
             return UsbSettings.model_fields
+        case ("chat",):
+            return ChatSettings.model_fields
         case ("jobs", _):
             return JobSettings.model_fields
         case ("jobs", _, "retention"):

@@ -316,6 +316,10 @@ MISTAKES = {
         wrong(f"[history]\nurl = 'postgresql://me:{CANARY}@h/db'\nurl_file = 'x'\n"),
         ["history: has both url and url_file; keep one of them"],
     ),
+    "a misspelt setting of the chat": (
+        wrong("[chat]\nadmin = []\n"),
+        ["chat.admin: is not a setting; did you mean admins?"],
+    ),
     "a password for nothing": (
         wrong("[history]\npassword_file = 'x'\n"),
         ["history.password_file: has no effect without url or url_file"],
@@ -562,6 +566,10 @@ def test_memus_own_names_work(write: Write, tmp_path: Path) -> None:
             {"MEMU_BACKUP_HISTORY__ULR": CANARY},
             ["MEMU_BACKUP_HISTORY__ULR: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"],
         ),
+        (
+            {"MEMU_BACKUP_CHAT_ADMINS": "[]"},
+            ["MEMU_BACKUP_CHAT_ADMINS: is not a setting; did you mean MEMU_BACKUP_CHAT__ADMINS?"],
+        ),
         ({"MEMU_BACKUP_HISTORY__URL": CANARY}, ["MEMU_BACKUP_HISTORY__URL: must begin with postgresql://"]),
         (
             {"MEMU_BACKUP_JOBS__NIGTHLY__AT": "03:00"},
@@ -710,6 +718,7 @@ def test_the_example_loads_and_names_every_setting() -> None:
         Config,
         config_module.HistorySettings,
         config_module.UsbSettings,
+        config_module.ChatSettings,
         config_module.JobSettings,
         RetentionSettings,
         *(kind.Settings for kind in sources.kinds().values()),
