@@ -26,6 +26,7 @@
     │   ├── ChatAway           1   the homeserver does not answer, or asks for patience
     │   └── ChatRefused        1   the homeserver says no: waiting alone will not help
     │       └── LoginEnded     1   …as somebody has ended the bot's login: it has to be signed in again
+    ├── AlertError             1   somebody outside could not be told; backups are made all the same
     └── HistoryAway            1   Postgres cannot be reached; nothing is lost, rows are spooled
         └── HistoryRefused     1   it answers, but waiting alone will not help (password, rights, newer schema)
 
@@ -188,3 +189,8 @@ class ChatRefused(ChatError):
 
 class LoginEnded(ChatRefused):
     code = "chat_login_ended"
+
+
+class AlertError(MemuError):
+    code = "alert"
+    retryable = True

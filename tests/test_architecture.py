@@ -19,7 +19,7 @@ FLOORS = (
     | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.
-    {"sources", "stores", "history"},
+    {"sources", "stores", "history", "alerts"},
     # Settings, and the verbs.
     {"config", "config_file", "environment", "mistakes", "presets"}
     | {
@@ -46,7 +46,7 @@ FLOORS = (
     # Front ends.
     {"chat", "cli", "console", "daemon"},
 )
-KINDS = ("sources", "stores")
+KINDS = ("sources", "stores", "alerts")
 
 
 def modules() -> dict[str, Path]:
