@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
@@ -94,6 +94,38 @@ def _must_be_an_address(url: str) -> None:
         raise ValueError("says of no database where it is; write postgresql://USER@HOST:5432/DATABASE")
 
 
+def _checked_channel(url: SecretStr) -> SecretStr:
+    _must_be_a_channel(url.get_secret_value())
+    return url
+
+
+def _must_be_a_channel(url: str) -> None:
+    """What service it is, and whether it is written as that service wants it, only Apprise can tell: see ``check``."""
+    scheme, sign, rest = url.partition("://")
+    if not (scheme and sign and rest):
+        raise ValueError("is no URL; write it as in ntfys://ntfy.example.org/family or mailtos://USER:PASSWORD@HOST")
+
+
+def _checked_heartbeat(url: SecretStr) -> SecretStr:
+    _must_be_a_heartbeat(url.get_secret_value())
+    return url
+
+
+def _must_be_a_heartbeat(url: str) -> None:
+    if not url.startswith(("https://", "http://")):
+        raise ValueError("must begin with https:// or http://")
+    if not _has_a_host(url):
+        raise ValueError("is not a whole URL; copy it once more from where the heartbeat is expected")
+
+
+def _has_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname and parts.port != 0 and not re.search(r"\s", url))
+    except ValueError:  # no port, a bracket that is not closed
+        return False
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -120,6 +152,16 @@ class ChatSettings(_Table):
     )
 
 
+class AlertSettings(_Table):
+    """Ways out of the house for what the chat could not deliver. Each URL holds secrets."""
+
+    fallback: tuple[Annotated[SecretStr, AfterValidator(_checked_channel)], ...] = Field(
+        default=(), description="URLs of Apprise"
+    )
+    fallback_file: LocalPath | None = Field(default=None, description="a file that holds them, one a line")
+    completed: bool = Field(default=False, description="also tell of each backup that went well")
+
+
 class JobSettings(_Table):
     at: Annotated[str, AfterValidator(_checked_time)] | None = Field(default=None, description="each day at this time")
     cron: Annotated[str, AfterValidator(_checked_cron)] | None = Field(default=None, description="a crontab line")
@@ -128,6 +170,10 @@ class JobSettings(_Table):
     retention: RetentionSettings = Field(
         default=RetentionSettings(), description="the last backup_retention_count unless given"
     )
+    heartbeat: Annotated[SecretStr, AfterValidator(_checked_heartbeat)] | None = Field(
+        default=None, description="where a dead-man's switch waits for a sign of life"
+    )
+    heartbeat_file: LocalPath | None = Field(default=None, description="a file that holds that URL")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +211,7 @@ class Config(BaseSettings):
     history: HistorySettings = HistorySettings()
     usb: UsbSettings = UsbSettings()
     chat: ChatSettings = ChatSettings()
+    alerts: AlertSettings = AlertSettings()
     sources: dict[str, AnySource]
     stores: dict[str, AnyStore]
     jobs: dict[str, JobSettings]
@@ -223,7 +270,13 @@ class Config(BaseSettings):
         Reads ``url_file`` and ``password_file`` now. Raises SettingsError.
         """
         h = self.history
-        url = h.url.get_secret_value() if h.url else self._secret("url_file", h.url_file) if h.url_file else None
+        url = (
+            h.url.get_secret_value()
+            if h.url
+            else self._secret("history.url_file", h.url_file).strip()
+            if h.url_file
+            else None
+        )
         if url is None:
             return None
         try:
@@ -231,21 +284,65 @@ class Config(BaseSettings):
         except ValueError as error:
             raise SettingsError([f"history.url_file: what it holds {error}"], str(self.path)) from None
         if h.password_file:
-            password = quote(self._secret("password_file", h.password_file), safe="")
+            password = quote(self._secret("history.password_file", h.password_file), safe="")
             return f"{url}{'&' if '?' in url else '?'}password={password}"
         return url
 
-    def _secret(self, key: str, file: Path) -> str:
+    def fallback_urls(self) -> tuple[str, ...]:
+        """The ways to tell somebody where the chat cannot, secrets all of them; empty where none is set.
+
+        Reads ``fallback_file`` now. Raises SettingsError.
+        """
+        file = self.alerts.fallback_file
+        if file is None:
+            return tuple(url.get_secret_value() for url in self.alerts.fallback)
+        key, urls, wrong = "alerts.fallback_file", [], []
+        for number, line in enumerate(map(str.strip, self._content(key, file).splitlines()), 1):
+            if line and not line.startswith("#"):
+                try:
+                    _must_be_a_channel(line)
+                    urls.append(line)
+                except ValueError as error:
+                    wrong.append(f"{key}: line {number} of {file} {error}")
+        if not urls and not wrong:
+            wrong.append(f"{key}: {file} holds no URL")
+        if wrong:
+            raise SettingsError(wrong, str(self.path))
+        return tuple(urls)
+
+    def heartbeat_of(self, job: str) -> str | None:
+        """Where a sign of life of that job is waited for, a secret; None where nowhere.
+
+        Reads ``heartbeat_file`` now. Raises SettingsError, and UsageError when there is no such job.
+        """
+        _must_be_among(job, self.jobs, "job")
+        s = self.jobs[job]
+        if s.heartbeat:
+            return s.heartbeat.get_secret_value()
+        if s.heartbeat_file is None:
+            return None
+        key = f"jobs.{job}.heartbeat_file"
+        url = self._secret(key, s.heartbeat_file)
         try:
-            secret = file.read_text("utf-8").strip()
+            _must_be_a_heartbeat(url)
+        except ValueError as error:
+            raise SettingsError([f"{key}: what it holds {error}"], str(self.path)) from None
+        return url
+
+    def _secret(self, key: str, file: Path) -> str:
+        secret = self._content(key, file).strip()
+        if not secret:
+            raise SettingsError([f"{key}: {file} is empty"], str(self.path))
+        return secret
+
+    def _content(self, key: str, file: Path) -> str:
+        try:
+            return file.read_text("utf-8")
         except FileNotFoundError as error:
-            raise SettingsError([f"history.{key}: {file} is not there"], str(self.path)) from error
+            raise SettingsError([f"{key}: {file} is not there"], str(self.path)) from error
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text"
-            raise SettingsError([f"history.{key}: {file} cannot be read ({reason})"], str(self.path)) from error
-        if not secret:
-            raise SettingsError([f"history.{key}: {file} is empty"], str(self.path))
-        return secret
+            raise SettingsError([f"{key}: {file} cannot be read ({reason})"], str(self.path)) from error
 
 
 def _must_be_among(name: str, names: Iterable[str], what: str) -> None:
@@ -290,7 +387,7 @@ def _validated(raw: dict[str, Any], origins: Origins) -> tuple[Config | None, li
         config = Config(**{key: value for key, value in raw.items() if key not in private})
     except ValidationError as error:
         wrong += mistakes.of_shape(error, raw, lambda loc: _known(loc, raw), origins)
-    return config, [*wrong, *mistakes.between(raw), *_of_history(raw), *_without_effect(raw, origins)]
+    return config, [*wrong, *mistakes.between(raw), *_of_history(raw), *_of_alerts(raw), *_without_effect(raw, origins)]
 
 
 def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
@@ -304,6 +401,8 @@ def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
             return UsbSettings.model_fields
         case ("chat",):
             return ChatSettings.model_fields
+        case ("alerts",):
+            return AlertSettings.model_fields
         case ("jobs", _):
             return JobSettings.model_fields
         case ("jobs", _, "retention"):
@@ -332,6 +431,13 @@ def _of_history(raw: Mapping[str, Any]) -> list[Mistake]:
         return [(("history",), "has both url and url_file; keep one of them")]
     if "password_file" in given and not given & {"url", "url_file"}:
         return [(("history", "password_file"), "has no effect without url or url_file")]
+    return []
+
+
+def _of_alerts(raw: Mapping[str, Any]) -> list[Mistake]:
+    table = raw.get("alerts")
+    if isinstance(table, dict) and {"fallback", "fallback_file"} <= set(table):
+        return [(("alerts",), "has both fallback and fallback_file; keep one of them")]
     return []
 
 

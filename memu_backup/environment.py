@@ -114,7 +114,7 @@ def _unknown(name: str, settings: type[BaseSettings]) -> Iterator[str]:
         yield f"{name}: is not a setting; did you mean {memus} or {PREFIX}{memus}?"
         return
     # One underscore between the parts of a path is the likeliest slip: HISTORY_URL for HISTORY__URL.
-    sections = ["history", "usb", "chat", *NAMED]
+    sections = ["history", "usb", "chat", "alerts", *NAMED]
     section = next((s for s in sections if head.startswith(s + "_")), None)
     near = get_close_matches(head, sections if rest else fields, n=1)
     meant = f"{section}__{head.removeprefix(f'{section}_')}" if section else next(iter(near), None)

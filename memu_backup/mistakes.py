@@ -205,6 +205,8 @@ def _readable(
 def _of_job(job: Raw, raw: Raw, places: Mapping[str, str]) -> Iterator[Mistake]:
     if "at" in job and "cron" in job:
         yield (), "has both at and cron; keep one of them"
+    if "heartbeat" in job and "heartbeat_file" in job:
+        yield (), "has both heartbeat and heartbeat_file; keep one of them"
     every, stores = tables(raw, "sources"), tables(raw, "stores")
     listed = job.get("sources", list(every))
     listed = [s for s in listed if isinstance(s, str)] if isinstance(listed, list) else []

@@ -320,6 +320,47 @@ MISTAKES = {
         wrong("[chat]\nadmin = []\n"),
         ["chat.admin: is not a setting; did you mean admins?"],
     ),
+    "a misspelt setting of the alerts": (
+        wrong("[alerts]\nfalback = []\n"),
+        ["alerts.falback: is not a setting; did you mean fallback?"],
+    ),
+    "a misspelt setting of a heartbeat": (
+        wrong("heartbeat_fiel = 'x'\n"),
+        ["jobs.nightly.heartbeat_fiel: is not a setting; did you mean heartbeat_file?"],
+    ),
+    "a fallback that is no URL": (
+        wrong(f"[alerts]\nfallback = ['ntfys://h/x', 'anna@{CANARY}', '{CANARY}://', 5]\n"),
+        [
+            "alerts.fallback[2]: is no URL; write it as in ntfys://ntfy.example.org/family "
+            "or mailtos://USER:PASSWORD@HOST",
+            "alerts.fallback[3]: is no URL; write it as in ntfys://ntfy.example.org/family "
+            "or mailtos://USER:PASSWORD@HOST",
+            "alerts.fallback[4]: must be a text in quotes",
+        ],
+    ),
+    "one fallback that is no list": (
+        wrong(f"[alerts]\nfallback = 'ntfys://{CANARY}'\n"),
+        ['alerts.fallback: must be a list, such as ["a", "b"]'],
+    ),
+    "fallbacks in two places": (
+        wrong("[alerts]\nfallback = []\nfallback_file = 'x'\n"),
+        ["alerts: has both fallback and fallback_file; keep one of them"],
+    ),
+    "a heartbeat of something else": (
+        wrong(f"heartbeat = 'hc-ping.com/{CANARY}'\n"),
+        ["jobs.nightly.heartbeat: must begin with https:// or http://"],
+    ),
+    "half a heartbeat": (
+        wrong(f"heartbeat = 'https:///{CANARY}'\n[jobs.b]\nheartbeat = 'https://h:{CANARY}/x'\n"),
+        [
+            f"jobs.{job}.heartbeat: is not a whole URL; copy it once more from where the heartbeat is expected"
+            for job in ("nightly", "b")
+        ],
+    ),
+    "two heartbeats": (
+        wrong("heartbeat = 'https://hc-ping.com/x'\nheartbeat_file = 'x'\n"),
+        ["jobs.nightly: has both heartbeat and heartbeat_file; keep one of them"],
+    ),
     "a password for nothing": (
         wrong("[history]\npassword_file = 'x'\n"),
         ["history.password_file: has no effect without url or url_file"],
@@ -567,8 +608,16 @@ def test_memus_own_names_work(write: Write, tmp_path: Path) -> None:
             ["MEMU_BACKUP_HISTORY__ULR: is not a setting; did you mean MEMU_BACKUP_HISTORY__URL?"],
         ),
         (
+            {"MEMU_BACKUP_ALERTS_FALLBACK": CANARY},
+            ["MEMU_BACKUP_ALERTS_FALLBACK: is not a setting; did you mean MEMU_BACKUP_ALERTS__FALLBACK?"],
+        ),
+        (
             {"MEMU_BACKUP_CHAT_ADMINS": "[]"},
             ["MEMU_BACKUP_CHAT_ADMINS: is not a setting; did you mean MEMU_BACKUP_CHAT__ADMINS?"],
+        ),
+        (
+            {"MEMU_BACKUP_ALERTS__FALLBACK": f"ntfys://{CANARY}"},
+            ['MEMU_BACKUP_ALERTS__FALLBACK: must be a list, such as ["a", "b"]'],
         ),
         ({"MEMU_BACKUP_HISTORY__URL": CANARY}, ["MEMU_BACKUP_HISTORY__URL: must begin with postgresql://"]),
         (
@@ -652,6 +701,64 @@ def test_secrets_of_the_history_may_lie_in_files(write: Write, tmp_path: Path) -
         config.history_url()
 
 
+def test_ways_to_tell_somebody_come_from_the_file_from_variables_and_from_files_of_their_own(
+    write: Write, tmp_path: Path
+) -> None:
+    plain = load(write(GOOD), {})
+    assert (plain.fallback_urls(), plain.heartbeat_of("nightly"), plain.alerts.completed) == ((), None, False)
+    ntfy, mail, beat = f"ntfys://{CANARY}", f"mailtos://me:{CANARY}@h?to=a@b.org", f"https://hc-ping.com/{CANARY}"
+    file = write(f"{GOOD}heartbeat = '{beat}'\n[alerts]\nfallback = ['{ntfy}', '{mail}']\ncompleted = true\n")
+    told = load(file, {})
+    assert (told.fallback_urls(), told.heartbeat_of("nightly"), told.alerts.completed) == ((ntfy, mail), beat, True)
+    environ = {"MEMU_BACKUP_ALERTS__FALLBACK": json.dumps([mail]), "MEMU_BACKUP_JOBS__NIGHTLY__HEARTBEAT": beat + "2"}
+    told = load(file, environ)
+    assert (told.fallback_urls(), told.heartbeat_of("nightly")) == ((mail,), beat + "2")
+    (tmp_path / "urls").write_text(f"\n# the family\n  {ntfy}\n\n{mail}")
+    (tmp_path / "beat").write_text(f"{beat}\n")
+    told = load(write(f"{GOOD}heartbeat_file = 'beat'\n[alerts]\nfallback_file = 'urls'\n"), {})
+    assert (told.fallback_urls(), told.heartbeat_of("nightly")) == ((ntfy, mail), beat)
+    with pytest.raises(UsageError, match="no job called nigthly; did you mean nightly"):
+        told.heartbeat_of("nigthly")
+
+
+def test_files_with_ways_to_tell_somebody_are_read_when_they_are_needed(write: Write, tmp_path: Path) -> None:
+    config = load(write(f"{GOOD}heartbeat_file = 'beat'\n[alerts]\nfallback_file = 'urls'\n"), {})
+    urls, beat = tmp_path / "urls", tmp_path / "beat"
+
+    def problems_of(ask: Callable[[], object]) -> tuple[str, ...]:
+        with pytest.raises(SettingsError) as caught:
+            ask()
+        assert CANARY not in str(caught.value)
+        return caught.value.problems
+
+    assert problems_of(config.fallback_urls) == (f"alerts.fallback_file: {urls} is not there",)
+    assert problems_of(lambda: config.heartbeat_of("nightly")) == (f"jobs.nightly.heartbeat_file: {beat} is not there",)
+    urls.write_text("# none\n")
+    beat.write_text("\n")
+    assert problems_of(config.fallback_urls) == (f"alerts.fallback_file: {urls} holds no URL",)
+    assert problems_of(lambda: config.heartbeat_of("nightly")) == (f"jobs.nightly.heartbeat_file: {beat} is empty",)
+    urls.write_text(f"\nntfys://{CANARY}\n{CANARY}\n")
+    beat.write_text(CANARY)
+    assert problems_of(config.fallback_urls) == (
+        f"alerts.fallback_file: line 3 of {urls} is no URL; write it as in ntfys://ntfy.example.org/family "
+        "or mailtos://USER:PASSWORD@HOST",
+    )
+    assert problems_of(lambda: config.heartbeat_of("nightly")) == (
+        "jobs.nightly.heartbeat_file: what it holds must begin with https:// or http://",
+    )
+
+
+def test_of_the_ways_to_tell_somebody_nothing_is_shown(write: Write) -> None:
+    text = (
+        f"heartbeat = 'https://hc-ping.com/{CANARY}'\n[alerts]\nfallback = ['ntfys://{CANARY}', 'tgram://{CANARY}/1']"
+    )
+    config = load(write(f"{GOOD}{text}\n"), {})
+    shown = show(config)
+    assert shown["alerts"] == {"fallback": ["********", "********"], "fallback_file": None, "completed": False}
+    assert shown["jobs"]["nightly"]["heartbeat"] == "********"
+    assert CANARY not in json.dumps(shown) + repr(config) + str(config)
+
+
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
@@ -680,6 +787,8 @@ def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
         "sources": ["photos", "settings"],
         "store": "local",
         "retention": {"keep_last": 7},
+        "heartbeat": None,
+        "heartbeat_file": None,
     }
     assert shown["stores"]["local"]["dir"] == str(tmp_path / "backups")
     assert shown["history"]["where"] == f"embedded in {shown['state_dir']}/postgres"
@@ -719,6 +828,7 @@ def test_the_example_loads_and_names_every_setting() -> None:
         config_module.HistorySettings,
         config_module.UsbSettings,
         config_module.ChatSettings,
+        config_module.AlertSettings,
         config_module.JobSettings,
         RetentionSettings,
         *(kind.Settings for kind in sources.kinds().values()),
@@ -735,7 +845,7 @@ def test_what_the_example_calls_defaults_are_the_defaults(write: Write) -> None:
     told = ROOT / "config.example.toml"
     defaults = dict(re.findall(r"^# (\w+) = (\d+|true|false)\b", told.read_text(), re.MULTILINE))
     shown = show(load(write(GOOD), {}))
-    flat = {**shown, **shown["usb"], **shown["sources"]["photos"], **shown["sources"]["settings"]}
+    flat = {**shown, **shown["usb"], **shown["alerts"], **shown["sources"]["photos"], **shown["sources"]["settings"]}
     for name, value in defaults.items():
         if name in flat:
             assert flat[name] == json.loads(value), name
