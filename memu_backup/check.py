@@ -1,4 +1,4 @@
-"""Looks at everything that the settings name, without changing it: sources, places for backups, history."""
+"""Looks at everything that the settings name, without changing it: sources, places, history, ways to tell somebody."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup import place, words
+from memu_backup.alerts import named
+from memu_backup.alerts.apprise import AppriseChannel
 from memu_backup.config import Config
-from memu_backup.errors import MemuError, StoreError
+from memu_backup.errors import MemuError, SettingsError, StoreError
 from memu_backup.history import History
 from memu_backup.sources import Lacking
 from memu_backup.stores import Store
@@ -28,6 +30,8 @@ class Finding:
 async def _found(what: str, looking: Awaitable[str]) -> list[Finding]:
     try:
         return [Finding(what, True, await looking)]
+    except SettingsError as error:
+        return [Finding(what, False, "; ".join(error.problems))]
     except MemuError as error:
         return [Finding(what, False, str(error))]
 
@@ -59,7 +63,22 @@ async def check(config: Config, stores: Iterable[Store], history: History) -> li
     for store in stores:
         found += await _found(f"backups in {store.directory}", _check_store(store, config.host, history))
     found += await _found("history", _check_history(config, history))
+    if config.alerts.fallback or config.alerts.fallback_file:
+        found += await _found("fallback channels", _check_fallback(config))
+    for name, job in config.jobs.items():
+        if job.heartbeat or job.heartbeat_file:
+            found += await _found(f"heartbeat of {name}", _check_heartbeat(config, name))
     return found
+
+
+async def _check_fallback(config: Config) -> str:
+    urls = config.fallback_urls()
+    await AppriseChannel(urls).check()
+    return f"{', '.join(map(named, urls))}; nothing was sent, to try them: memu-backup alerts test"
+
+
+async def _check_heartbeat(config: Config, job: str) -> str:
+    return f"{named(config.heartbeat_of(job) or '')}; nothing was sent there"
 
 
 async def _check_history(config: Config, history: History) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memu_backup.cli.shell import app, command, load
-from memu_backup.errors import UsageError
+from memu_backup.errors import ChatError, UsageError
+
+if TYPE_CHECKING:
+    from memu_backup.check import Finding
+    from memu_backup.config import Config
 
 chat_app = typer.Typer(help="The bot in the family's room.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(chat_app, name="chat")
@@ -59,3 +63,27 @@ def _first_line(file: Path) -> str:
         return file.read_text().partition("\n")[0]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read, so nobody was signed in.") from error
+
+
+def check(settings: Config) -> list[Finding]:
+    """What ``config check`` says of the chat, nothing where none is wanted. The homeserver is not asked."""
+    from memu_backup.chat.account import Safe
+    from memu_backup.check import Finding
+
+    room, admins = settings.backup_notification_room, settings.chat.admins
+    try:
+        account = Safe(settings.state_dir).account()
+    except ChatError as error:
+        return [Finding("chat", False, str(error))] if room or admins else []
+    if not (account or room or admins):
+        return []
+    lacking = []
+    if account is None:
+        lacking.append("nobody is signed in, so nobody is answered or told there; type: memu-backup chat login")
+    if not room:
+        lacking.append("backup_notification_room is not set, so there is no room to be in")
+    if not admins:
+        lacking.append("[chat] admins names nobody, so nobody can invite the bot")
+    if account is None or lacking:
+        return [Finding("chat", False, "; ".join(lacking))]
+    return [Finding("chat", True, f"{account.user_id} is signed in for {room}; may be invited by {', '.join(admins)}")]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from memu_backup.cli import chat
 from memu_backup.cli.shell import EXIT_FAILED, Json, app, command, load, the_manager
 from memu_backup.errors import MemuError
 
@@ -96,7 +97,7 @@ async def config_check(json: Json = False) -> int:
     from memu_backup import console
 
     async with the_manager() as manager:
-        findings = await manager.check()
+        findings = [*await manager.check(), *chat.check(manager.config)]
     if json:
         console.print_json([{"what": f.what, "good": f.good, "says": f.says} for f in findings])
     for found in findings if not json else ():
