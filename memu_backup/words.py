@@ -214,6 +214,15 @@ def _checked(run: Run, history_away: bool, now: datetime, zone: tzinfo) -> str:
     return f"{moment(run.verified_at, now, zone)} - every byte was read back"
 
 
+def test_alert(host: str) -> str:
+    """What is sent to see whether it arrives."""
+    return (
+        "Backup Test\n"
+        f"This is a test from {host}. Nothing has happened.\n"
+        "If a backup fails and the chat cannot be reached, you are told here."
+    )
+
+
 def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     run = report.last
     if run is None:

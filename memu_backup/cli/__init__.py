@@ -7,7 +7,16 @@ import io
 import os
 import sys
 
-from memu_backup.cli import chat, finding, history, looking, making, returning, settings  # noqa: F401  each adds its commands
+from memu_backup.cli import (  # noqa: F401  each adds its commands
+    alerts,
+    chat,
+    finding,
+    history,
+    looking,
+    making,
+    returning,
+    settings,
+)
 from memu_backup.cli.shell import app
 
 
