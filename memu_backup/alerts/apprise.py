@@ -51,7 +51,8 @@ class AppriseChannel:
 
     async def send_to_each(self, notice: Notice) -> list[Outcome]:
         """What became of it with each URL, in their order. Raises AlertError where none could be tried."""
-        title, _, body = notice.text.strip().partition("\n")
+        text = notice.text.encode(errors="replace").decode()  # names of files may be no text
+        title, _, body = text.strip().partition("\n")
         services = await self._services()
         return await asyncio.gather(*(self._tell(u, s, title, body) for u, s in zip(self._urls, services, strict=True)))
 

@@ -40,12 +40,13 @@ async def _post(url: str, what: Beat, text: str, timeout_s: float) -> str:
     import aiohttp  # slow, and not needed by most commands
     from yarl import URL
 
+    body = text.encode(errors="replace")  # names of files may be no text
     parts = urlsplit(url)
     target = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + what, parts.query, ""))
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
-            session.post(URL(target, encoded=True), data=text.encode(), allow_redirects=False) as answer,
+            session.post(URL(target, encoded=True), data=body, allow_redirects=False) as answer,
         ):
             said = await answer.content.read(100)
     except aiohttp.ClientConnectorCertificateError:

@@ -53,6 +53,16 @@ async def test_one_line_is_enough(receiver: Receiver, other: Receiver, mail_serv
     assert mail_server.mails[0]["Subject"] == "All is well"
 
 
+async def test_a_name_that_is_no_text_keeps_no_message_back(
+    receiver: Receiver, other: Receiver, mail_server: MailServer
+) -> None:
+    channel = AppriseChannel([f"json://{receiver.at}/hook", f"ntfy://{other.at}/family", mail_server.url()])
+    await channel.send(Notice("k", "Backup Alert\nphotos/\udcff.jpg cannot be read"))
+    told = [json.loads(r.heard[0].body)["message"] for r in (receiver, other)]
+    assert told == ["photos/?.jpg cannot be read"] * 2
+    assert "photos/?.jpg" in mail_server.mails[0].as_string()
+
+
 async def test_one_that_took_it_is_enough_and_the_others_are_named_in_the_log(
     receiver: Receiver, mail_server: MailServer, told: Told
 ) -> None:

@@ -17,12 +17,12 @@ async def test_start_success_and_failure_have_their_own_paths(receiver: Receiver
     await beat(url, Beat.START, "begun")
     await beat(f"{url}/?create=1&a=%2F#x", Beat.FAIL, "Disk full – free up space")
     await beat(f"{url}?create=1", Beat.SUCCESS, "")
-    await beat(f"http://{receiver.at}", Beat.SUCCESS, "well")
+    await beat(f"http://{receiver.at}", Beat.SUCCESS, "well, but for photos/\udcff.jpg")
     assert receiver.heard == [
         Heard("POST", f"/ping/{CANARY}/start", "begun"),
         Heard("POST", f"/ping/{CANARY}/fail?create=1&a=%2F", "Disk full – free up space"),
         Heard("POST", f"/ping/{CANARY}?create=1", ""),
-        Heard("POST", "/", "well"),
+        Heard("POST", "/", "well, but for photos/?.jpg"),
     ]
 
 
