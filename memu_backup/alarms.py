@@ -1,16 +1,26 @@
 """What the family is to hear of trouble: once a cause, again at growing intervals, and once when all is well again.
 
-Pure. A trouble is what is wrong at this moment, found anew each time. An alarm is what has become of it: since when,
-and who has heard. So nothing waits in a queue: what is told after a long absence is how things stand then.
+Pure, but for ``read`` and ``write``. A trouble is what is wrong at this moment, found anew each time. An alarm is what
+has become of it: since when, and who has heard. So nothing waits in a queue: what is told after a long absence is how
+things stand then.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
+from pathlib import Path
 from typing import Any
+
+from memu_backup.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+CHAT = "chat"
+"""The topic of a bot that was signed out."""
 
 ROOM = "room"
 FALLBACK = "fallback"
@@ -97,6 +107,28 @@ class Book:
         found = json.loads(content)
         alarms = {topic: _alarm(told) for topic, told in found["alarms"].items()}
         return cls(alarms, _time(found["reminded_at"]), _time(found["snoozed_until"]), dict(found["beats"]))
+
+
+def file_in(state_dir: Path) -> Path:
+    """Where the book of the service with this ``state_dir`` lies."""
+    return state_dir / "alarms.json"
+
+
+def read(file: Path) -> Book:
+    """The book; an empty one where there is none, or none that can be read: then something is told once more."""
+    try:
+        return Book.from_json(file.read_bytes())
+    except FileNotFoundError:
+        return Book()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        log.warning("%s cannot be read; an alert may come once more.", file)
+        return Book()
+
+
+def write(file: Path, book: Book) -> None:
+    """On return it survives a power cut. Raises OSError."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(file, book.to_json())
 
 
 def review(book: Book, troubles: Sequence[Trouble], now: datetime, undecided: Collection[str] = ()) -> dict[str, Alarm]:

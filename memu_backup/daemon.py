@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memu_backup import lock, schedule, systemd
+from memu_backup.alerts import Channel
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
-from memu_backup.errors import ChatError, HistoryAway, StoreError
+from memu_backup.errors import ChatError, HistoryAway, LoginEnded, StoreError
 from memu_backup.history import History
 from memu_backup.manager import Manager, history_of
 from memu_backup.nights import Nights
+from memu_backup.teller import Teller
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -44,6 +46,7 @@ class Daemon:
         self._clock = clock
         self._manager = Manager(config, history, clock)
         self._nights = Nights(config, self._manager, self._start, clock)
+        self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_expects_room(config))
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
 
@@ -56,7 +59,9 @@ class Daemon:
         scheduler.start()
         opening = self._start(self._open())
         self._start(self._keep_alive(scheduler, opening))
-        self._start(self._chat(), "the chat")
+        self._start(self._teller.run(), "what people are told")
+        if self._teller.expects_room:
+            self._start(self._chat(), "the chat")
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
         try:
@@ -108,13 +113,13 @@ class Daemon:
 
     async def _chat(self) -> None:
         """Whatever becomes of it, backups are made all the same."""
-        from memu_backup.chat.account import Safe
-
         try:
-            if Safe(self._config.state_dir).account() and self._config.backup_notification_room:
-                # Elsewhere: nio is a second of imports, in which nothing else would happen.
-                bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
-                await bot.run(self._manager, self._clock)
+            # Elsewhere: nio is a second of imports, in which nothing else would happen.
+            bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
+            await bot.run(self._manager, self._teller, self._clock)
+        except LoginEnded as error:
+            log.error("%s", error)
+            self._teller.room_is_lost()
         except ChatError as error:
             log.error("%s", error)
 
@@ -159,6 +164,25 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("A part of memu-backup broke: %s", error, exc_info=error)
+
+
+def _fallback(config: Config) -> Channel | None:
+    """Raises SettingsError where a file with the channels cannot be read."""
+    from memu_backup.alerts.apprise import AppriseChannel
+
+    urls = config.fallback_urls()
+    return AppriseChannel(urls) if urls else None
+
+
+def _expects_room(config: Config) -> bool:
+    """Whether somebody signed the bot in, and there is a room for it."""
+    from memu_backup.chat.account import Safe
+
+    try:
+        return bool(config.backup_notification_room and Safe(config.state_dir).account())
+    except ChatError as error:
+        log.error("%s", error)
+        return False
 
 
 def mend(scheduler: AsyncIOScheduler, moment: datetime) -> None:

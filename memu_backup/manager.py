@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memu_backup import catalog, check, clean, lock, place, rebuild, recover, report, schedule, verify
+from memu_backup import alarms, catalog, check, clean, lock, place, rebuild, recover, report, schedule, status, verify
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -19,7 +19,7 @@ from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
-from memu_backup.model import Backup, Level, Progress, Run, StatusReport, Trigger
+from memu_backup.model import Backup, Level, Problem, Progress, Run, StatusReport, Trigger
 from memu_backup.paths import absolute
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
@@ -279,7 +279,18 @@ class Manager:
 
     async def reports(self) -> dict[str, StatusReport]:
         """Where each job stands. Always answers, see ``report.of_job``."""
-        return {name: await self._report(self.config.job(name)) for name in self.config.jobs}
+        found = {name: await self._report(self.config.job(name)) for name in self.config.jobs}
+        chat = alarms.read(alarms.file_in(self.config.state_dir)).alarms.get(alarms.CHAT)
+        if chat and not chat.over:
+            found = {name: status.with_problem(report, Problem.CHAT_ENDED) for name, report in found.items()}
+        return found
+
+    async def at_work(self) -> bool:
+        """Whether somebody works in the place of a job, in this process or another; True where that cannot be seen."""
+        try:
+            return any([await place.asked(store, partial(lock.taken, store.directory)) for store in self.stores()])
+        except StoreError:
+            return True
 
     async def _report(self, job: Job) -> StatusReport:
         wait = schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None

@@ -248,6 +248,7 @@ class Problem(StrEnum):
     OLDER_DAMAGED = "older_damaged"
     SPACE_SHORT = "space_short"
     HISTORY_AWAY = "history_away"
+    CHAT_ENDED = "chat_ended"
     NO_BACKUP = "no_backup"
     USB_OVERDUE = "usb_overdue"
 
@@ -270,12 +271,12 @@ class StatusReport:
     """Where a household's backups stand at one moment; made by ``status.assess``, put into words by ``words``.
 
     ``problems`` is sorted, the most pressing first. ``last`` is the newest run that has ended, ``last_good`` the
-    newest complete backup that still lies in its place. ``usb_expected`` is False where no drive is part of the
-    plan. With ``history_away`` the report rests on what lies on disk, and copies on drives are not known. Where nobody
-    can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored is not known. ``free_bytes`` and
-    ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be asked or a backup is being made.
-    With ``elsewhere`` it tells of another machine, by nothing but what that one wrote down.
-    ``sources`` is what ``last_good`` says it holds; empty where there is none, or nobody can look at it from here.
+    newest complete backup that still lies in its place, which is too old from ``overdue_at`` on. ``usb_expected`` is
+    False where no drive is part of the plan. With ``history_away`` the report rests on what lies on disk, and copies on
+    drives are not known. Where nobody can look at the backups (CANNOT_LOOK), it rests on the rows, and what is stored
+    is not known. ``free_bytes`` and ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be
+    asked or a backup is being made. With ``elsewhere`` it tells of another machine, by nothing but what that one wrote
+    down. ``sources`` is what ``last_good`` says it holds; empty where there is none, or nobody can look at it.
     """
 
     problems: tuple[Problem, ...]
@@ -287,6 +288,7 @@ class StatusReport:
     usb_expected: bool
     usb_copied_at: datetime | None
     history_away: bool
+    overdue_at: datetime | None = None
     free_bytes: int | None = None
     days_left: int | None = None
     elsewhere: bool = False

@@ -58,10 +58,12 @@ def assess(
     copies = [r.usb_copied_at for r in known if r.usb_copied_at and r.usb_copied_at <= now + CLOCKS_APART]
     usb_copied_at = max(copies, default=None)
 
+    overdue_at = last_good.created_at + OVERDUE_INTERVALS * interval if interval and last_good else None
+
     problems = _problems_of_runs(ended, last_good, names) | _problems_of_place(cannot_look, marked, outlook)
     if cannot_look:
         problems.discard(Problem.NO_BACKUP)
-    if interval and last_good and now - last_good.created_at > OVERDUE_INTERVALS * interval:
+    if overdue_at and now > overdue_at:
         problems.add(Problem.OVERDUE)
     if history_away:
         problems.add(Problem.HISTORY_AWAY)
@@ -81,10 +83,17 @@ def assess(
         usb_expected=usb_overdue_days > 0,
         usb_copied_at=usb_copied_at,
         history_away=history_away,
+        overdue_at=overdue_at,
         free_bytes=outlook.free_bytes if outlook else None,
         days_left=outlook.days_left if outlook else None,
         sources=_sources(last_good, stored),
     )
+
+
+def with_problem(report: StatusReport, problem: Problem) -> StatusReport:
+    """What a household's report says of something that is no job's own."""
+    found = {*report.problems, problem}
+    return replace(report, problems=tuple(p for p in Problem if p in found))
 
 
 def assess_elsewhere(runs: Sequence[Run], now: datetime) -> StatusReport:

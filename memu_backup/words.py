@@ -297,6 +297,8 @@ def _health(report: StatusReport) -> str:
             return "The backup disk will soon be full - free up space or add storage"
         case Problem.HISTORY_AWAY:
             return "Backup history out of reach - check that the database is running"
+        case Problem.CHAT_ENDED:
+            return "The bot was signed out of the chat - on the server, type: memu-backup chat login"
         case Problem.USB_OVERDUE:
             return "USB backup overdue - plug in your backup drive!"
 

@@ -38,11 +38,12 @@ FLOORS = (
         "schedule",
         "share",
         "status",
+        "troubles",
         "unpack",
         "verify",
     }
     | {"catalog", "feed", "find", "unpack", "verify"},
-    {"manager", "audit", "nights"},
+    {"manager", "audit", "nights", "pulse", "teller"},
     # Front ends.
     {"chat", "cli", "console", "daemon"},
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from memu_backup import messages
+from memu_backup.alerts import Notice
 from memu_backup.chat import markup
 from memu_backup.chat.account import Safe
 from memu_backup.chat.grammar import Command, Slip, parse
@@ -12,6 +13,7 @@ from memu_backup.chat.session import Message, Reply, Session
 from memu_backup.clock import Clock
 from memu_backup.errors import MemuError
 from memu_backup.manager import Manager
+from memu_backup.teller import Teller
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +56,25 @@ class Bot:
         return messages.listing(found, self._clock(), self._manager.config.zone)
 
 
-async def run(manager: Manager, clock: Clock) -> None:
-    """Answer for ever; nothing where nobody has signed the bot in, or no room is set. Raises ChatError."""
+class Room:
+    """The family's room, as a way to tell people."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def send(self, notice: Notice) -> None:
+        """See ``Channel``."""
+        await self._session.say(markup.headed(notice.text), notice.key)
+
+
+async def run(manager: Manager, teller: Teller, clock: Clock) -> None:
+    """Answer for ever; somebody has signed the bot in, and a room is set. Raises ChatError."""
     config = manager.config
     safe = Safe(config.state_dir)
     account, room = safe.account(), config.backup_notification_room
-    if account is None or room is None:
-        return
-    session = Session(safe, account, room, frozenset(config.chat.admins), Bot(manager, clock).answer)
+    assert account and room
+    bot = Bot(manager, clock)
+    session = Session(
+        safe, account, room, frozenset(config.chat.admins), bot.answer, lambda: teller.room_is_open(Room(session))
+    )
     await session.run()

@@ -33,8 +33,8 @@ class News:
         self._waiting = waiting
 
     async def rows(self) -> tuple[list[Run], bool]:
-        """Newest first: each run that is under way, that failed or lacks something and of which nobody was told, and
-        the newest of each job. With the history away those of them that wait here for it, and True.
+        """Newest first: each run that is under way; each that failed and is not tried again, or lacks something, and of
+        which nobody was told; and the newest of each job. With the history away those that wait here for it, and True.
         """
 
         async def work(connection: Connection) -> list[Run]:

@@ -180,7 +180,8 @@ async def read_news(connection: Connection, host: str) -> list[Run]:
     """See ``News.rows``. Lets asyncpg's errors through."""
     records = await connection.fetch(
         f"SELECT {', '.join(_RUN)} FROM backup_history WHERE host = $1 AND ("  # noqa: S608  names of our own fields
-        "status = 'in_progress' OR (status IN ('failed', 'partial') AND NOT notification_sent) OR id IN "
+        "status = 'in_progress' OR "
+        "(status IN ('failed', 'partial') AND retry_at IS NULL AND NOT notification_sent) OR id IN "
         "(SELECT DISTINCT ON (job) id FROM backup_history WHERE host = $1 ORDER BY job, created_at DESC, id DESC)) "
         "ORDER BY created_at DESC LIMIT $2",
         to_text(host),

@@ -14,6 +14,7 @@ from memu_backup.chat.session import Answer, Session
 from memu_backup.clock import now
 from memu_backup.config import load
 from memu_backup.manager import Manager, history_of
+from memu_backup.teller import Teller
 from tests.home import Home
 from tests.human import Human
 from tests.synapse import Synapse
@@ -34,12 +35,16 @@ class Family:
     async def bot_runs(self) -> AsyncIterator[asyncio.Task[None]]:
         config = load(self.home.folder / "config.toml", {})
         async with history_of(config) as history:
-            running = asyncio.create_task(bots.run(Manager(config, history), now))
+            manager = Manager(config, history)
+            teller = Teller(manager, now, None, expects_room=True)
+            running = asyncio.create_task(bots.run(manager, teller, now))
+            telling = asyncio.create_task(teller.run())
             try:
                 yield running
             finally:
-                running.cancel()
-                await asyncio.wait([running])
+                for task in (running, telling):
+                    task.cancel()
+                await asyncio.wait([running, telling])
 
     @asynccontextmanager
     async def listening(self, answer: Answer, kind: type[Session] = Session) -> AsyncIterator[Session]:

@@ -1,0 +1,250 @@
+"""Tells people what they have to know, from the rows: when one changes, and once a minute, should that go unheard."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime, time, timedelta
+
+from memu_backup import alarms, messages, pulse, troubles
+from memu_backup.alarms import FALLBACK, ROOM, Alarm, Book, Trouble
+from memu_backup.alerts import Channel, Notice
+from memu_backup.clock import Clock
+from memu_backup.errors import ChatAway, MemuError
+from memu_backup.history.rows import lies_in
+from memu_backup.manager import Manager
+from memu_backup.model import Problem, Run, Status, StatusReport
+from memu_backup.troubles import Found
+
+log = logging.getLogger(__name__)
+
+_SWEEP_S = 60.0
+_LATE_HISTORY = timedelta(hours=1)
+_LOOK_AT = time(10)
+"""Each day at this time by the household's clocks everything is looked at, whether or not a row has changed."""
+
+_SETTLE_AGAIN = timedelta(minutes=10)
+_SNOOZE = timedelta(days=7)
+
+
+class Teller:
+    """``fallback`` is the way beside the room, None where there is none; ``expects_room`` says whether somebody signed
+    the bot in. What is told depends on nothing but rows, disks and the book of alarms: a kill loses nothing.
+
+    Raises SettingsError where a heartbeat's file cannot be read.
+    """
+
+    def __init__(self, manager: Manager, clock: Clock, fallback: Channel | None, *, expects_room: bool) -> None:
+        self._manager = manager
+        self._clock = clock
+        self._fallback = fallback
+        self.expects_room = expects_room
+        self._room: Channel | None = None
+        urls = {job: manager.config.heartbeat_of(job) for job in manager.config.jobs}
+        self._heartbeats = {job: url for job, url in urls.items() if url}
+        self._signed_out = False
+        self._file = alarms.file_in(manager.config.state_dir)
+        self._book = alarms.read(self._file)
+        self._wake = asyncio.Event()
+        self._reports: Mapping[str, StatusReport] = {}
+        self._looked: tuple[object, datetime] | None = None
+        self._settle_at: datetime | None = None
+
+    # --- what others tell it ---------------------------------------------------------------------------------------
+
+    def room_is_open(self, room: Channel) -> None:
+        """What waits can be said there."""
+        self._room = room
+        self._wake.set()
+
+    def room_is_lost(self) -> None:
+        """Somebody ended the bot's login: until it is signed in again, all goes the other way."""
+        self._room, self.expects_room, self._signed_out = None, False, True
+        self._wake.set()
+
+    def snooze(self) -> datetime:
+        """For a week no reminder comes, nor what people know. Until when."""
+        until = self._clock() + _SNOOZE
+        self._keep(replace(self._book, snoozed_until=until))
+        return until
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        following = asyncio.create_task(self._manager.history.news.follow(self._wake.set))
+        before = ""
+        try:
+            while True:
+                pause_s = _SWEEP_S
+                try:
+                    pause_s = await self._round()
+                    before = ""
+                except Exception as error:
+                    # Once each time, and not with every minute.
+                    said = f"What there is to tell could not be found out: {error}"
+                    if said != before:
+                        known = isinstance(error, MemuError)
+                        log.error("%s", said, exc_info=None if known else error)
+                    before = said
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
+                self._wake.clear()
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    async def _round(self) -> float:
+        """Look, tell, and note it. In how many seconds to look again, should nothing wake us."""
+        now = self._clock()
+        runs, away = await self._manager.history.news.rows()
+        runs = [run for run in runs if self._is_ours(run)]
+        await self._settle_killed(runs, now)
+        await self._look(runs, now)
+        found = self._found(runs, now, away=away)
+        self._keep(replace(self._book, alarms=alarms.review(self._book, found.troubles, now, found.undecided)))
+        pause_s = await self._tell(found, now)
+        await self._settle(found)
+        beats = await pulse.tell(self._heartbeats, runs, self._book.beats, now)
+        self._keep(replace(self._book, beats=beats))
+        return pause_s
+
+    def _is_ours(self, run: Run) -> bool:
+        """Other settings may share host and history with these."""
+        config = self._manager.config
+        return run.job in config.jobs and lies_in(run, self._manager.store(config.job(run.job)).directory)
+
+    async def _settle_killed(self, runs: Sequence[Run], now: datetime) -> None:
+        """A run that was killed says so in no row: that is found out here, in case no other run comes soon."""
+        if not any(run.status is Status.IN_PROGRESS for run in runs):
+            self._settle_at = None
+        elif self._settle_at is None or now >= self._settle_at:
+            self._settle_at = now + _SETTLE_AGAIN
+            if not await self._manager.at_work():
+                await self._manager.recover()
+
+    async def _look(self, runs: Sequence[Run], now: datetime) -> None:
+        """Only where something may have changed: disks that sleep are not woken once a minute."""
+        seen = frozenset((run.run_id, run.status, run.error_code, run.notification_sent) for run in runs)
+        if self._looked is None or self._looked[0] != seen or now >= self._looked[1] or self._is_reminded(now):
+            self._reports = await self._manager.reports()
+            self._looked = seen, self._next_look(now)
+
+    def _next_look(self, now: datetime) -> datetime:
+        local = now.astimezone(self._manager.config.zone)
+        daily = datetime.combine(local.date(), _LOOK_AT, local.tzinfo).astimezone(UTC)
+        if daily <= now:
+            daily = datetime.combine(local.date() + timedelta(days=1), _LOOK_AT, local.tzinfo).astimezone(UTC)
+        overdue = (r.overdue_at for r in self._reports.values() if r.overdue_at)
+        return min([daily, *(at + timedelta(seconds=1) for at in overdue if at >= now)])
+
+    # --- what there is to tell -------------------------------------------------------------------------------------
+
+    def _found(self, runs: Sequence[Run], now: datetime, *, away: bool) -> Found:
+        config = self._manager.config
+        disks = {job: str(self._manager.store(config.job(job)).directory) for job in self._reports}
+        found = troubles.of_jobs(
+            self._reports,
+            [run for run in runs if _is_debt(run)],
+            disks,
+            now,
+            config.zone,
+            completed=config.alerts.completed,
+        )
+        if away:
+            found.troubles.append(Trouble("history", "away", messages.history_away(), wait=_LATE_HISTORY))
+        found.well["history"] = messages.well_history()
+        if self._signed_out:
+            found.troubles.append(Trouble(alarms.CHAT, "signed_out", messages.signed_out()))
+        elif self.expects_room and self._room is None:
+            found.undecided.add(alarms.CHAT)
+        found.well[alarms.CHAT] = messages.well_chat()
+        if self._is_reminded(now) and (trouble := self._reminder(now)):
+            found.troubles.append(trouble)
+        return found
+
+    def _is_reminded(self, now: datetime) -> bool:
+        """Whether a reminder may be owed: a Sunday has come since the last was dealt with."""
+        last = self._book.reminded_at
+        return last is not None and last < alarms.last_reminder(now, self._manager.config.zone)
+
+    def _reminder(self, now: datetime) -> Trouble | None:
+        overdue = [r for r in self._reports.values() if Problem.USB_OVERDUE in r.problems]
+        snoozed = self._book.snoozed_until and now < self._book.snoozed_until
+        if not overdue or snoozed:
+            return None
+        copies = [r.usb_copied_at for r in overdue]
+        oldest = None if None in copies else min(at for at in copies if at)
+        size_bytes = sum(r.last_good.size_bytes for r in self._reports.values() if r.last_good)
+        zone = self._manager.config.zone
+        cause = alarms.last_reminder(now, zone).isoformat()
+        return Trouble("usb", cause, messages.reminder(oldest, size_bytes, now, zone), once=True)
+
+    # --- telling it ------------------------------------------------------------------------------------------------
+
+    async def _tell(self, found: Found, now: datetime) -> float:
+        texts = {trouble.topic: trouble.text for trouble in found.troubles}
+        pause_s = _SWEEP_S
+        fallback = self._fallback is not None
+        for alarm, way in list(alarms.owed(self._book.alarms, now, room=self.expects_room, fallback=fallback)):
+            text = found.well.get(alarm.topic, "") if alarm.over else texts.get(alarm.topic, "")
+            if not text:
+                continue  # what is undecided is told by a later round
+            try:
+                await self._say(alarm, way, text)
+            except MemuError as error:
+                log.log(logging.INFO if way == ROOM else logging.WARNING, "An alert has to wait: %s", error)
+                if isinstance(error, ChatAway) and error.wait_s:
+                    pause_s = min(pause_s, error.wait_s)
+                continue
+            log.info("Told by way of the %s: %s", way, text.partition("\n")[2].partition("\n")[0] or text)
+            told = self._book.alarms[alarm.topic].heard_by(way, now)
+            self._keep(replace(self._book, alarms={**self._book.alarms, alarm.topic: told}))
+        return pause_s
+
+    async def _say(self, alarm: Alarm, way: str, text: str) -> None:
+        """The key is in the book before: who is killed now, and says it again, says it under the same."""
+        parts = (alarm.topic, alarm.cause, str(alarm.told.number), alarm.told.due.isoformat(), str(alarm.over))
+        key = "/".join((self._manager.config.host, *parts))
+        if way == FALLBACK:
+            assert self._fallback
+            text = messages.another_way(text) if self.expects_room or self._signed_out else text
+            await self._fallback.send(Notice(key, text))
+        elif self._room is None:
+            raise ChatAway("The chat is not connected yet.")
+        else:
+            await self._room.send(Notice(key, text))
+
+    async def _settle(self, found: Found) -> None:
+        """What was told, or need not be, is no debt any more."""
+        done = [*found.settled]
+        for trouble in found.troubles:
+            alarm = self._book.alarms.get(trouble.topic)
+            if alarm and alarm.told.by and alarm.cause == trouble.cause:
+                done += [run for run in found.rows.get(trouble.topic, ()) if not run.notification_sent]
+        if done:
+            try:
+                await self._manager.history.news.told(done)
+            except OSError as error:
+                log.warning("That people were told could not be written down (%s); it may be told again.", error)
+        now = self._clock()
+        usb = self._book.alarms.get("usb")
+        if self._book.reminded_at is None or (self._is_reminded(now) and (usb is None or usb.told.by)):
+            self._keep(replace(self._book, reminded_at=now))
+
+    def _keep(self, book: Book) -> None:
+        if book == self._book:
+            return
+        self._book = book
+        try:
+            alarms.write(self._file, book)
+        except OSError as error:
+            log.warning("%s cannot be written (%s); after a restart an alert may come once more.", self._file, error)
+
+
+def _is_debt(run: Run) -> bool:
+    return run.status in (Status.FAILED, Status.PARTIAL) and run.retry_at is None and not run.notification_sent

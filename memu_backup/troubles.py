@@ -1,0 +1,119 @@
+"""Says what is wrong right now with a household's backups, as troubles with the words for each, and what is well.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, tzinfo
+
+from memu_backup import messages
+from memu_backup.alarms import Trouble
+from memu_backup.model import Problem, Run, Status, StatusReport
+
+_SLACK = timedelta(hours=2)
+"""What was to be tried again, and was not so much later, is not tried any more."""
+
+_FRESH = timedelta(days=1)
+_FULL = frozenset({"disk_full", "no_inodes", "quota"})
+
+
+@dataclass(slots=True)
+class Found:
+    """``well`` are, by topic, the words for its end. Of what is ``undecided`` nothing can be said yet. ``rows`` are, by
+    topic, the rows that are a debt until its trouble was told; ``settled`` are debts of which nothing has to be told.
+    """
+
+    troubles: list[Trouble] = field(default_factory=list)
+    well: dict[str, str] = field(default_factory=dict)
+    undecided: set[str] = field(default_factory=set)
+    rows: dict[str, list[Run]] = field(default_factory=dict)
+    settled: list[Run] = field(default_factory=list)
+
+
+def of_jobs(
+    reports: Mapping[str, StatusReport],
+    debts: Iterable[Run],
+    disks: Mapping[str, str],
+    now: datetime,
+    zone: tzinfo,
+    *,
+    completed: bool,
+) -> Found:
+    """Of each job, by its report; ``debts`` are the rows of these jobs that nobody was told of, and ``disks`` says for
+    each job where its backups lie. ``completed``: a backup that went well is told of, too.
+    """
+    found = Found()
+    owed = list(debts)
+    for job, report in reports.items():
+        name = job if len(reports) > 1 else ""
+        mine = [run for run in owed if run.job == job]
+        _of_job(found, job, name, report, mine, now, zone)
+        if completed:
+            _completed(found, job, name, report, now, zone)
+    _of_space(found, reports, disks)
+    return found
+
+
+def _of_job(
+    found: Found, job: str, name: str, report: StatusReport, debts: Sequence[Run], now: datetime, zone: tzinfo
+) -> None:
+    topic, last = f"job:{job}", report.last
+    older = [run for run in debts if last is None or run.run_id != last.run_id]
+    _of_damaged(found, job, name, [run for run in older if run.error_code == "damaged"], now, zone)
+    if last and last.status is Status.FAILED and last.retry_at and now < last.retry_at + _SLACK:
+        found.undecided.add(topic)
+        return
+    # What came after them tells how things stand now.
+    found.settled += [run for run in older if run.error_code != "damaged"]
+    if last and last.status is Status.FAILED:
+        cause, text = last.error_code or "unexpected", messages.failed(last, now, zone, name)
+        found.troubles.append(Trouble(topic, cause, text, known=last.notification_sent))
+        found.rows[topic] = [last]
+    elif last and last.status is Status.PARTIAL:
+        text = messages.incomplete(last, now, zone, name)
+        found.troubles.append(Trouble(topic, "partial", text, known=last.notification_sent))
+        found.rows[topic] = [last]
+    elif report.last_good and Problem.OVERDUE in report.problems:
+        found.troubles.append(Trouble(topic, "overdue", messages.overdue(report.last_good, now, zone, name)))
+    elif report.last_good is None or Problem.CANNOT_LOOK in report.problems:
+        found.undecided.add(topic)
+    else:
+        found.well[topic] = messages.well(report.last_good, now, zone, name)
+
+
+def _of_damaged(found: Found, job: str, name: str, damaged: Sequence[Run], now: datetime, zone: tzinfo) -> None:
+    if damaged:
+        topic, cause = f"damaged:{job}", " ".join(sorted(run.run_id for run in damaged))
+        found.troubles.append(Trouble(topic, cause, messages.damaged(damaged, now, zone, name), once=True))
+        found.rows[topic] = list(damaged)
+
+
+def _completed(found: Found, job: str, name: str, report: StatusReport, now: datetime, zone: tzinfo) -> None:
+    last = report.last
+    if last and last.status is Status.SUCCESS and not last.notification_sent and now - last.created_at < _FRESH:
+        topic = f"completed:{job}"
+        found.troubles.append(Trouble(topic, last.run_id, messages.completed(last, now, zone, name), once=True))
+        found.rows[topic] = [last]
+
+
+def _of_space(found: Found, reports: Mapping[str, StatusReport], disks: Mapping[str, str]) -> None:
+    """Once a disk, however many jobs share it; not beside the alert of a backup that failed for just that."""
+    for disk in dict.fromkeys(disks.values()):
+        topic = f"space:{disk}"
+        mine = [report for job, report in reports.items() if disks[job] == disk]
+        known = [(r.free_bytes, r.days_left or 0, r.problems) for r in mine if r.free_bytes is not None]
+        if len(known) < len(mine) or any(r.last and r.last.error_code in _FULL for r in mine):
+            found.undecided.add(topic)  # as while a backup is being made
+            continue
+        for free_bytes, days_left, problems in known:
+            if Problem.NO_ROOM in problems:
+                found.troubles.append(Trouble(topic, "no_room", messages.no_room(free_bytes)))
+                break
+            if Problem.SPACE_SHORT in problems:
+                found.troubles.append(Trouble(topic, "space_short", messages.space_short(free_bytes, days_left)))
+                break
+        else:
+            found.well[topic] = messages.well_space(min(free for free, _, _ in known))
