@@ -122,10 +122,9 @@ class Teller:
         """A run that was killed says so in no row: that is found out here, in case no other run comes soon."""
         if not any(run.status is Status.IN_PROGRESS for run in runs):
             self._settle_at = None
-        elif self._settle_at is None or now >= self._settle_at:
-            self._settle_at = now + _SETTLE_AGAIN
-            if not await self._manager.at_work():
-                await self._manager.recover()
+        elif (self._settle_at is None or now >= self._settle_at) and not await self._manager.at_work():
+            self._settle_at = now + _SETTLE_AGAIN  # it may be that its disk is away
+            await self._manager.recover()
 
     async def _look(self, runs: Sequence[Run], now: datetime) -> None:
         """Only where something may have changed: disks that sleep are not woken once a minute."""

@@ -10,6 +10,7 @@ import pytest
 
 from memu_backup.postgres_server import PostgresServer
 from tests.home import in_a_loop_of_its_own
+from tests.receiver import Receiver, receiving
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,9 @@ async def database(postgres: PostgresServer) -> AsyncIterator[str]:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as made:
+        yield made

@@ -84,7 +84,7 @@ Answer = Callable[[Message], Awaitable[Reply | None]]
 class Session:
     """Listens in ``room`` and lets ``answer`` say what to reply. It takes invitations of those who ``may_invite``.
 
-    ``on_hearing`` is called each time the homeserver answers after it did not: what waits can be said now.
+    ``on_hearing`` is called each time that something can be said in the room, after it could not.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Session:
         self._invited: set[str] = set()
         self._under_way: set[asyncio.Task[None]] = set()
         self._failures = 0
+        self._is_heard = False
         self._client: AsyncClient | None = None
         self._one_at_a_time = asyncio.Lock()
 
@@ -144,9 +145,8 @@ class Session:
             try:
                 response = await self._poll(client, whole=whole)
                 await self._after(client, response)
-                if whole or self._failures:
-                    self._on_hearing()
                 whole, self._failures = False, 0
+                self._note_hearing(client)
             except LoginEnded:
                 raise
             except ChatError as error:
@@ -192,7 +192,13 @@ class Session:
             except ChatRefused as error:
                 log.warning("The bot could not join the room %s: %s", room, error)
 
+    def _note_hearing(self, client: AsyncClient) -> None:
+        if not self._is_heard and self._room in client.rooms:
+            self._is_heard = True
+            self._on_hearing()
+
     async def _pause(self, why: str, at_least_s: float = 0) -> None:
+        self._is_heard = False
         pause_s = max(at_least_s, _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)])
         if self._failures == 0:  # once each time, and not with every attempt
             log.warning("%s", why)

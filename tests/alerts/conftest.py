@@ -13,8 +13,9 @@ from email.policy import default
 from typing import Any
 
 import pytest
-from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult, LoginPassword
+
+from tests.receiver import Receiver, receiving
 
 CANARY = "canary-Xq7-secret"
 
@@ -46,62 +47,10 @@ def told() -> Iterator[Told]:
     root.setLevel(before)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """A request: ``path`` with its query, ``body`` as text, ``headers`` as one text."""
-
-    method: str
-    path: str
-    body: str
-    headers: str = field(default="", compare=False)
-
-
-@dataclass
-class Receiver:
-    """An HTTP server. ``answer`` may be changed; where ``hangs`` is set it never answers."""
-
-    port: int = 0
-    heard: list[Heard] = field(default_factory=list)
-    status: int = 200
-    says: str = "OK"
-    location: str = ""
-    hangs: bool = False
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def at(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        self.heard.append(Heard(request.method, request.path_qs, await request.text(), str(request.headers)))
-        if self.hangs:
-            await self.over.wait()
-        headers = {"Location": self.location} if self.location else {}
-        return web.Response(status=self.status, text=self.says, headers=headers)
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    async for made in _receiver():
-        yield made
-
-
 @pytest.fixture
 async def other() -> AsyncIterator[Receiver]:
-    async for made in _receiver():
+    async with receiving() as made:
         yield made
-
-
-async def _receiver() -> AsyncIterator[Receiver]:
-    made = Receiver()
-    runner = web.ServerRunner(web.Server(made.answer, access_log=None))
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    made.port = runner.addresses[0][1]
-    yield made
-    made.over.set()
-    await runner.cleanup()
 
 
 @dataclass

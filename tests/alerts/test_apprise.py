@@ -11,7 +11,8 @@ import pytest
 from memu_backup.alerts import Notice, named
 from memu_backup.alerts.apprise import AppriseChannel
 from memu_backup.errors import AlertError
-from tests.alerts.conftest import CANARY, MailServer, Receiver, Told
+from tests.alerts.conftest import CANARY, MailServer, Told
+from tests.receiver import Receiver
 
 TITLE = "Backup Alert <3"
 BODY = (

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.alerts.conftest import CANARY, MailServer, Receiver
+from tests.alerts.conftest import CANARY, MailServer
 from tests.home import Home, Ran
+from tests.receiver import Receiver
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import pytest
 
 from memu_backup.alerts.heartbeat import Beat, beat
 from memu_backup.errors import AlertError
-from tests.alerts.conftest import CANARY, Heard, Receiver, Told
+from tests.alerts.conftest import CANARY, Told
+from tests.receiver import Heard, Receiver
 
 
 async def test_start_success_and_failure_have_their_own_paths(receiver: Receiver) -> None:

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from memu_backup.alerts import Channel
 from memu_backup.chat import bot as bots
 from memu_backup.chat.account import Safe
 from memu_backup.chat.login import log_in
 from memu_backup.chat.session import Answer, Session
-from memu_backup.clock import now
+from memu_backup.clock import Clock, now
 from memu_backup.config import load
+from memu_backup.errors import LoginEnded
 from memu_backup.manager import Manager, history_of
 from memu_backup.teller import Teller
-from tests.home import Home
+from tests.home import Home, query
 from tests.human import Human
 from tests.synapse import Synapse
 
@@ -32,12 +34,13 @@ class Family:
     room: str
 
     @asynccontextmanager
-    async def bot_runs(self) -> AsyncIterator[asyncio.Task[None]]:
+    async def bot_runs(self, clock: Clock = now, fallback: Channel | None = None) -> AsyncIterator[asyncio.Task[None]]:
+        """Bot and alerts as the service runs them, by a ``clock`` of its own if need be."""
         config = load(self.home.folder / "config.toml", {})
         async with history_of(config) as history:
-            manager = Manager(config, history)
-            teller = Teller(manager, now, None, expects_room=True)
-            running = asyncio.create_task(bots.run(manager, teller, now))
+            manager = Manager(config, history, clock)
+            teller = Teller(manager, clock, fallback, expects_room=True)
+            running = asyncio.create_task(self._chat(manager, teller, clock))
             telling = asyncio.create_task(teller.run())
             try:
                 yield running
@@ -45,6 +48,26 @@ class Family:
                 for task in (running, telling):
                     task.cancel()
                 await asyncio.wait([running, telling])
+
+    async def _chat(self, manager: Manager, teller: Teller, clock: Clock) -> None:
+        try:
+            await bots.run(manager, teller, clock)
+        except LoginEnded:
+            teller.room_is_lost()
+            raise
+
+    async def hears(self, timeout_s: float = 10) -> str:
+        """What the bot says next, unasked."""
+        heard = await self.anna.next(self.room, sender=self.bot, timeout_s=timeout_s)
+        assert heard.decrypted and heard.msgtype == "m.text"
+        return heard.body
+
+    async def quiet(self, for_s: float = 1.5) -> None:
+        await self.anna.silent(self.room, sender=self.bot, for_s=for_s)
+
+    async def look(self) -> None:
+        """As if a row had changed: alerts are looked at now, and not within the minute."""
+        await query(self.home.history, "NOTIFY memu_backup, '{}'")
 
     @asynccontextmanager
     async def listening(self, answer: Answer, kind: type[Session] = Session) -> AsyncIterator[Session]:
