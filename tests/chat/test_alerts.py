@@ -209,6 +209,8 @@ async def test_should_send_usb_reminder(family: Family) -> None:
     sunday = next_sunday_at_ten(now())
     async with family.bot_runs(clock):
         await joined(family)
+        book = family.home.folder / "state" / "alarms.json"
+        await until(lambda: asyncio.sleep(0, book.exists() and b'"reminded_at": null' not in book.read_bytes()))
         await query(family.home.history, "UPDATE backup_history SET usb_copied_at = now()")
         clock.ahead = sunday + timedelta(days=14, minutes=-1) - now()
         await family.look()

@@ -39,7 +39,8 @@ async def test_what_matters_is_what_is_owed_or_under_way_and_the_newest_of_each_
     for run in (
         failed("owed"),
         failed("told", 1, notification_sent=True),
-        a_run("lacking", notification_sent=False, created_at=NIGHT + timedelta(days=2)),
+        failed("is tried again", 1, retry_at=NIGHT),
+        a_run("lacking", notification_sent=False, retry_at=None, created_at=NIGHT + timedelta(days=2)),
         a_good_run("good", created_at=NIGHT + timedelta(days=3)),
         a_good_run("newest", created_at=NIGHT + timedelta(days=4)),
         a_good_run("newest of another job", job="weekly", created_at=NIGHT + timedelta(days=5)),
