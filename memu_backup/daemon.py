@@ -116,7 +116,7 @@ class Daemon:
         try:
             # Elsewhere: nio is a second of imports, in which nothing else would happen.
             bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
-            await bot.run(self._manager, self._teller, self._clock)
+            await bot.run(self._manager, self._teller, self._start, self._clock)
         except LoginEnded as error:
             log.error("%s", error)
             self._teller.room_is_lost()

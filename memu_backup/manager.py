@@ -234,6 +234,10 @@ class Manager:
                 deed.outcome = f"{len(found.changes)} changed" if found.changes else "nothing was missing"
         return found
 
+    async def note(self, asker: Asker, action: str, subject: str, outcome: str) -> None:
+        """A line in the audit for what was done, or refused, elsewhere."""
+        await self._audit.note(asker, action, subject, outcome)
+
     async def _removed(self, asker: Asker, gone: Decision) -> None:
         """With the reason for an outcome: what is gone can no longer be asked why."""
         await self._audit.note(asker, "delete", gone.backup.name, gone.verdict.reason)

@@ -179,7 +179,7 @@ def listing(backups: Sequence[tuple[datetime, int, str]], now: datetime, zone: t
 
 def which_job(jobs: Sequence[str]) -> str:
     """Several jobs, and none was named, or one that is not there."""
-    return "\n".join(["Which one? Write one of these:", *(f"!backup now {job}" for job in jobs)])
+    return "\n".join(["Which backup? Write one of these:", *(f"!backup now {job}" for job in jobs)])
 
 
 def another_one(run: Run, now: datetime, zone: tzinfo) -> str:
@@ -193,6 +193,10 @@ def another_one(run: Run, now: datetime, zone: tzinfo) -> str:
 
 def nothing_asked() -> str:
     return "There is nothing to say yes to right now."
+
+
+def running(since: datetime, now: datetime, zone: tzinfo) -> str:
+    return f"A backup is being made already, since {inline(moment(since, now, zone))}. Ask again when it is done."
 
 
 def begun() -> str:

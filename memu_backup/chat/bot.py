@@ -1,50 +1,111 @@
-"""Answers the family: one word in the room, and how things stand comes back."""
+"""Answers the family: one word in the room, and how things stand comes back, or what an admin wants is done."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from functools import partial
+from typing import Any
 
 from memu_backup import messages
 from memu_backup.alerts import Notice
+from memu_backup.audit import Asker
 from memu_backup.chat import markup
 from memu_backup.chat.account import Safe
 from memu_backup.chat.grammar import Command, Slip, parse
-from memu_backup.chat.session import Message, Reply, Session
+from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.clock import Clock
-from memu_backup.errors import MemuError
+from memu_backup.errors import ChatError, MemuError
 from memu_backup.manager import Manager
+from memu_backup.model import Level, Progress, Trigger
 from memu_backup.teller import Teller
 
 log = logging.getLogger(__name__)
+
+Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
+"""Lets something run on its own, under a name: a backup does not end because the chat does."""
+
+_ACTS = frozenset({"now", "verify", "snooze", "yes"})
+"""For admins only."""
+
+_YES = "\N{THUMBS UP SIGN}"  # of whatever colour
+_ANSWER_WITHIN = timedelta(minutes=10)
+_PROGRESS_S = 20.0
+"""Homeservers let an account say some ten things a minute."""
+
+_STRANGERS_AGAIN = timedelta(hours=1)
+_STRANGERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is done once an admin says yes, under the message ``event_id`` or in a word."""
+
+    event_id: str
+    asked_at: datetime
+    job: str
 
 
 class Bot:
     """What it is asked it asks the manager, as the command line does."""
 
-    def __init__(self, manager: Manager, clock: Clock) -> None:
+    def __init__(self, manager: Manager, teller: Teller, start: Start, clock: Clock) -> None:
         self._manager = manager
+        self._teller = teller
+        self._start = start
         self._clock = clock
+        self._admins = frozenset(manager.config.chat.admins)
+        self._question: Question | None = None
+        self._strangers: dict[tuple[str, str], datetime] = {}
 
     async def answer(self, message: Message) -> Reply | None:
         """The reply to a message of the family's room; None for what was not meant for the bot."""
+        if message.under:
+            return self._sign(message)
         match parse(message.text):
-            case Command(word):
+            case Command(word) as command:
+                if word in _ACTS and message.sender not in self._admins:
+                    self.stranger(message.sender, word)
+                    return None
                 log.info("%s asks for %s.", message.sender, word)
-                return await self._said(word)
+                try:
+                    return await self._said(command, message.sender)
+                except MemuError as error:
+                    return markup.headed(str(error))
             case Slip(meant):
                 return markup.headed(messages.slip(meant))
         return None
 
-    async def _said(self, word: str) -> Reply:
-        try:
-            match word:
-                case "status":
-                    return await self._status()
-                case "list":
-                    return markup.headed(await self._list())
-            return markup.headed(messages.help())
-        except MemuError as error:
-            return markup.headed(str(error))
+    def stranger(self, who: str, what: str) -> None:
+        """They get silence, and an audit line: one an hour, as the audit is not theirs to fill."""
+        now = self._clock()
+        before = self._strangers.get((who, what))
+        if (before and timedelta() <= now - before < _STRANGERS_AGAIN) or len(self._strangers) >= _STRANGERS:
+            self._strangers = {key: at for key, at in self._strangers.items() if now - at < _STRANGERS_AGAIN}
+            return
+        self._strangers[who, what] = now
+        self._start(self._manager.note(Asker(who, "chat"), what, "", "refused"), "the audit")
+
+    async def _said(self, command: Command, sender: str) -> Reply | None:
+        match command.word:
+            case "status":
+                return await self._status()
+            case "list":
+                return markup.headed(await self._list())
+            case "now":
+                return await self._now(command, sender)
+            case "verify":
+                return await self._verify(sender)
+            case "snooze":
+                return await self._snooze(sender)
+            case "yes":
+                return self._yes(sender, self._question)
+        return markup.headed(messages.help())
+
+    # --- for everybody -----------------------------------------------------------------------------------------------
 
     async def _status(self) -> Reply:
         return markup.status(await self._manager.reports(), self._clock(), self._manager.config.zone)
@@ -54,6 +115,97 @@ class Bot:
         if not found:
             return messages.no_list((await self._status()).text)
         return messages.listing(found, self._clock(), self._manager.config.zone)
+
+    # --- for admins --------------------------------------------------------------------------------------------------
+
+    async def _now(self, command: Command, sender: str) -> Reply | None:
+        jobs = tuple(self._manager.config.jobs)
+        if command.job not in jobs and (command.job or len(jobs) > 1):
+            return markup.headed(messages.which_job(jobs)) if command.marked else None
+        job = command.job or jobs[0]
+        now, zone = self._clock(), self._manager.config.zone
+        reports = await self._manager.reports()
+        for report in reports.values():
+            if report.in_progress:
+                return markup.headed(messages.running(report.in_progress.created_at, now, zone))
+        last = reports[job].last_good
+        if last and last == reports[job].last and _same_day(last.created_at, now, zone):
+
+            async def asked(said: Said) -> None:
+                self._question = Question(said.event_id, now, job)
+
+            return Reply(messages.another_one(last, now, zone), then=asked)
+        return self._begun(job, sender)
+
+    def _sign(self, message: Message) -> Reply | None:
+        question = self._question
+        if question is None or message.under != question.event_id or not message.text.startswith(_YES):
+            return None
+        if message.sender not in self._admins:
+            self.stranger(message.sender, "yes")
+            return None
+        return self._yes(message.sender, question)
+
+    def _yes(self, sender: str, question: Question | None) -> Reply:
+        self._question = None
+        if question is None or self._clock() - question.asked_at > _ANSWER_WITHIN:
+            return markup.headed(messages.nothing_asked())
+        return self._begun(question.job, sender)
+
+    def _begun(self, job: str, sender: str) -> Reply:
+        return Reply(messages.begun(), then=partial(self._back_up, job, Asker(sender, "chat")))
+
+    async def _back_up(self, job: str, asker: Asker, said: Said) -> None:
+        async def work(on_progress: Callable[[Progress], None]) -> str:
+            run = await self._manager.back_up(job, Trigger.MANUAL, asker, on_progress)
+            return messages.ended(run, self._clock(), self._manager.config.zone)
+
+        await self._shown(said, f"backup job {job}", work)
+
+    async def _verify(self, sender: str) -> Reply:
+        store, backup = await self._manager.find("latest")
+        made_at, zone = backup.created_at, self._manager.config.zone
+
+        async def work(on_progress: Callable[[Progress], None]) -> str:
+            asker = Asker(sender, "chat")
+            verdict = await self._manager.verify(store, backup, Level.FULL, asker, on_progress)
+            return messages.checked(made_at, verdict.problems, verdict.unchecked, self._clock(), zone)
+
+        text = messages.checking(made_at, self._clock(), zone)
+        return Reply(text, then=partial(self._shown, name="the verification", work=work))
+
+    async def _snooze(self, sender: str) -> Reply:
+        until = self._teller.snooze()
+        await self._manager.note(Asker(sender, "chat"), "snooze", until.isoformat(timespec="seconds"), "done")
+        return markup.headed(messages.snoozed(until, self._clock(), self._manager.config.zone))
+
+    async def _shown(self, said: Said, name: str, work: Callable[[Callable[[Progress], None]], Awaitable[str]]) -> None:
+        """Do it, and keep what was said up to date: where it stands, and what it came to."""
+        latest: list[Progress] = []
+        outcome: list[str] = []
+
+        async def do() -> None:
+            try:
+                outcome.append(await work(lambda moment: latest.__setitem__(slice(None), [moment])))
+            except MemuError as error:
+                outcome.append(str(error))
+
+        task = self._start(do(), name)
+        shown = ""
+        while not task.done():
+            await asyncio.wait({task}, timeout=_PROGRESS_S)
+            if not task.done() and latest and (text := messages.progress(latest[0])) != shown:
+                shown = text
+                try:
+                    await said.anew(Reply(text))
+                except ChatError as error:  # the next one tells it
+                    log.debug("%s", error)
+        if outcome:
+            await said.finally_anew(markup.headed(outcome[0]))
+
+
+def _same_day(at: datetime, now: datetime, zone: tzinfo) -> bool:
+    return at.astimezone(zone).date() == now.astimezone(zone).date()
 
 
 class Room:
@@ -67,14 +219,20 @@ class Room:
         await self._session.say(markup.headed(notice.text), notice.key)
 
 
-async def run(manager: Manager, teller: Teller, clock: Clock) -> None:
+async def run(manager: Manager, teller: Teller, start: Start, clock: Clock) -> None:
     """Answer for ever; somebody has signed the bot in, and a room is set. Raises ChatError."""
     config = manager.config
     safe = Safe(config.state_dir)
     account, room = safe.account(), config.backup_notification_room
     assert account and room
-    bot = Bot(manager, clock)
+    bot = Bot(manager, teller, start, clock)
     session = Session(
-        safe, account, room, frozenset(config.chat.admins), bot.answer, lambda: teller.room_is_open(Room(session))
+        safe,
+        account,
+        room,
+        frozenset(config.chat.admins),
+        bot.answer,
+        lambda: teller.room_is_open(Room(session)),
+        bot.stranger,
     )
     await session.run()

@@ -6,20 +6,28 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-WORDS = ("status", "list", "help")
+WORDS = ("status", "list", "help", "now", "verify", "snooze", "yes")
 """What may be asked for."""
 
 _LONGEST = 200
-_ASKED = re.compile(r"(?P<mark>//|/|!|)backup(?:(?P<gap>-|\s+)(?P<word>\S+)(?P<more>\s.*)?)?", re.DOTALL)
+_ASKED = re.compile(
+    r"(?P<mark>//|/|!|)backup(?:(?P<gap>-|\s+)(?P<word>\S+)(?:\s+(?P<more>\S.*))?)?", re.DOTALL | re.IGNORECASE
+)
 _FORMS = {("/", "-"), ("//", "-"), ("/", " "), ("!", "-"), ("!", " "), ("", " ")}
 """Mark and gap. Element Web sends ``//backup-status`` as ``/backup-status``; other clients send it as it is."""
+
+_OF_A_JOB = ("now",)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One of ``WORDS``."""
+    """One of ``WORDS``, and the ``job`` that it is about, as it was written. Where it is not ``marked``, a job that is
+    not there means that it was no command at all but a sentence.
+    """
 
     word: str
+    job: str = ""
+    marked: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +41,13 @@ def parse(text: str) -> Command | Slip | None:
     """What a message asks for, and None where it is no business of the bot's: everything that does not begin with
     ``!backup`` or ``/backup``, but for a plain ``backup WORD`` and nothing else.
     """
-    found = _ASKED.fullmatch(text.strip().casefold()) if len(text) <= _LONGEST else None
+    found = _ASKED.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if found is None:
         return None
-    mark, gap, word = found["mark"], found["gap"] or "", found["word"] or ""
-    if (mark, gap if gap == "-" else " ") in _FORMS and word in WORDS and not found["more"]:
-        return Command(word)
+    mark, gap, word, more = found["mark"], found["gap"] or "", (found["word"] or "").casefold(), found["more"] or ""
+    fits = not more or (word in _OF_A_JOB and len(more.split()) == 1)
+    if (mark, gap if gap == "-" else " ") in _FORMS and word in WORDS and fits:
+        return Command(word, more, bool(mark))
     if mark == "":
         return None
     near = get_close_matches(word, WORDS, 1)

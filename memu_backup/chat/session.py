@@ -8,7 +8,8 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from nio import (
     AsyncClient,
@@ -30,6 +31,8 @@ from memu_backup.chat.homeserver import good, translated
 from memu_backup.errors import ChatAway, ChatError, ChatRefused, LoginEnded
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _POLL_MS = 30_000
 _FIRST_POLL_S = 120.0
@@ -77,6 +80,10 @@ class Said:
         shown = replace(reply, text=f"* {reply.text}", html="").content()
         await self.session.send({**shown, "m.new_content": new, "m.relates_to": relation})
 
+    async def finally_anew(self, reply: Reply) -> None:
+        """As ``anew``, also where the homeserver goes away just then. Raises ChatError where it stays away."""
+        await patiently(partial(self.anew, reply))
+
 
 Answer = Callable[[Message], Awaitable[Reply | None]]
 
@@ -84,7 +91,8 @@ Answer = Callable[[Message], Awaitable[Reply | None]]
 class Session:
     """Listens in ``room`` and lets ``answer`` say what to reply. It takes invitations of those who ``may_invite``.
 
-    ``on_hearing`` is called each time that something can be said in the room, after it could not.
+    ``on_hearing`` is called each time that something can be said in the room, after it could not; ``on_stranger`` with
+    who did what that is passed over, such as an invitation of somebody else.
     """
 
     def __init__(
@@ -95,6 +103,7 @@ class Session:
         may_invite: frozenset[str],
         answer: Answer,
         on_hearing: Callable[[], None] = lambda: None,
+        on_stranger: Callable[[str, str], None] = lambda _who, _what: None,
     ) -> None:
         self._safe = safe
         self._account = account
@@ -102,6 +111,7 @@ class Session:
         self._may_invite = may_invite
         self._answer = answer
         self._on_hearing = on_hearing
+        self._on_stranger = on_stranger
         self._heard = Heard(safe.folder / "heard.json")
         self._waiting: asyncio.Queue[Message] = asyncio.Queue()
         self._new: list[Message] = []
@@ -225,6 +235,7 @@ class Session:
             return False
         if room.room_id != self._room:
             log.info("A message in another room (%s) is not for the bot.", room.room_id)
+            self._on_stranger(event.sender, "message in another room")
             return False
         if event.source.get("unsigned", {}).get("age", 0) > _STALE_MS:
             log.info("A message of %s is too old to be answered.", event.sender)
@@ -246,6 +257,7 @@ class Session:
             self._invited.add(room.room_id)
         else:
             log.warning("An invitation of %s to the room %s is passed over.", event.sender, room.room_id)
+            self._on_stranger(event.sender, "invitation")
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
@@ -254,7 +266,7 @@ class Session:
             message = await self._waiting.get()
             try:
                 reply = await self._answer(message)
-                said = await self._deliver(reply, message.event_id) if reply else None
+                said = await patiently(partial(self.say, reply, message.event_id)) if reply else None
                 self._heard.add(message.event_id)  # after the reply: better twice than never
                 if reply and reply.then and said:
                     self._start(reply.then(said))
@@ -276,15 +288,6 @@ class Session:
         self._under_way.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("What the chat asked for broke (%s).", type(error).__name__, exc_info=error)
-
-    async def _deliver(self, reply: Reply, key: str) -> Said:
-        """Say it, also where the homeserver goes away just then. Raises ChatError where it stays away for minutes."""
-        for pause_s in _PAUSES_S:
-            try:
-                return await self.say(reply, key)
-            except ChatAway as error:
-                await asyncio.sleep(max(pause_s, error.wait_s))
-        return await self.say(reply, key)
 
     async def say(self, reply: Reply, key: str) -> Said:
         """Say it now. Raises ChatAway, ChatRefused; at once where the homeserver does not answer anyway.
@@ -331,6 +334,16 @@ class Session:
                 room.encrypted = True
             elif state.status_code != "M_NOT_FOUND":
                 good(client, state)
+
+
+async def patiently(send: Callable[[], Awaitable[T]]) -> T:
+    """Also where the homeserver goes away just then. Raises ChatError where it stays away for minutes."""
+    for pause_s in _PAUSES_S:
+        try:
+            return await send()
+        except ChatAway as error:
+            await asyncio.sleep(max(pause_s, error.wait_s))
+    return await send()
 
 
 def _is_edit(event: RoomMessageText) -> bool:

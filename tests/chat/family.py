@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from memu_backup.alerts import Channel
 from memu_backup.chat import bot as bots
@@ -51,7 +52,7 @@ class Family:
 
     async def _chat(self, manager: Manager, teller: Teller, clock: Clock) -> None:
         try:
-            await bots.run(manager, teller, clock)
+            await bots.run(manager, teller, _start, clock)
         except LoginEnded:
             teller.room_is_lost()
             raise
@@ -89,6 +90,10 @@ class Family:
         heard = await self.anna.next(self.room, sender=self.bot)
         assert heard.decrypted and heard.msgtype == "m.text"
         return heard.body
+
+
+def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    return asyncio.create_task(work, name=name)
 
 
 async def settled(synapse: Synapse, home: Home, anna: Human, bot: str) -> Family:

@@ -14,7 +14,15 @@ from memu_backup.chat.grammar import WORDS, Command, Slip, parse
 def test_what_is_taught_works(form: str, word: str) -> None:
     typed = form.format(word)
     for text in (typed, f"  {typed}\n", typed.upper(), typed.title(), typed.replace(" ", "  ")):
-        assert parse(text) == Command(word), text
+        assert parse(text) == Command(word, marked=not form.startswith("backup")), text
+
+
+def test_a_backup_now_may_be_of_a_job() -> None:
+    assert parse("!backup now Photos-weekly") == Command("now", "Photos-weekly")
+    assert parse("/backup-now  photos\n") == Command("now", "photos")
+    assert parse("backup now please") == Command("now", "please", marked=False)
+    assert parse("!backup now or never") == Slip("now")
+    assert parse("!backup status photos") == Slip("status")
 
 
 @pytest.mark.parametrize(
