@@ -28,7 +28,7 @@ def failed(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
 def incomplete(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
     """``run`` made a backup that lacks something."""
     what = f"{_which(run, now, zone)} is incomplete: {what_lacks(run)}"
-    return _alert(what, "Look at what could not be read", job)
+    return _alert(what, "To see what it lacks, on the server, type: memu-backup show latest", job)
 
 
 def overdue(last_good: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
@@ -42,10 +42,9 @@ def damaged(runs: Sequence[Run], now: datetime, zone: tzinfo, job: str = "") -> 
     times = [inline(moment(run.created_at, now, zone)) for run in runs[:_NAMED]]
     more = len(runs) - len(times)
     if len(runs) == 1:
-        what = f"The older backup of {times[0]} is damaged"
-    else:
-        what = f"{len(runs)} older backups are damaged: {', '.join(times)}{f' and {more} more' if more else ''}"
-    return _alert(what, "Check the disk they lie on; newer backups are whole", job)
+        return _alert(f"The older backup of {times[0]} is damaged", "Check the disk it lies on", job)
+    what = f"{len(runs)} older backups are damaged: {', '.join(times)}{f' and {more} more' if more else ''}"
+    return _alert(what, "Check the disk they lie on", job)
 
 
 def space_short(free_bytes: int, days_left: int) -> str:
@@ -65,8 +64,11 @@ def history_away() -> str:
 
 def signed_out() -> str:
     """Never in the room, where nothing can be said any more."""
-    what = "The bot was signed out of the family's room and can tell nobody there; backups go on"
-    return _alert(what, "On the server, type: memu-backup chat login")
+    return (
+        "Backup Alert\n"
+        "The bot was signed out of the family's room and can tell nobody there; backups go on\n"
+        "Action needed: On the server, type: memu-backup chat login"
+    )
 
 
 def well(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
@@ -113,8 +115,9 @@ def another_way(text: str) -> str:
     return f"{text}\n\nThe family's room cannot be reached right now, so this comes another way."
 
 
-def test() -> str:
-    return "Backup Test\nThis is a test. If you can read it, alerts will reach you, too."
+def test(host: str) -> str:
+    """What is sent to see whether it arrives."""
+    return f"Backup Test\nThis is a test from {host}. Nothing has happened; if something does, you are told here."
 
 
 def _alert(what: str, todo: str, job: str = "") -> str:

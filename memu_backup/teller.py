@@ -211,7 +211,7 @@ class Teller:
         key = "/".join((self._manager.config.host, *parts))
         if way == FALLBACK:
             assert self._fallback
-            text = messages.another_way(text) if self.expects_room or self._signed_out else text
+            text = messages.another_way(text) if self.expects_room else text
             await self._fallback.send(Notice(key, text))
         elif self._room is None:
             raise ChatAway("The chat is not connected yet.")

@@ -71,10 +71,11 @@ def reason(code: str | None) -> Reason:
 
 
 def size(count_bytes: int) -> str:
-    """13 kB, 312 MB, 2.1 GB."""
+    """13 kB, 312 MB, 2.1 GB, 41 GB."""
     if count_bytes < 1000:
         return f"{count_bytes} byte{'' if count_bytes == 1 else 's'}"
-    for unit, name, decimals in ((10**3, "kB", 0), (10**6, "MB", 0), (10**9, "GB", 1)):
+    for unit, name, below_ten in ((10**3, "kB", 0), (10**6, "MB", 0), (10**9, "GB", 1)):
+        decimals = below_ten if round(count_bytes / unit, 1) < 10 else 0
         # What rounds up to 1000 belongs to the next unit.
         if round(count_bytes / unit, decimals) < 1000:
             return f"{count_bytes / unit:.{decimals}f} {name}"
@@ -212,15 +213,6 @@ def _checked(run: Run, history_away: bool, now: datetime, zone: tzinfo) -> str:
     if run.verified_at is None:
         return "not known right now" if history_away else "never in full"
     return f"{moment(run.verified_at, now, zone)} - every byte was read back"
-
-
-def test_alert(host: str) -> str:
-    """What is sent to see whether it arrives."""
-    return (
-        "Backup Test\n"
-        f"This is a test from {host}. Nothing has happened.\n"
-        "If a backup fails and the chat cannot be reached, you are told here."
-    )
 
 
 def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:

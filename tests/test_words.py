@@ -153,7 +153,7 @@ def test_the_status_when_space_is_short_has_one_line_more(problem: Problem, days
     assert lines(report)[1:] == [
         "Last backup: Today 2:05 AM (312 MB)",
         "USB backup: 2 days ago",
-        f"Space: The backup disk has 12.0 GB left for backups; {until}. "
+        f"Space: The backup disk has 12 GB left for backups; {until}. "
         "Free up space, add storage, or keep fewer backups.",
         health[problem],
     ]
@@ -392,7 +392,7 @@ def test_the_details_tell_what_the_last_good_backup_holds_and_how_it_was_made() 
         "Photos: 12,431 of them",
         "Sound box old: 3 of them",
         "Last checked: Today 2:07 AM - every byte was read back",
-        "Space: 412.0 GB left for backups",
+        "Space: 412 GB left for backups",
         "Services were stopped for 41 s",
     ]
 

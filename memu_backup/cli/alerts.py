@@ -20,7 +20,7 @@ def _alerts() -> None:
 @command
 async def test(json: Json = False) -> int:
     """Send a test message by each fallback channel, now, and say which took it."""
-    from memu_backup import console, words
+    from memu_backup import console, messages
     from memu_backup.alerts import Notice
     from memu_backup.alerts.apprise import AppriseChannel
 
@@ -31,7 +31,7 @@ async def test(json: Json = False) -> int:
             "There is no fallback channel to be tried. Write one into "
             f'{settings.path}, such as: [alerts] fallback = ["ntfys://ntfy.example.org/family"]'
         )
-    notice = Notice("test", words.test_alert(settings.host))
+    notice = Notice("test", messages.test(settings.host))
     outcomes = await AppriseChannel(urls).send_to_each(notice)
     if json:
         console.print_json([{"channel": o.name, "good": not o.problem, "problem": o.problem} for o in outcomes])

@@ -1,0 +1,213 @@
+"""Every message that the bot can send, word for word, in ``messages.txt``: one sitting for whoever reads or translates.
+
+``python -m tests.test_messages`` writes that file anew.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from memu_backup import messages, sources, words
+from memu_backup.model import Phase, Problem, Progress, Run, SourceSummary, Status, StatusReport, Trigger
+
+FILE = Path(__file__).with_name("messages.txt")
+BERLIN = ZoneInfo("Europe/Berlin")
+NOW = datetime(2026, 1, 26, 9, 0, tzinfo=BERLIN)  # a Monday
+WHEN = (NOW, BERLIN)
+NIGHT = datetime(2026, 1, 26, 1, 5, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+GOOD = Run(
+    run_id="1",
+    host="home",
+    job="nightly",
+    trigger=Trigger.SCHEDULE,
+    filename="memu_backup_20260126_020500.tar.gz",
+    status=Status.SUCCESS,
+    created_at=NIGHT,
+    size_bytes=312_000_000,
+    verified_at=NIGHT + timedelta(minutes=2),
+)
+BEFORE = replace(GOOD, run_id="0", created_at=NIGHT - DAY)
+FAILED = replace(GOOD, status=Status.FAILED, size_bytes=0, error_code="disk_full")
+BY_HAND = replace(FAILED, trigger=Trigger.MANUAL, created_at=NOW - timedelta(hours=1))
+PARTIAL = replace(GOOD, status=Status.PARTIAL, error="3 files could not be read")
+PHOTOS = SourceSummary(
+    "photos", "directory", "photos/", 12_431, 40, 0, 300_000_000, "", "", "", newest_mtime=NIGHT - DAY / 2
+)
+HEALTHY = StatusReport(
+    problems=(),
+    last=GOOD,
+    last_good=GOOD,
+    in_progress=None,
+    stored_count=7,
+    stored_bytes=2_100_000_000,
+    usb_expected=True,
+    usb_copied_at=NOW - 2 * DAY,
+    history_away=False,
+    free_bytes=412_000_000_000,
+    sources=(PHOTOS,),
+)
+
+
+def status(**changes: object) -> str:
+    return words.status_message(replace(HEALTHY, **changes), *WHEN)  # type: ignore[arg-type]
+
+
+def statuses() -> Iterator[tuple[str, str]]:
+    """What ``/backup-status`` answers; the first three are Memu's own."""
+    yield "status: healthy", status()
+    overdue = NOW - 12 * DAY
+    yield "status: the drive is old", status(problems=(Problem.USB_OVERDUE,), usb_copied_at=overdue)
+    failed = {"last": FAILED, "last_good": BEFORE}
+    yield "status: the last backup failed", status(problems=(Problem.LAST_FAILED,), **failed)
+    again = replace(FAILED, error_code="database_away", retry_at=NOW + timedelta(minutes=5))
+    yield "status: it failed and is tried again", status(problems=(Problem.LAST_FAILED,), last=again, last_good=BEFORE)
+    yield "status: incomplete", status(problems=(Problem.LAST_PARTIAL,), last=PARTIAL, last_good=BEFORE)
+    under_way = replace(GOOD, status=Status.IN_PROGRESS, created_at=NOW)
+    yield "status: a backup is being made", status(last=BEFORE, last_good=BEFORE, in_progress=under_way)
+    nothing = {"last": None, "last_good": None, "stored_count": 0, "stored_bytes": 0, "usb_copied_at": None}
+    yield "status: before the first backup", status(problems=(Problem.NO_BACKUP,), **nothing)
+    for problem, what in (
+        (Problem.CANNOT_LOOK, "nobody can look"),
+        (Problem.BACKUP_GONE, "backups are missing"),
+        (Problem.NOT_MARKED, "the disk is away"),
+        (Problem.NOTHING_GOOD, "none is good"),
+        (Problem.OVERDUE, "overdue"),
+        (Problem.OLDER_DAMAGED, "an older one is damaged"),
+        (Problem.CHAT_ENDED, "the bot was signed out"),
+    ):
+        yield f"status: {what}", status(problems=(problem,))
+    yield "status: no room", status(problems=(Problem.NO_ROOM,), free_bytes=3_000_000_000, days_left=0)
+    yield "status: soon full", status(problems=(Problem.SPACE_SHORT,), free_bytes=41_000_000_000, days_left=9)
+    away = {"history_away": True, "usb_copied_at": None}
+    yield "status: the history is away", status(problems=(Problem.HISTORY_AWAY,), **away)
+    yield "status: what is folded away below it", "\n".join(words.details(HEALTHY, sources.told, *WHEN))
+
+
+def by_itself() -> Iterator[tuple[str, str]]:
+    yield "failed", messages.failed(FAILED, *WHEN)
+    yield "failed: one that was made by hand, of several jobs", messages.failed(BY_HAND, *WHEN, "photos-weekly")
+    yield "incomplete", messages.incomplete(PARTIAL, *WHEN)
+    yield "overdue", messages.overdue(replace(BEFORE, created_at=NIGHT - 3 * DAY), *WHEN)
+    older = [replace(GOOD, created_at=NIGHT - number * DAY) for number in range(2, 7)]
+    yield "damaged: one", messages.damaged(older[:1], *WHEN)
+    yield "damaged: several", messages.damaged(older, *WHEN)
+    yield "space_short", messages.space_short(41_000_000_000, 9)
+    yield "no_room", messages.no_room(3_000_000_000)
+    yield "history_away", messages.history_away()
+    yield "signed_out", messages.signed_out()
+    yield "well", messages.well(GOOD, *WHEN)
+    yield "well_space", messages.well_space(412_000_000_000)
+    yield "well_history", messages.well_history()
+    yield "well_chat", messages.well_chat()
+    yield "completed", messages.completed(GOOD, *WHEN)
+    yield "reminder", messages.reminder(NOW - 9 * DAY, 2_100_000_000, *WHEN)
+    yield "reminder: never", messages.reminder(None, 0, *WHEN)
+    yield "test", messages.test("home")
+    yield "another_way", messages.another_way(messages.failed(FAILED, *WHEN))
+
+
+def answers() -> Iterator[tuple[str, str]]:
+    yield "help", messages.help()
+    yield "slip", messages.slip("status")
+    yield "slip: nothing near", messages.slip(None)
+    listed = [(NIGHT - number * DAY, 312_000_000, "good") for number in range(12)]
+    yield "listing", messages.listing(listed, *WHEN)
+    yield "no_list", messages.no_list(status(problems=(Problem.NOT_MARKED,)))
+    yield "which_job", messages.which_job(["nightly", "photos-weekly"])
+    yield "another_one", messages.another_one(GOOD, *WHEN)
+    yield "nothing_asked", messages.nothing_asked()
+    yield "running", messages.running(NOW - timedelta(minutes=12), *WHEN)
+    yield "begun", messages.begun()
+    yield "progress", messages.progress(Progress(Phase.CAPTURING))
+    yield "progress: in numbers", messages.progress(Progress(Phase.WRITING, 1_200_000_000, 2_900_000_000))
+    yield "ended", messages.ended(replace(GOOD, created_at=NOW), *WHEN)
+    yield "ended: incomplete", messages.ended(PARTIAL, *WHEN)
+    yield "ended: failed", messages.ended(FAILED, *WHEN)
+    yield "checking", messages.checking(NIGHT, *WHEN)
+    yield "checked", messages.checked(NIGHT, (), (), *WHEN)
+    yield "checked: damaged", messages.checked(NIGHT, ("photos/lake.jpg differs.", "another"), (), *WHEN)
+    yield "checked: not all", messages.checked(NIGHT, (), ("The dump could not be listed.",), *WHEN)
+    yield "snoozed", messages.snoozed(NOW + 7 * DAY, *WHEN)
+
+
+def everything() -> list[tuple[str, str]]:
+    return [*statuses(), *by_itself(), *answers()]
+
+
+def as_text() -> str:
+    blocks = (f"── {name}\n\n{text}\n" for name, text in everything())
+    return (
+        "Every message that the bot can send, as it stands on a phone on Monday, 26 January, at nine.\n\n"
+        + "\n".join(blocks)
+    )
+
+
+def test_every_message_is_worded_as_it_was_read() -> None:
+    assert as_text() == FILE.read_text()
+
+
+def test_no_message_is_missing_there() -> None:
+    there = inspect.getmembers(messages, inspect.isfunction)
+    public = {name for name, made in there if made.__module__ == messages.__name__ and not name.startswith("_")}
+    assert public == {name.partition(":")[0] for name, _ in everything()} - {"status"}
+
+
+@pytest.mark.parametrize(("name", "text"), everything())
+def test_a_message_fits_on_a_phone_and_says_what_to_do(name: str, text: str) -> None:
+    assert text == text.strip() and len(text) < 700 and "  " not in text
+    assert not re.search(r"None|Error|Exception|traceback|\bnull\b|_at\b", text), text
+    if text.startswith("Backup Alert"):
+        assert "\nAction needed: " in text
+
+
+def test_backup_status_formatting() -> None:
+    """Memu's specification, 2.2, to the letter."""
+    texts = dict(everything())
+    assert texts["status: healthy"] == (
+        "Backup Status:\n"
+        "Last backup: Today 2:05 AM (312 MB)\n"
+        "Local backups: 7 stored (2.1 GB total)\n"
+        "USB backup: 2 days ago\n"
+        "Health: All systems healthy"
+    )
+    assert texts["status: the drive is old"] == (
+        "Backup Status:\n"
+        "Last backup: Today 2:05 AM (312 MB)\n"
+        "USB backup: 12 days ago\n"
+        "Health: USB backup overdue - plug in your backup drive!"
+    )
+    assert texts["status: the last backup failed"] == (
+        "Backup Status:\n"
+        "Last backup: FAILED today 2:05 AM - Disk full\n"
+        "Last good backup: Yesterday 2:05 AM (312 MB)\n"
+        "USB backup: 2 days ago\n"
+        "Health: Last backup failed - free up space or add storage"
+    )
+    assert texts["failed"] == (
+        "Backup Alert\n"
+        "Last night's backup failed: Disk full\n"
+        "Action needed: Free up space or add storage\n"
+        "\n"
+        "Use /backup-status for details"
+    )
+    assert texts["reminder"] == (
+        "Weekly Backup Reminder\n"
+        "It's been 9 days since your last USB backup.\n"
+        "\n"
+        "Plug in your backup drive to save a copy of your family's data.\n"
+        "Current backup size: ~2.1 GB"
+    )
+
+
+if __name__ == "__main__":
+    FILE.write_text(as_text())
