@@ -148,7 +148,7 @@ class ChatSettings(_Table):
     """Who may do what in the family's room (``backup_notification_room``). Its members may ask how things stand."""
 
     admins: tuple[Annotated[str, AfterValidator(_checked_user)], ...] = Field(
-        default=(), description="who may invite the bot"
+        default=(), description="who may invite the bot, and have things done"
     )
 
 

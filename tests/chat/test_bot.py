@@ -20,7 +20,8 @@ from tests.human import Human
 from tests.synapse import Synapse
 
 
-async def test_it_joins_and_answers(family: Family) -> None:
+async def test_process_message_backup_status(family: Family) -> None:
+    """Memu's specification: the bot responds to the command."""
     assert family.home.run("start").status == 0
     async with family.bot_runs():
         await joined(family)
