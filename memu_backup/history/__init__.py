@@ -179,11 +179,13 @@ class History:
         called: Collection[str] | None = None,
         directory: Path | None = None,
         limit: int | None = 1000,
+        in_passing: bool = False,
     ) -> list[Run]:
         """The newest ``limit`` runs, newest first; what is still spooled counts. Raises HistoryAway.
 
         ``called`` leaves only those whose run id or file name is among these, ``directory`` those whose backup lies
-        or was to lie in that very folder, or that do not say where.
+        or was to lie in that very folder, or that do not say where. ``in_passing`` asks no Postgres that did not answer
+        the last question.
         """
         if await self.unmade():
             return []
@@ -196,7 +198,7 @@ class History:
             known.update({note.run_id: note for note in waiting if isinstance(note, Run) and chosen(note)})
             return sorted(known.values(), key=lambda run: run.created_at, reverse=True)[:limit]
 
-        return await self._database.ask(work)
+        return await self._database.ask(work, in_passing=in_passing)
 
     async def known_runs(
         self,
@@ -207,12 +209,15 @@ class History:
         directory: Path | None = None,
         quiet: bool = False,
     ) -> tuple[list[Run], bool]:
-        """As ``runs``, but where the history is away those that wait here for it, and True; that is logged as a
-        warning unless ``quiet``. Of those ``called`` so it gives each, however many rows there are.
+        """As ``runs`` ``in_passing``, but where the history is away those that wait here for it, and True; that is
+        logged as a warning unless ``quiet``. Of those ``called`` so it gives each, however many rows there are.
         """
         try:
             limit = 1000 if called is None else None
-            return await self.runs(host=host, job=job, called=called, directory=directory, limit=limit), False
+            found = await self.runs(
+                host=host, job=job, called=called, directory=directory, limit=limit, in_passing=True
+            )
+            return found, False
         except HistoryAway as error:
             log.log(logging.INFO if quiet else logging.WARNING, "%s", self._with_comfort(error))
             spooled = [run for run in self.spooled() if _is_chosen(host, job, called, directory, run)]

@@ -61,12 +61,18 @@ class Database:
         self._last_failure: HistoryAway | None = None
 
     async def ask(
-        self, work: Callable[[Connection], Awaitable[T]], *, insist: bool = False, budget_s: float | None = None
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        *,
+        insist: bool = False,
+        in_passing: bool = False,
+        budget_s: float | None = None,
     ) -> T:
         """Run ``work`` with a connection to tables of the right version. Cancelling closes the connection at once.
 
         Raises HistoryAway when there is no answer in time (of each command, and of all within ``budget_s``), or at
-        once when that happened a moment ago, unless ``insist``; HistoryRefused when waiting alone will not help.
+        once when that happened a moment ago, unless ``insist``, or ever since the last answer, where it is asked only
+        ``in_passing`` and others will find out that it is back; HistoryRefused when waiting alone will not help.
         ``work`` may let every error through, and is asked once more where our own server found its data damaged and
         got new. The budget counts the wait for whoever asks just now, and leaves out the start of the embedded server
         and its filling.
@@ -75,7 +81,8 @@ class Database:
         async with self._its_turn(budget_s):
             if budget_s is not None:
                 budget_s = max(0.0, budget_s - (time.monotonic() - called))
-            if not insist and self._last_failure and time.monotonic() < self._ask_again_at:
+            waits = in_passing or time.monotonic() < self._ask_again_at
+            if not insist and self._last_failure and waits:
                 raise type(self._last_failure)(str(self._last_failure))
             started = time.monotonic()
             try:
@@ -102,6 +109,7 @@ class Database:
         try:
             connection.add_termination_listener(lambda _: lost.set())
             await connection.add_listener(channel, lambda *_: heard())
+            self._last_failure = None
             heard()
             await lost.wait()
         except Exception as error:

@@ -425,3 +425,32 @@ async def test_an_address_is_named_without_user_and_password(tmp_path: Path) -> 
 async def test_check_names_version_machine_and_database(database: str, tmp_path: Path) -> None:
     name = database.partition("?")[0].rpartition("/")[2]
     assert await History(database, tmp_path, "nas").check() == f"PostgreSQL 18 at this machine/{name}"
+
+
+async def test_who_asks_in_passing_waits_once_for_a_server_that_never_says_a_word(tmp_path: Path) -> None:
+    """As the chat does: the service itself asks anew each minute."""
+    async with Wire().listening() as port:
+        silent = f"postgresql://u@127.0.0.1:{port}/d"
+        async with History(silent, tmp_path, "nas", connect_timeout_s=0.2, command_timeout_s=0.2) as history:
+            assert (await history.known_runs(quiet=True))[1]
+            await asyncio.sleep(2.1)  # ten times as long: others would ask again
+            begun = time.monotonic()
+            assert (await history.known_runs(quiet=True))[1]
+            assert time.monotonic() - begun < 0.1
+            with pytest.raises(HistoryAway):
+                await history.runs()
+            assert time.monotonic() - begun > 0.2
+
+
+async def test_who_asks_in_passing_knows_that_it_is_back_once_somebody_was_answered(
+    database: str, postgres: PostgresServer, tmp_path: Path
+) -> None:
+    name = database.partition("?")[0].rpartition("/")[2]
+    wire = Wire()
+    async with wire.listening() as port:
+        history = impatient(f"postgresql://postgres@127.0.0.1:{port}/{name}", tmp_path)
+        assert await history.record(a_run()) is False
+        wire.behind = postgres.socket_folder / ".s.PGSQL.5432"
+        assert await history.known_runs(quiet=True) == ([a_run()], True)
+        assert await replayed(history) == 1
+        assert await history.known_runs(quiet=True) == ([a_run()], False)
