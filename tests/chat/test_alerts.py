@@ -257,3 +257,36 @@ async def test_a_heartbeat_is_told_of_the_beginning_and_the_end(
         end = "/uuid" if status == "success" else "/uuid/fail"
         await until(lambda: asyncio.sleep(0, end in [request.path for request in receiver.heard]))
     assert [request.path for request in receiver.heard] in (["/uuid/start", end], [end])
+
+
+async def test_no_secret_is_in_any_message_or_in_the_log(family: Family, receiver: Receiver, tmp_path: Path) -> None:
+    secret = "canary-7f3-secret"
+    (family.home.folder / "channels").write_text(f"json://anna:{secret}@{receiver.at}/{secret}?-token={secret}\n")
+    configure(family, NO_DATABASE.replace("nobody@", f"nobody:{secret}@"), '[alerts]\nfallback_file = "channels"\n')
+    config = family.home.folder / "config.toml"
+    heartbeat = f'[jobs.nightly]\nheartbeat = "http://{receiver.at}/{secret}"'
+    at = "?" if "?" not in family.home.history else "&"
+    text = config.read_text().replace("[jobs.nightly]", heartbeat)
+    config.write_text(text.replace(family.home.history, f"{family.home.history}{at}password={secret}"))
+    assert config.read_text().count(secret) == 3
+    receiver.status = 500  # so that there is something to complain of
+    service = started(family.home, tmp_path / "log", "--debug")
+    try:
+        await joined(family)
+        said = [await family.answered(f"!backup {word}") for word in ("status", "list", "help", "now")]
+        said += [await family.hears(), await family.hears()]
+        said += [await family.answered("!backup status"), await family.answered("!backup verify")]
+        await until(lambda: asyncio.sleep(0, any("fail" in request.path for request in receiver.heard)))
+        await asyncio.sleep(0.5)
+    finally:
+        service.terminate()
+        await asyncio.to_thread(service.wait, 10)
+    log = (tmp_path / "log").read_text()
+    assert any("The database did not answer" in text for text in said)
+    assert "The heartbeat at" in log
+    account = Safe(family.home.folder / "state").account()
+    assert account
+    for canary in (secret, account.token, account.pickle_key, "correct horse"):
+        assert canary not in log + "".join(said) + repr(family.home.rows()) + repr(family.home.audit())
+        assert canary not in family.home.run("status", "--json").out + family.home.run("log", "--json").out
+        assert canary not in (family.home.folder / "state" / "alarms.json").read_text()

@@ -177,6 +177,7 @@ async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: P
     assert "WARNING" not in said and "ERROR" not in said, said
 
 
-def started(home: Home, log: Path) -> subprocess.Popen[bytes]:
+def started(home: Home, log: Path, *before: str) -> subprocess.Popen[bytes]:
+    """The service; ``before`` are options that stand before the command."""
     with log.open("wb") as written:
-        return subprocess.Popen(home.argv("run"), cwd=home.folder, stdout=written, stderr=written)
+        return subprocess.Popen(home.argv(*before, "run"), cwd=home.folder, stdout=written, stderr=written)
