@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memu_backup import lock, schedule, systemd
 from memu_backup.alerts import Channel
+from memu_backup.chat.account import Account, Safe
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
 from memu_backup.errors import ChatError, HistoryAway, LoginEnded, StoreError
@@ -31,6 +32,9 @@ _STOP_S = 6.0
 """For all that runs to end after SIGTERM; with the end of the embedded history, 3 s, it stays below 10 s."""
 
 _LONGEST_PAUSE_S = 60.0
+
+_SIGNED_IN_S = 5.0
+"""How often to look whether somebody has signed the bot in."""
 
 _RUNS_ALREADY = "It makes the backups of these settings already; to start it anew, stop that one first."
 
@@ -60,7 +64,7 @@ class Daemon:
         opening = self._start(self._open())
         self._start(self._keep_alive(scheduler, opening))
         self._start(self._teller.run(), "what people are told")
-        if self._teller.expects_room:
+        if self._config.backup_notification_room:
             self._start(self._chat(), "the chat")
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
@@ -112,16 +116,24 @@ class Daemon:
         await self._manager.recover()
 
     async def _chat(self) -> None:
-        """Whatever becomes of it, backups are made all the same."""
-        try:
-            # Elsewhere: nio is a second of imports, in which nothing else would happen.
-            bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
-            await bot.run(self._manager, self._teller, self._start, self._clock)
-        except LoginEnded as error:
-            log.error("%s", error)
-            self._teller.room_is_lost()
-        except ChatError as error:
-            log.error("%s", error)
+        """Whatever becomes of it, backups are made all the same. Who signs the bot in anew need not restart us."""
+        ended: Account | None = None
+        while True:
+            try:
+                account = Safe(self._config.state_dir).account()
+                if account and account != ended:
+                    # Elsewhere: nio is a second of imports, in which nothing else would happen.
+                    bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
+                    await bot.run(self._manager, self._teller, self._start, self._clock, account)
+            except LoginEnded as error:
+                ended = account
+                if Safe(self._config.state_dir).account() == ended:
+                    log.error("%s", error)
+                    self._teller.room_is_lost()
+            except ChatError as error:
+                log.error("%s", error)
+                return
+            await asyncio.sleep(_SIGNED_IN_S)
 
     async def _replay(self) -> None:
         try:
@@ -176,8 +188,6 @@ def _fallback(config: Config) -> Channel | None:
 
 def _expects_room(config: Config) -> bool:
     """Whether somebody signed the bot in, and there is a room for it."""
-    from memu_backup.chat.account import Safe
-
     try:
         return bool(config.backup_notification_room and Safe(config.state_dir).account())
     except ChatError as error:

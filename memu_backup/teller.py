@@ -57,7 +57,7 @@ class Teller:
 
     def room_is_open(self, room: Channel) -> None:
         """What waits can be said there."""
-        self._room = room
+        self._room, self.expects_room, self._signed_out = room, True, False
         self._wake.set()
 
     def room_is_lost(self) -> None:

@@ -7,10 +7,13 @@ import secrets
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from memu_backup.chat.identity import Identity
 from memu_backup.errors import ChatError
 from memu_backup.files import write_atomically
+
+if TYPE_CHECKING:
+    from memu_backup.chat.identity import Identity
 
 _ACCOUNT = "account.json"
 _IDENTITY = "identity.json"
@@ -46,6 +49,8 @@ class Safe:
         """The keys that vouch for its devices, None before the first login. Raises ChatError where they cannot be read:
         new ones must not take their place.
         """
+        from memu_backup.chat.identity import Identity  # cryptography, which the service needs only with a chat
+
         content = self._read(_IDENTITY)
         try:
             return None if content is None else Identity.from_json(content)

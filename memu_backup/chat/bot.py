@@ -14,7 +14,7 @@ from memu_backup import messages
 from memu_backup.alerts import Notice
 from memu_backup.audit import Asker
 from memu_backup.chat import markup
-from memu_backup.chat.account import Safe
+from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.grammar import Command, Slip, parse
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.clock import Clock
@@ -219,15 +219,14 @@ class Room:
         await self._session.say(markup.headed(notice.text), notice.key)
 
 
-async def run(manager: Manager, teller: Teller, start: Start, clock: Clock) -> None:
-    """Answer for ever; somebody has signed the bot in, and a room is set. Raises ChatError."""
+async def run(manager: Manager, teller: Teller, start: Start, clock: Clock, account: Account) -> None:
+    """Answer for ever in the room that is set, signed in as ``account``. Raises ChatError."""
     config = manager.config
-    safe = Safe(config.state_dir)
-    account, room = safe.account(), config.backup_notification_room
-    assert account and room
+    room = config.backup_notification_room
+    assert room
     bot = Bot(manager, teller, start, clock)
     session = Session(
-        safe,
+        Safe(config.state_dir),
         account,
         room,
         frozenset(config.chat.admins),

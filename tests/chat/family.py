@@ -52,7 +52,9 @@ class Family:
 
     async def _chat(self, manager: Manager, teller: Teller, clock: Clock) -> None:
         try:
-            await bots.run(manager, teller, _start, clock)
+            account = Safe(self.home.folder / "state").account()
+            assert account
+            await bots.run(manager, teller, _start, clock, account)
         except LoginEnded:
             teller.room_is_lost()
             raise

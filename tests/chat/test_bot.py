@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pytest
 
 from memu_backup.chat.account import Safe
+from memu_backup.chat.login import log_in
 from memu_backup.errors import LoginEnded
 from tests.chat.conftest import Person
 from tests.chat.family import PASSWORD, Family, is_member, joined, settled
@@ -175,6 +176,22 @@ async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: P
     account = Safe(family.home.folder / "state").account()
     assert account and account.token not in said and account.pickle_key not in said
     assert "WARNING" not in said and "ERROR" not in said, said
+
+
+async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
+    family: Family, synapse: Synapse, tmp_path: Path
+) -> None:
+    service = started(family.home, tmp_path / "log")
+    try:
+        await joined(family)
+        await family.answered("!backup help")
+        await log_in(Safe(family.home.folder / "state"), synapse.url, family.bot, PASSWORD)
+        await asyncio.sleep(6)
+        assert (await family.answered("!backup status")).startswith("Backup Status:")
+    finally:
+        service.terminate()
+        service.wait()
+    assert "ERROR" not in (tmp_path / "log").read_text()
 
 
 def started(home: Home, log: Path, *before: str) -> subprocess.Popen[bytes]:
