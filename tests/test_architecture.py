@@ -45,7 +45,7 @@ FLOORS = (
     | {"catalog", "feed", "find", "unpack", "verify"},
     {"manager", "audit", "nights", "pulse", "teller"},
     # Front ends.
-    {"chat", "cli", "console", "daemon"},
+    {"bell", "chat", "cli", "console", "daemon"},
 )
 KINDS = ("sources", "stores", "alerts")
 
