@@ -55,7 +55,8 @@ async def login(
         lacking.append('  [chat]\n  admins = ["@you:…"]               (who may invite it; it comes for nobody else)')
     if lacking:
         console.say("\n".join([f"Now write into {settings.path}:", *lacking]))
-    console.say(f"Then start the service anew, and let one of the admins invite {account.user_id} to the room.")
+    room = settings.backup_notification_room or "that room"
+    console.say(f"Then start the service anew, and let one of the admins invite {account.user_id} to {room}.")
 
 
 def _first_line(file: Path) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from memu_backup import alarms
 from memu_backup.alarms import Book
 from memu_backup.alerts.apprise import AppriseChannel
 from memu_backup.chat.account import Safe
@@ -232,6 +234,43 @@ async def test_should_send_usb_reminder(family: Family) -> None:
         clock.ahead += timedelta(hours=12)
         await family.look()
         await family.quiet()
+
+
+async def test_a_reminder_that_was_missed_comes_when_the_machine_is_on_again(family: Family) -> None:
+    config = family.home.folder / "config.toml"
+    config.write_text(config.read_text().replace("overdue_days = 0", "overdue_days = 7"))
+    await runs(family)
+    await query(family.home.history, "UPDATE backup_history SET usb_copied_at = now() - interval '9 days'")
+    book = alarms.file_in(family.home.folder / "state")
+    alarms.write(book, Book(reminded_at=now() - timedelta(days=8)))
+    async with family.bot_runs():
+        assert "It's been 9 days since your last USB backup." in await family.hears()
+    async with family.bot_runs():
+        await family.quiet()
+    alarms.write(book, Book(reminded_at=now() - timedelta(days=8), snoozed_until=now() + timedelta(days=1)))
+    async with family.bot_runs():
+        await family.quiet()
+
+
+async def test_a_history_that_stays_away_is_told_after_an_hour(family: Family) -> None:
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    top, more = f'backup_notification_room = "{family.room}"', f'[chat]\nadmins = ["{family.anna.user_id}"]\n'
+    family.home.configure(history=nowhere, top=top, more=more)
+    book = alarms.file_in(family.home.folder / "state")
+    async with family.bot_runs():
+        await joined(family)
+        await until(lambda: asyncio.sleep(0, book.exists() and "history" in alarms.read(book).alarms))
+        await family.quiet(1)
+    begun = alarms.read(book)
+    alarm = begun.alarms["history"]
+    assert timedelta(minutes=59) < alarm.told.due - now() <= timedelta(hours=1)
+    due = replace(alarm, told=replace(alarm.told, due=now()))
+    alarms.write(book, replace(begun, alarms={"history": due}))
+    async with family.bot_runs():
+        assert "The backup history has been out of reach for an hour" in await family.hears()
+    family.home.configure(top=top, more=more)
+    async with family.bot_runs():
+        assert await family.hears() == "All well again\nThe backup history can be reached again."
 
 
 def next_sunday_at_ten(after: datetime) -> datetime:
