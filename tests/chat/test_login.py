@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from memu_backup.chat.account import Safe
-from memu_backup.chat.identity import vouches
-from memu_backup.chat.login import log_in
+from memu_backup.chat.homeserver import client
+from memu_backup.chat.identity import Identity, master_key, vouches
+from memu_backup.chat.login import _publish, _query, log_in
 from memu_backup.errors import ChatAway, ChatError, ChatRefused
 from tests.chat.conftest import Account, Person
 from tests.chat.family import PASSWORD
@@ -63,6 +64,22 @@ async def test_an_identity_that_was_made_elsewhere_is_not_replaced(
     after = await anna.device_trust(bot)
     assert after["master_keys"] == before["master_keys"]
     assert set(after["device_keys"][bot]) == {elsewhere.device_id}, "no device stays behind"
+
+
+async def test_a_homeserver_that_asks_for_the_password_once_more_is_given_it(
+    synapse: Synapse, account: Account, safe: Safe
+) -> None:
+    """Synapse takes an account's first identity as it is, and asks for each that takes its place."""
+    bot = await account("bot")
+    made = await log_in(safe, synapse.url, bot, PASSWORD)
+    before, new = safe.identity(), Identity.new()
+    async with client(synapse.url, bot) as signed_in:
+        signed_in.access_token, signed_in.user_id = made.token, bot
+        with pytest.raises(ChatRefused, match="asks for the password once more"):
+            await _publish(signed_in, new, "wrong")
+        await _publish(signed_in, new, PASSWORD)
+        queried = await _query(signed_in)
+    assert before and before.master.public != new.master.public == master_key(bot, queried)
 
 
 async def test_what_fails_leaves_the_login_as_it_was(synapse: Synapse, account: Account, safe: Safe) -> None:
