@@ -38,11 +38,19 @@ async def client(
         await made.close()
 
 
-async def call(client: AsyncClient, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+async def call(
+    client: AsyncClient,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    *,
+    patience_s: float = _PATIENCE_S,
+) -> dict[str, Any]:
     """One request below ``/_matrix/client/v3`` with the client's token; the answer. Raises ChatAway, ChatRefused."""
+    data = None if body is None else json.dumps(body)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {client.access_token}"}
     with translated(client.homeserver):
-        answer = await client.send(method, f"/_matrix/client/v3{path}", json.dumps(body), headers)
+        answer = await client.send(method, f"/_matrix/client/v3{path}", data, headers, timeout=patience_s)
         found = await answer.json(content_type=None)
     if answer.status != 200 or not isinstance(found, dict):
         raise _refused(client.homeserver, answer.status, found if isinstance(found, dict) else {})

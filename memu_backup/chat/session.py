@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
 
 from nio import (
     AsyncClient,
@@ -19,7 +21,6 @@ from nio import (
     MatrixRoom,
     MegolmEvent,
     ReactionEvent,
-    RoomGetStateEventResponse,
     RoomMessageText,
     SyncResponse,
 )
@@ -27,7 +28,8 @@ from nio import (
 from memu_backup.chat import homeserver as homeservers
 from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.heard import Heard
-from memu_backup.chat.homeserver import good, translated
+from memu_backup.chat.homeserver import call, good, translated
+from memu_backup.chat.keys import Keys
 from memu_backup.errors import ChatAway, ChatError, ChatRefused, LoginEnded
 
 log = logging.getLogger(__name__)
@@ -305,35 +307,14 @@ class Session:
             return await self._send(client, content, key)
 
     async def _send(self, client: AsyncClient, content: Mapping[str, Any], key: str | None) -> str:
-        transaction = f"memu-{hashlib.sha256(key.encode()).hexdigest()[:32]}" if key else None
-        with translated(client.homeserver):
-            await self._ask_whether_encrypted(client)
-            if client.should_query_keys:
-                good(client, await client.keys_query())
-            try:
-                sent = await client.room_send(
-                    self._room, "m.room.message", dict(content), transaction, ignore_unverified_devices=True
-                )
-                good(client, sent)
-            except BaseException:
-                # nio takes the key for shared also where sharing it failed, and would go on with it for ever.
-                client.invalidate_outbound_session(self._room)
-                if sharing := client.sharing_session.pop(self._room, None):
-                    sharing.set()
-                raise
-        return str(sent.event_id)
-
-    async def _ask_whether_encrypted(self, client: AsyncClient) -> None:
-        """nio may know of a room before it knows that it is encrypted, and would speak in plaintext then."""
-        room = client.rooms.get(self._room)
-        if room is None:
+        if self._room not in client.rooms:
             raise ChatAway("The homeserver has not told of the family's room yet, so the answer has to wait.")
-        if not room.encrypted:
-            state = await client.room_get_state_event(self._room, "m.room.encryption")
-            if isinstance(state, RoomGetStateEventResponse):
-                room.encrypted = True
-            elif state.status_code != "M_NOT_FOUND":
-                good(client, state)
+        name = hashlib.sha256(key.encode()).hexdigest()[:32] if key else uuid4().hex
+        kind, keys = "m.room.message", Keys(client)
+        if await keys.are_needed(self._room):
+            kind, content = "m.room.encrypted", await keys.encrypted(self._room, content)
+        sent = await call(client, "PUT", f"/rooms/{quote(self._room)}/send/{kind}/memu-{name}", content)
+        return str(sent["event_id"])
 
 
 async def patiently(send: Callable[[], Awaitable[T]]) -> T:

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from urllib.parse import quote
 
 import pytest
-from nio import AsyncClient
 
 from memu_backup.chat.account import Safe
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.errors import ChatAway
 from tests.chat.family import Family, until
+from tests.synapse import Synapse
 
 
 async def repeat(message: Message) -> Reply:
     return Reply(f"heard {message.text}")
 
 
-async def test_it_never_speaks_in_plaintext_where_the_room_is_encrypted(family: Family) -> None:
-    """As where a sync tells of a room before it tells of its encryption."""
-
-    class Forgetful(Session):
-        async def _send(self, client: AsyncClient, content: Mapping[str, Any], key: str | None) -> str:
-            client.rooms[family.room].encrypted = False
-            return await super()._send(client, content, key)
-
-    async with family.listening(repeat, Forgetful):
-        assert await family.answered("hello") == "heard hello"
+async def test_it_never_speaks_in_plaintext_where_the_room_is_encrypted(family: Family, synapse: Synapse) -> None:
+    """As where it becomes so while nobody speaks."""
+    anna = family.anna
+    room = await anna.create_room(invite=[family.bot], encrypted=False)
+    async with replace(family, room=room).listening(repeat) as session:
+        await said(session, "in the open", "first")
+        assert not (await anna.next(room, sender=family.bot)).decrypted
+        path = f"/_matrix/client/v3/rooms/{quote(room)}/state/m.room.encryption/"
+        await synapse.ask("PUT", path, {"algorithm": "m.megolm.v1.aes-sha2"}, token=anna.token)
+        await said(session, "in secret", "second")
+        heard = await anna.next(room, sender=family.bot)
+        assert heard.decrypted and heard.body == "in secret"
 
 
 async def test_killed_between_the_answer_and_its_note_it_answers_once(family: Family) -> None:

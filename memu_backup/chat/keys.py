@@ -1,0 +1,114 @@
+"""Who may read what the bot says: those who are in the room now, on the devices that they have now.
+
+nio brings the cryptography and the store. Its way to a message is not taken: it knows of members and devices what syncs
+told, which comes late or in odd shapes, and a key counts as given there where giving it failed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
+
+from nio import (
+    AsyncClient,
+    KeysClaimResponse,
+    KeysQueryResponse,
+    RoomGetStateEventResponse,
+)
+
+from memu_backup.chat.homeserver import call, good, translated
+
+log = logging.getLogger(__name__)
+
+_KIND = "signed_curve25519"
+
+
+class Keys:
+    """Those of the device that ``client`` is signed in as."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._olm = client.olm
+
+    async def are_needed(self, room: str) -> bool:
+        """Whether it is encrypted; where it once was it stays so, whatever is said of it later. Raises ChatError."""
+        if room not in self._client.encrypted_rooms:
+            with translated(self._client.homeserver):
+                state = await self._client.room_get_state_event(room, "m.room.encryption")
+            if isinstance(state, RoomGetStateEventResponse):
+                self._client.encrypted_rooms.add(room)
+                self._client.store.save_encrypted_rooms({room})
+            elif state.status_code != "M_NOT_FOUND":
+                good(self._client, state)
+        return room in self._client.encrypted_rooms
+
+    async def encrypted(self, room: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """A message as those can read it who are in the room now, and nobody who left it. Raises ChatError."""
+        members = await self._members(room)
+        there = {(who, device.id) for who in members for device in self._olm.device_store.active_user_devices(who)}
+        there = {(who, device) for who, device in there if device != self._olm.device_id}
+        session = self._olm.outbound_group_sessions.get(room)
+        if self._olm.should_share_group_session(room) or session.users_shared_with != there:
+            await self._share_new_key(room, members)
+        sealed = dict(self._olm.group_encrypt(room, {"content": dict(content), "type": "m.room.message"}))
+        if "m.relates_to" in content:
+            sealed["m.relates_to"] = content["m.relates_to"]  # the homeserver has to see it
+        return sealed
+
+    async def _members(self, room: str) -> list[str]:
+        """Asked for each message, and which devices they have: what syncs tell of it comes late, or in odd shapes."""
+        answer = await call(self._client, "GET", f"/rooms/{quote(room)}/joined_members")
+        return await self._query(answer.get("joined", {}))
+
+    async def _share_new_key(self, room: str, members: list[str]) -> None:
+        self._olm.outbound_group_sessions.pop(room, None)
+        missing = self._olm.get_missing_sessions(members)
+        await self._claim([(who, device) for who, devices in missing.items() for device in devices])
+        given = set()
+        try:
+            for some, messages in self._olm.share_group_session_parallel(room, members, ignore_unverified_devices=True):
+                await call(self._client, "PUT", f"/sendToDevice/m.room.encrypted/{uuid4().hex}", messages)
+                given |= some
+        except BaseException:
+            self._olm.outbound_group_sessions.pop(room, None)  # some may not have it: nothing is said with it
+            raise
+        session = self._olm.outbound_group_sessions[room]
+        session.users_shared_with, session.shared = given, True
+
+    async def _query(self, users: Iterable[str]) -> list[str]:
+        """Learn the devices of ``users``; those of them whose devices make sense."""
+        answer = await call(self._client, "POST", "/keys/query", {"device_keys": {who: [] for who in users}})
+        found = answer.get("device_keys", {})
+        clear = []
+        for who in users:
+            with passed_over(f"The devices of {who}"):
+                self._olm.handle_response(KeysQueryResponse({who: found[who]} if who in found else {}, {}))
+                clear.append(who)
+        return clear
+
+    async def _claim(self, devices: list[tuple[str, str]]) -> None:
+        """Begin to talk with ``devices``; one that has no key to claim stays unreached."""
+        if not devices:
+            return
+        wish: dict[str, dict[str, str]] = {}
+        for who, device in devices:
+            wish.setdefault(who, {})[device] = _KIND
+        answer = await call(self._client, "POST", "/keys/claim", {"one_time_keys": wish})
+        for who, found in answer.get("one_time_keys", {}).items():
+            for device, key in found.items():
+                with passed_over(f"A key of {who}"):
+                    self._olm.handle_response(KeysClaimResponse({who: {device: key}}, {}))
+
+
+@contextmanager
+def passed_over(what: str) -> Iterator[None]:
+    """Around what others send: whatever its shape, the next is not kept waiting by it."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s made no sense to the bot (%s); it goes on without.", what, type(error).__name__)
+        log.debug("What made no sense:", exc_info=error)
