@@ -54,6 +54,8 @@ class Synapse:
 
     def __init__(self, folder: Path, limits: Mapping[str, Any] | None = None) -> None:
         self._folder = folder
+        self.environment: Mapping[str, str] | None = None
+        """From its next start on, in place of ours."""
         self._port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self.url = f"http://127.0.0.1:{self._port}"
@@ -84,7 +86,9 @@ class Synapse:
         begun = time.monotonic()
         with (self._folder / "errors.txt").open("ab") as errors:
             command = [sys.executable, "-m", "synapse.app.homeserver", "-c", str(self._config)]
-            self._process = subprocess.Popen(command, cwd=self._folder, stdout=errors, stderr=errors)
+            self._process = subprocess.Popen(
+                command, cwd=self._folder, stdout=errors, stderr=errors, env=self.environment
+            )
         try:
             while not self._healthy():
                 assert self.running(), f"Synapse did not start\n{self.log()}"

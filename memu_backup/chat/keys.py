@@ -1,7 +1,8 @@
-"""Who may read what the bot says: those who are in the room now, on the devices that they have now.
+"""The bot's part in the room's encryption: it takes keys, gives its own to who is there now, and has enough to claim.
 
-nio brings the cryptography and the store. Its way to a message is not taken: it knows of members and devices what syncs
-told, which comes late or in odd shapes, and a key counts as given there where giving it failed.
+nio brings the cryptography and the store. Its way from a sync to a message is not taken: there one event of an odd
+shape loses all that came with it, a key counts as given where giving it failed, and no keys are made where none are
+left. Here everything that others send is taken by itself.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from uuid import uuid4
 
 from nio import (
     AsyncClient,
+    Event,
     KeysClaimResponse,
     KeysQueryResponse,
+    MegolmEvent,
+    OlmEvent,
     RoomGetStateEventResponse,
+    ToDeviceEvent,
 )
 
 from memu_backup.chat.homeserver import call, good, translated
@@ -33,6 +38,32 @@ class Keys:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._olm = client.olm
+
+    # --- what others send --------------------------------------------------------------------------------------------
+
+    def take(self, sent: Iterable[Any]) -> None:
+        """The keys among what was sent to this device; of the rest, as of verifications, the bot has no use."""
+        for one in sent:
+            with passed_over("A key"):
+                event = ToDeviceEvent.parse_event(one)
+                if isinstance(event, OlmEvent):
+                    self._olm.decrypt_event(event)
+
+    def read(self, room: str, event: MegolmEvent) -> Event | None:
+        """What it says, None where its key is not here."""
+        found: Event | None = self._olm.decrypt_event(event, room)
+        return found
+
+    # --- what others claim -------------------------------------------------------------------------------------------
+
+    async def top_up(self, told: Mapping[str, Any]) -> None:
+        """As a sync has ``told`` how many keys are left for those who write to the bot first. Raises ChatError."""
+        self._olm.uploaded_key_count = told.get("device_one_time_keys_count", {}).get(_KIND)
+        if self._client.should_upload_keys:
+            with translated(self._client.homeserver):
+                good(self._client, await self._client.keys_upload())
+
+    # --- what the bot says -------------------------------------------------------------------------------------------
 
     async def are_needed(self, room: str) -> bool:
         """Whether it is encrypted; where it once was it stays so, whatever is said of it later. Raises ChatError."""

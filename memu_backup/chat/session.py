@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
-from nio import (
-    AsyncClient,
-    Event,
-    InviteMemberEvent,
-    MatrixInvitedRoom,
-    MatrixRoom,
-    MegolmEvent,
-    ReactionEvent,
-    RoomMessageText,
-    SyncResponse,
-)
+from nio import AsyncClient
 
 from memu_backup.chat import homeserver as homeservers
 from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.heard import Heard
-from memu_backup.chat.homeserver import call, good, translated
-from memu_backup.chat.keys import Keys
+from memu_backup.chat.hearing import FILTER, Hearing, Message
+from memu_backup.chat.homeserver import call
+from memu_backup.chat.keys import Keys, passed_over
 from memu_backup.errors import ChatAway, ChatError, ChatRefused, LoginEnded
+
+__all__ = ["Answer", "Message", "Reply", "Said", "Session"]
 
 log = logging.getLogger(__name__)
 
@@ -38,20 +32,7 @@ T = TypeVar("T")
 
 _POLL_MS = 30_000
 _FIRST_POLL_S = 120.0
-_STALE_MS = 5 * 60_000
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """A text that somebody wrote in the family's room, just now and readable by its members alone; or, with ``under``,
-    a sign such as 👍 that they set under the message with that event id.
-    """
-
-    event_id: str
-    sender: str
-    text: str
-    under: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +96,13 @@ class Session:
         self._on_hearing = on_hearing
         self._on_stranger = on_stranger
         self._heard = Heard(safe.folder / "heard.json")
+        self._hearing = Hearing(room, account.user_id)
         self._waiting: asyncio.Queue[Message] = asyncio.Queue()
-        self._new: list[Message] = []
-        self._known: set[str] = set()
-        self._invited: set[str] = set()
         self._under_way: set[asyncio.Task[None]] = set()
         self._failures = 0
+        self._inside = False
         self._is_heard = False
-        self._client: AsyncClient | None = None
+        self._speaks: tuple[AsyncClient, Keys] | None = None
         self._one_at_a_time = asyncio.Lock()
 
     async def run(self) -> None:
@@ -137,28 +117,24 @@ class Session:
         )
         async with opened as client:
             client.restore_login(account.user_id, account.device_id, account.token)
-            client.add_event_callback(self._on_text, RoomMessageText)
-            client.add_event_callback(self._on_sign, ReactionEvent)
-            client.add_event_callback(self._on_unreadable, MegolmEvent)
-            client.add_event_callback(self._on_invite, InviteMemberEvent)
             answering = asyncio.create_task(self._answer_all())
             try:
-                await self._follow(client)
+                await self._follow(client, Keys(client))
             finally:
-                self._client = None
+                self._speaks = None
                 for task in (answering, *self._under_way):
                     task.cancel()
                 await asyncio.gather(answering, *self._under_way, return_exceptions=True)
 
-    async def _follow(self, client: AsyncClient) -> None:
-        """Poll for ever. nio returns most errors and raises some, mistakes of its own among them; each is a pause."""
-        whole = True
+    async def _follow(self, client: AsyncClient, keys: Keys) -> None:
+        """Poll for ever; each error, mistakes of nio among them, is a pause."""
+        first = True
         while True:
             try:
-                response = await self._poll(client, whole=whole)
-                await self._after(client, response)
-                whole, self._failures = False, 0
-                self._note_hearing(client)
+                told = await self._poll(client, first=first)
+                await self._after(client, keys, told)
+                first, self._failures = False, 0
+                self._note_hearing()
             except LoginEnded:
                 raise
             except ChatError as error:
@@ -167,47 +143,58 @@ class Session:
                 log.debug("What the chat met:", exc_info=error)
                 await self._pause(f"The chat met something unexpected ({type(error).__name__}) and tries again.")
 
-    async def _poll(self, client: AsyncClient, *, whole: bool) -> SyncResponse:
-        """The first time with all that is known of the room: without it nio knows no room after a restart."""
-        with translated(client.homeserver):
-            async with asyncio.timeout(_FIRST_POLL_S if whole else _POLL_MS / 1000 + 30):
-                response = await client.sync(0 if whole else _POLL_MS, since=self._heard.token, full_state=whole)
-        good(client, response)
-        return response
+    async def _poll(self, client: AsyncClient, *, first: bool) -> dict[str, Any]:
+        """The first time at once and with each room that the bot is in, whether there is something new in it or not."""
+        wish = {"filter": json.dumps(FILTER), "timeout": 0 if first else _POLL_MS, "full_state": json.dumps(first)}
+        if self._heard.token:
+            wish["since"] = self._heard.token
+        patience_s = _FIRST_POLL_S if first else _POLL_MS / 1000 + 30
+        return await call(client, "GET", f"/sync?{urlencode(wish)}", patience_s=patience_s)
 
-    async def _after(self, client: AsyncClient, response: SyncResponse) -> None:
-        with translated(client.homeserver):
-            if client.should_upload_keys:
-                good(client, await client.keys_upload())
-            if client.should_query_keys:
-                good(client, await client.keys_query())
-            if client.should_claim_keys:
-                good(client, await client.keys_claim(client.get_users_for_key_claiming()))
-        await self._join(client)
-        self._client = client
-        # Only now: a phone that asks right after it was added could not read what is said before its keys are known.
-        for message in self._new:
-            self._waiting.put_nowait(message)
-        self._new.clear()
-        # And only when all is answered: what is not is heard once more after a crash.
+    async def _after(self, client: AsyncClient, keys: Keys, told: Mapping[str, Any]) -> None:
+        keys.take(told.get("to_device", {}).get("events", []))
+        await keys.top_up(told)
+        rooms = told.get("rooms", {})
+        if here := rooms.get("join", {}).get(self._room):
+            self._inside = True
+        await self._join(client, rooms.get("invite", {}))
+        self._pass_over_others(rooms.get("join", {}))
+        self._speaks = client, keys
+        if self._inside:
+            events = here["timeline"]["events"] if here else []
+            for message in self._hearing.of(events, keys, encrypted=await keys.are_needed(self._room)):
+                if message.event_id not in self._heard:
+                    self._waiting.put_nowait(message)
+        # Only when all is answered: what is not is heard once more after a crash.
         await self._waiting.join()
-        self._heard.came_to(response.next_batch)
+        self._heard.came_to(str(told["next_batch"]))
 
-    async def _join(self, client: AsyncClient) -> None:
+    async def _join(self, client: AsyncClient, invited: Mapping[str, Any]) -> None:
         """Accept invitations; one that was taken back meanwhile must not keep the bot from listening."""
-        while self._invited:
-            room = self._invited.pop()
+        for room, invitation in invited.items():
+            inviter = _inviter(invitation, self._account.user_id)
+            if room != self._room or inviter not in self._may_invite:
+                log.warning("An invitation of %s to the room %s is passed over.", inviter, room)
+                self._on_stranger(inviter, "invitation")
+                continue
             log.info("The bot joins the room %s.", room)
             try:
-                with translated(client.homeserver):
-                    good(client, await client.join(room))
+                await call(client, "POST", f"/join/{quote(room)}", {})
+                self._inside = True
             except ChatRefused as error:
                 log.warning("The bot could not join the room %s: %s", room, error)
 
-    def _note_hearing(self, client: AsyncClient) -> None:
-        if not self._is_heard and self._room in client.rooms:
-            self._is_heard = True
+    def _pass_over_others(self, joined: Mapping[str, Any]) -> None:
+        for room in joined.keys() - {self._room}:
+            for event in joined[room]["timeline"]["events"]:
+                if "state_key" not in event and event["sender"] != self._account.user_id:
+                    log.info("A message in another room (%s) is not for the bot.", room)
+                    self._on_stranger(event["sender"], "message in another room")
+
+    def _note_hearing(self) -> None:
+        if self._inside and not self._is_heard:
             self._on_hearing()
+        self._is_heard = self._inside
 
     async def _pause(self, why: str, at_least_s: float = 0) -> None:
         self._is_heard = False
@@ -216,50 +203,6 @@ class Session:
             log.warning("%s", why)
         self._failures += 1
         await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311  no secret: only not all at once
-
-    # --- what it hears: only noted here, as nio waits for these before it goes on ------------------------------------
-
-    def _on_text(self, room: MatrixRoom, event: RoomMessageText) -> None:
-        if not self._is_new(room, event):
-            return
-        if room.encrypted and not event.decrypted:
-            log.warning("A message of %s came without encryption and is passed over.", event.sender)
-        elif not _is_edit(event):
-            self._note(Message(event.event_id, event.sender, event.body))
-
-    def _on_sign(self, room: MatrixRoom, event: ReactionEvent) -> None:
-        """No client encrypts these; what they say yes to was asked for in an encrypted message."""
-        if self._is_new(room, event):
-            self._note(Message(event.event_id, event.sender, event.key, under=event.reacts_to))
-
-    def _is_new(self, room: MatrixRoom, event: Event) -> bool:
-        if event.sender == self._account.user_id or event.event_id in self._heard or event.event_id in self._known:
-            return False
-        if room.room_id != self._room:
-            log.info("A message in another room (%s) is not for the bot.", room.room_id)
-            self._on_stranger(event.sender, "message in another room")
-            return False
-        if event.source.get("unsigned", {}).get("age", 0) > _STALE_MS:
-            log.info("A message of %s is too old to be answered.", event.sender)
-            return False
-        return True
-
-    def _note(self, message: Message) -> None:
-        self._known.add(message.event_id)
-        self._new.append(message)
-
-    def _on_unreadable(self, room: MatrixRoom, event: MegolmEvent) -> None:
-        if room.room_id == self._room:
-            log.warning("A message of %s cannot be read: its key did not come.", event.sender)
-
-    def _on_invite(self, room: MatrixInvitedRoom, event: InviteMemberEvent) -> None:
-        if event.state_key != self._account.user_id or event.membership != "invite":
-            return
-        if event.sender in self._may_invite and room.room_id == self._room:
-            self._invited.add(room.room_id)
-        else:
-            log.warning("An invitation of %s to the room %s is passed over.", event.sender, room.room_id)
-            self._on_stranger(event.sender, "invitation")
 
     # --- what it says ------------------------------------------------------------------------------------------------
 
@@ -277,7 +220,6 @@ class Session:
             except Exception as error:
                 log.error("The answer to %s broke (%s).", message.sender, type(error).__name__, exc_info=error)
             finally:
-                self._known.discard(message.event_id)
                 self._waiting.task_done()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -300,17 +242,16 @@ class Session:
 
     async def send(self, content: Mapping[str, Any], key: str | None = None) -> str:
         """Send a message as it is; its event id. Else as ``say``."""
-        client = self._client
-        if client is None:
+        if self._speaks is None:
             raise ChatAway("The homeserver has not answered yet, so the chat has to wait.")
+        if not self._inside:
+            raise ChatAway("The bot is not in the family's room, so the chat has to wait until it is invited there.")
         async with self._one_at_a_time:
-            return await self._send(client, content, key)
+            return await self._send(*self._speaks, content, key)
 
-    async def _send(self, client: AsyncClient, content: Mapping[str, Any], key: str | None) -> str:
-        if self._room not in client.rooms:
-            raise ChatAway("The homeserver has not told of the family's room yet, so the answer has to wait.")
+    async def _send(self, client: AsyncClient, keys: Keys, content: Mapping[str, Any], key: str | None) -> str:
         name = hashlib.sha256(key.encode()).hexdigest()[:32] if key else uuid4().hex
-        kind, keys = "m.room.message", Keys(client)
+        kind = "m.room.message"
         if await keys.are_needed(self._room):
             kind, content = "m.room.encrypted", await keys.encrypted(self._room, content)
         sent = await call(client, "PUT", f"/rooms/{quote(self._room)}/send/{kind}/memu-{name}", content)
@@ -327,7 +268,9 @@ async def patiently(send: Callable[[], Awaitable[T]]) -> T:
     return await send()
 
 
-def _is_edit(event: RoomMessageText) -> bool:
-    """Whatever its sender put there: what breaks here would come again with each poll."""
-    relation = event.source["content"].get("m.relates_to")
-    return isinstance(relation, dict) and relation.get("rel_type") == "m.replace"
+def _inviter(invitation: Mapping[str, Any], invited: str) -> str:
+    with passed_over("An invitation"):
+        for event in invitation["invite_state"]["events"]:
+            if (event["type"], event["state_key"]) == ("m.room.member", invited):
+                return str(event["sender"])
+    return "somebody"
