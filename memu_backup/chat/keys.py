@@ -57,11 +57,38 @@ class Keys:
     # --- what others claim -------------------------------------------------------------------------------------------
 
     async def top_up(self, told: Mapping[str, Any]) -> None:
-        """As a sync has ``told`` how many keys are left for those who write to the bot first. Raises ChatError."""
-        self._olm.uploaded_key_count = told.get("device_one_time_keys_count", {}).get(_KIND)
-        if self._client.should_upload_keys:
-            with translated(self._client.homeserver):
-                good(self._client, await self._client.keys_upload())
+        """As a sync has ``told`` how many keys are left for those who write to the bot first. Raises ChatError.
+
+        The fallback key is for when none is: new devices in a row, while the bot is away, have it to share.
+        https://spec.matrix.org/v1.11/client-server-api/#one-time-and-fallback-keys
+        """
+        account = self._olm.account
+        vodozemac = account._account
+        left = told.get("device_one_time_keys_count", {_KIND: account.max_one_time_keys}).get(_KIND, 0)
+        missing = account.max_one_time_keys - left - len(vodozemac.one_time_keys)
+        if missing > 0:
+            vodozemac.generate_one_time_keys(missing)
+        if _KIND not in told.get("device_unused_fallback_key_types", [_KIND]) and not vodozemac.fallback_key:
+            vodozemac.generate_fallback_key()
+        one_time, fallback = vodozemac.one_time_keys, vodozemac.fallback_key
+        if not one_time and not fallback:
+            return
+        self._olm.save_account()  # first: what is claimed of a key that was lost in a kill could never be read
+        new = {
+            "one_time_keys": {
+                f"{_KIND}:{name}": self._signed({"key": key.to_base64()}) for name, key in one_time.items()
+            },
+            "fallback_keys": {
+                f"{_KIND}:{name}": self._signed({"key": key.to_base64(), "fallback": True})
+                for name, key in fallback.items()
+            },
+        }
+        await call(self._client, "POST", "/keys/upload", new)
+        account.mark_keys_as_published()
+        self._olm.save_account()
+
+    def _signed(self, key: dict[str, Any]) -> dict[str, Any]:
+        return {**key, "signatures": {self._olm.user_id: {f"ed25519:{self._olm.device_id}": self._olm.sign_json(key)}}}
 
     # --- what the bot says -------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Who may read what the bot says: against a real Synapse and real phones."""
+"""Who may read what the bot says, and who can reach it, in the long run: against a real Synapse and real phones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.errors import ChatAway
 from tests.chat.conftest import Person
-from tests.chat.family import PASSWORD, Family
+from tests.chat.family import PASSWORD, Family, until
 from tests.human import Heard, Human
 from tests.synapse import Synapse
 
@@ -28,6 +28,30 @@ def login(family: Family) -> Account:
     account = Safe(family.home.folder / "state").account()
     assert account
     return account
+
+
+async def claimed(family: Family, synapse: Synapse, times: int) -> int:
+    """As ``times`` new devices that begin to talk with the bot; how many of them were given a key."""
+    path, wish = "/_matrix/client/v3/keys/claim", {family.bot: {login(family).device_id: "signed_curve25519"}}
+    given = 0
+    for _ in range(times):
+        given += bool(
+            (await synapse.ask("POST", path, {"one_time_keys": wish}, token=family.anna.token))["one_time_keys"]
+        )
+    return given
+
+
+async def left(family: Family, synapse: Synapse) -> int:
+    """How many one-time keys of the bot can still be claimed."""
+    told = await synapse.ask("POST", "/_matrix/client/v3/keys/upload", {}, token=login(family).token)
+    return int(told["one_time_key_counts"]["signed_curve25519"])
+
+
+async def full(family: Family, synapse: Synapse) -> None:
+    async def is_full() -> bool:
+        return await left(family, synapse) == 50
+
+    await until(is_full)
 
 
 async def readable(human: Human, family: Family, said: Said) -> bool:
@@ -47,6 +71,28 @@ async def another(synapse: Synapse, user_id: str, folder: Path) -> AsyncIterator
         yield phone
     finally:
         await phone.close()
+
+
+async def test_keys_are_made_anew_while_devices_claim_them(family: Family, synapse: Synapse) -> None:
+    async with family.listening(repeat):
+        await full(family, synapse)
+        assert await claimed(family, synapse, 60) == 60
+        await family.answered("hello")  # else it is told with the next poll
+        await full(family, synapse)
+
+
+async def test_a_phone_reaches_the_bot_whose_keys_were_all_claimed_while_it_was_away(
+    family: Family, synapse: Synapse, tmp_path: Path
+) -> None:
+    async with family.listening(repeat):
+        await full(family, synapse)
+    assert await claimed(family, synapse, 60) == 60, "the last ones have the fallback key"
+    assert await left(family, synapse) == 0
+    async with another(synapse, family.anna.user_id, tmp_path / "new phone") as phone:
+        await phone.say(family.room, "from a new phone")
+        async with family.listening(repeat):
+            assert (await phone.next(family.room, sender=family.bot)).body == "heard from a new phone"
+            await full(family, synapse)
 
 
 @pytest.mark.parametrize("kicked", [False, True], ids=["left", "kicked"])
