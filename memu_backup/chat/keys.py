@@ -26,6 +26,7 @@ from nio import (
 )
 
 from memu_backup.chat.homeserver import call, good, translated
+from memu_backup.errors import ChatRefused, LoginEnded
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,16 @@ class Keys:
         """What it says, None where its key is not here."""
         found: Event | None = self._olm.decrypt_event(event, room)
         return found
+
+    async def mend(self) -> None:
+        """Begin anew with devices whose keys got lost here, as where the bot's state came from an older backup.
+
+        Raises ChatError.
+        """
+        await self._claim([(device.user_id, device.id) for device in self._olm.wedged_devices])
+        self._olm.wedged_devices.clear()  # who could not be reached is found again with what they send next
+        with translated(self._client.homeserver):
+            await self._client.send_to_device_messages()
 
     # --- what others claim -------------------------------------------------------------------------------------------
 
@@ -83,7 +94,13 @@ class Keys:
                 for name, key in fallback.items()
             },
         }
-        await call(self._client, "POST", "/keys/upload", new)
+        try:
+            await call(self._client, "POST", "/keys/upload", new)
+        except LoginEnded:
+            raise
+        except ChatRefused as error:
+            # Of these it has others by the same names, as after the bot's state came from an older backup.
+            log.info("Keys of the bot were not taken, it makes others: %s", error)
         account.mark_keys_as_published()
         self._olm.save_account()
 

@@ -154,6 +154,7 @@ class Session:
     async def _after(self, client: AsyncClient, keys: Keys, told: Mapping[str, Any]) -> None:
         keys.take(told.get("to_device", {}).get("events", []))
         await keys.top_up(told)
+        await keys.mend()
         rooms = told.get("rooms", {})
         if here := rooms.get("join", {}).get(self._room):
             self._inside = True

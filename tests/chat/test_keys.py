@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -73,6 +75,12 @@ async def another(synapse: Synapse, user_id: str, folder: Path) -> AsyncIterator
         await phone.close()
 
 
+async def answered(phone: Human, family: Family, text: str) -> None:
+    await phone.say(family.room, text)
+    while (await phone.next(family.room, sender=family.bot)).body != f"heard {text}":
+        pass
+
+
 async def test_keys_are_made_anew_while_devices_claim_them(family: Family, synapse: Synapse) -> None:
     async with family.listening(repeat):
         await full(family, synapse)
@@ -93,6 +101,52 @@ async def test_a_phone_reaches_the_bot_whose_keys_were_all_claimed_while_it_was_
         async with family.listening(repeat):
             assert (await phone.next(family.room, sender=family.bot)).body == "heard from a new phone"
             await full(family, synapse)
+
+
+async def test_with_a_state_from_an_older_backup_it_is_reached_again(
+    family: Family, synapse: Synapse, tmp_path: Path
+) -> None:
+    """Its next keys have the names of some that the homeserver has."""
+    keys = Safe(family.home.folder / "state").keys(login(family).device_id)
+    async with family.listening(repeat):
+        await family.answered("hello")
+    shutil.copytree(keys, tmp_path / "older")
+    await claimed(family, synapse, 10)
+    async with family.listening(repeat):
+        await full(family, synapse)
+    shutil.rmtree(keys)
+    shutil.copytree(tmp_path / "older", keys)
+    await claimed(family, synapse, 45)
+    async with family.listening(repeat):
+        for n in range(3):  # each brings keys of other names
+            await family.anna.say(family.room, str(n))
+        await full(family, synapse)
+        await claimed(family, synapse, 5)  # those that nobody has the other half of
+        async with another(synapse, family.anna.user_id, tmp_path / "new phone") as phone:
+            await answered(phone, family, "from a new phone")
+
+
+async def test_with_an_older_state_it_hears_again_whoever_it_talked_with_before(family: Family, tmp_path: Path) -> None:
+    anna, keys = family.anna, Safe(family.home.folder / "state").keys(login(family).device_id)
+    async with family.listening(repeat):
+        await family.answered("hello")
+    shutil.copytree(keys, tmp_path / "older")
+    for n in range(2):
+        async with family.listening(repeat):
+            anna._client.invalidate_outbound_session(family.room)
+            await family.answered(str(n))
+    shutil.rmtree(keys)
+    shutil.copytree(tmp_path / "older", keys)
+    (database,) = keys.glob("*.db")
+    with closing(sqlite3.connect(database)) as store:  # what was used within the hour is not begun anew
+        store.execute("UPDATE olmsessions SET creation_time = '2026-01-01 00:00:00.000000'")
+        store.commit()
+    anna._client.invalidate_outbound_session(family.room)
+    async with family.listening(repeat):
+        await anna.say(family.room, "lost")
+        await asyncio.sleep(1)
+        anna._client.invalidate_outbound_session(family.room)
+        assert await family.answered("again") == "heard again"
 
 
 @pytest.mark.parametrize("kicked", [False, True], ids=["left", "kicked"])
