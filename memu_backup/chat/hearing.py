@@ -1,8 +1,9 @@
-"""What of all that comes in from the family's room is said to the bot."""
+"""What of all that comes in from the family's room is said to the bot, in the sender's own words."""
 
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ FILTER = {
 
 _STALE_S = 5 * 60.0
 _MOST_UNREAD = 200
+_QUOTE = re.compile(r"\A(?:>[^\n]*(?:\n|\Z))+\n?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,4 +102,12 @@ def _message(event: object, *, secret: bool) -> Message | None:
     relation = relation if isinstance(relation, dict) else {}  # whatever its sender put there
     if relation.get("rel_type") == "m.replace":
         return None
-    return Message(event.event_id, event.sender, event.body)
+    return Message(event.event_id, event.sender, _own_words(event.body) if "m.in_reply_to" in relation else event.body)
+
+
+def _own_words(text: str) -> str:
+    """Of a reply, without what it replies to: many clients quote that first.
+
+    https://spec.matrix.org/v1.11/client-server-api/#fallbacks-for-rich-replies
+    """
+    return _QUOTE.sub("", text, count=1)

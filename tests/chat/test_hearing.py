@@ -1,4 +1,4 @@
-"""What a hostile member, and an absence do to what the bot hears: nothing that lasts."""
+"""What a hostile member, an absence and a quoting client do to what the bot hears: nothing that lasts."""
 
 from __future__ import annotations
 
@@ -174,3 +174,25 @@ async def test_what_was_asked_more_than_five_minutes_ago_is_not_answered(tmp_pat
             await anna.silent(family.room, sender=bot, for_s=0.5)
         finally:
             await anna.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("> <@anna:family.test> !backup run\n\n!backup status", "!backup status"),
+        ("> <@anna:family.test> one\n> two\n>\n> three\n\n!backup status", "!backup status"),
+        ("!backup status", "!backup status"),
+        ("> <@anna:family.test> !backup run", ""),
+        ("> one\n\ntwo\n> three\n\nfour", "two\n> three\n\nfour"),
+    ],
+)
+async def test_of_a_reply_only_the_own_words_are_heard(family: Family, body: str, said: str) -> None:
+    async with family.listening(repeat):
+        reply = {"m.relates_to": {"m.in_reply_to": {"event_id": "$any"}}}
+        await family.anna.say(family.room, body, **reply)
+        assert (await family.anna.next(family.room, sender=family.bot)).body == f"heard {said}"
+
+
+async def test_a_quote_that_is_no_reply_is_heard_as_it_is(family: Family) -> None:
+    async with family.listening(repeat):
+        assert await family.answered("> one\n\ntwo") == "heard > one\n\ntwo"
