@@ -16,12 +16,14 @@ from memu_backup.chat.keys import Keys, passed_over
 log = logging.getLogger(__name__)
 
 _NOTHING = {"not_types": ["*"]}
+_HEARD = ["m.room.message", "m.room.encrypted", "m.reaction", "m.room.tombstone"]
+_MEMBER = "m.room.member"  # else it is not told that the bot was put out
 FILTER = {
     "presence": _NOTHING,
     "account_data": _NOTHING,
     "room": {
         # As many as a talkative family writes while the bot starts; a homeserver gives ten to who does not ask.
-        "timeline": {"limit": 100, "types": ["m.room.message", "m.room.encrypted", "m.reaction"]},
+        "timeline": {"limit": 100, "types": [*_HEARD, _MEMBER]},
         "state": _NOTHING,
         "ephemeral": _NOTHING,
         "account_data": _NOTHING,
@@ -77,6 +79,13 @@ class Hearing:
         return messages
 
     def _is_of_now(self, event: Mapping[str, Any]) -> bool:
+        if "state_key" in event:
+            if event["type"] == "m.room.tombstone":
+                log.warning(
+                    "The family's room was replaced by %s. Invite the bot there, and set backup_notification_room.",
+                    event["content"].get("replacement_room"),
+                )
+            return False
         if event["sender"] == self._own_id:
             return False
         if _age_s(event) > _STALE_S:

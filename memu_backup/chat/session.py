@@ -158,6 +158,9 @@ class Session:
         rooms = told.get("rooms", {})
         if here := rooms.get("join", {}).get(self._room):
             self._inside = True
+        elif self._room in rooms.get("leave", {}):
+            self._inside = False
+            log.warning("The bot is not in the family's room any more. Invite it, and it comes back.")
         await self._join(client, rooms.get("invite", {}))
         self._pass_over_others(rooms.get("join", {}))
         self._speaks = client, keys

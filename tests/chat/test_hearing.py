@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ import pytest
 
 from memu_backup.chat.session import Message, Reply
 from tests.chat.conftest import Person
-from tests.chat.family import PASSWORD, Family, settled
+from tests.chat.family import PASSWORD, Family, is_member, settled, until
 from tests.home import Home
 from tests.human import Human
 from tests.service import Clock
@@ -196,3 +197,38 @@ async def test_of_a_reply_only_the_own_words_are_heard(family: Family, body: str
 async def test_a_quote_that_is_no_reply_is_heard_as_it_is(family: Family) -> None:
     async with family.listening(repeat):
         assert await family.answered("> one\n\ntwo") == "heard > one\n\ntwo"
+
+
+async def test_a_bot_that_was_put_out_of_the_room_says_so_once_and_comes_back_where_it_is_invited(
+    family: Family, synapse: Synapse, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = f"/_matrix/client/v3/rooms/{quote(family.room)}"
+
+    async def noted() -> bool:
+        return "not in the family's room any more" in caplog.text
+
+    async with family.listening(repeat):
+        await family.answered("before")
+        await synapse.ask("POST", f"{path}/kick", {"user_id": family.bot}, token=family.anna.token)
+        await until(noted)
+        await family.anna.invite(family.room, family.bot)
+        await until(lambda: is_member(family, family.bot))
+        assert await family.answered("after") == "heard after"
+    assert caplog.text.count("not in the family's room any more") == 1
+    assert "unexpected" not in caplog.text and "tries again" not in caplog.text
+
+
+async def test_a_room_that_was_replaced_is_told_of(
+    family: Family, synapse: Synapse, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = f"/_matrix/client/v3/rooms/{quote(family.room)}/upgrade"
+
+    async def noted() -> bool:
+        return "The family's room was replaced by !" in caplog.text
+
+    async with family.listening(repeat):
+        await family.answered("before")
+        await synapse.ask("POST", path, {"new_version": "10"}, token=family.anna.token)
+        await until(noted)
+    assert "unexpected" not in caplog.text
