@@ -7,12 +7,12 @@ import importlib
 import logging
 import signal
 from collections.abc import Coroutine, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memu_backup import lock, schedule, systemd
+from memu_backup import bell, lock, schedule, systemd
 from memu_backup.alerts import Channel
 from memu_backup.chat.account import Account, Safe
 from memu_backup.clock import Clock, now
@@ -53,6 +53,11 @@ class Daemon:
         self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_expects_room(config))
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
+
+    @property
+    def answers(self) -> bell.Answers:
+        """What a command may ask of the service that runs."""
+        return {"chat test": self._teller.test_room}
 
     async def serve(self) -> None:
         """Start, say so to systemd, work, and stop in order: no new work, then what runs ends, within 6 s."""
@@ -211,18 +216,30 @@ async def serve(config: Config) -> None:
 
     Raises LockHeld when another service with the same ``state_dir`` runs: both would make the same backups.
     """
-    with _alone(config.state_dir):
+    with alone(config.state_dir):
         async with history_of(config) as history:
-            await Daemon(config, history).serve()
+            daemon = Daemon(config, history)
+            async with AsyncExitStack() as held:
+                try:
+                    await held.enter_async_context(bell.answering(service_folder(config.state_dir), daemon.answers))
+                except OSError as error:
+                    log.warning("Commands cannot ask this service (%s).", error.strerror)
+                await daemon.serve()
     for number in _STOP_SIGNALS:
         # Everything is in order: from here on, asking once more would only turn a good end into a bad one.
         asyncio.get_running_loop().remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
 
 
+def service_folder(state_dir: Path) -> Path:
+    """Where the service with these settings keeps its lock and its bell."""
+    return state_dir / "service"
+
+
 @contextmanager
-def _alone(state_dir: Path) -> Iterator[None]:
-    folder = state_dir / "service"
+def alone(state_dir: Path) -> Iterator[None]:
+    """Raises LockHeld where a service of these settings runs."""
+    folder = service_folder(state_dir)
     with ExitStack() as held:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

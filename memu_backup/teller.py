@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
+from typing import Any, Protocol
 
 from memu_backup import alarms, messages, pulse, troubles
 from memu_backup.alarms import FALLBACK, ROOM, Alarm, Book, Trouble
@@ -30,6 +31,16 @@ _SETTLE_AGAIN = timedelta(minutes=10)
 _SNOOZE = timedelta(days=7)
 
 
+class Room(Channel, Protocol):
+    """The family's room."""
+
+    async def test(self) -> Mapping[str, Any]:
+        """Say that this is a test, and wait until it stands there. Raises ChatError.
+
+        ``room``, ``encrypted``, ``seconds``, and of ``readers`` by user how many devices have its key.
+        """
+
+
 class Teller:
     """``fallback`` is the way beside the room, None where there is none; ``expects_room`` says whether somebody signed
     the bot in. What is told depends on nothing but rows, disks and the book of alarms: a kill loses nothing.
@@ -42,7 +53,7 @@ class Teller:
         self._clock = clock
         self._fallback = fallback
         self.expects_room = expects_room
-        self._room: Channel | None = None
+        self._room: Room | None = None
         urls = {job: manager.config.heartbeat_of(job) for job in manager.config.jobs}
         self._heartbeats = {job: url for job, url in urls.items() if url}
         self._signed_out = False
@@ -55,7 +66,7 @@ class Teller:
 
     # --- what others tell it ---------------------------------------------------------------------------------------
 
-    def room_is_open(self, room: Channel) -> None:
+    def room_is_open(self, room: Room) -> None:
         """What waits can be said there."""
         self._room, self.expects_room, self._signed_out = room, True, False
         self._wake.set()
@@ -70,6 +81,15 @@ class Teller:
         until = self._clock() + _SNOOZE
         self._keep(replace(self._book, snoozed_until=until))
         return until
+
+    async def test_room(self) -> Mapping[str, Any]:
+        """See ``Room.test``."""
+        if self._room is None:
+            raise ChatAway(
+                "The bot is not in the family's room, or its homeserver does not answer. Let one of the admins invite "
+                "it. Whether it is signed in tells: memu-backup config check"
+            )
+        return await self._room.test()
 
     # --- the loop --------------------------------------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from memu_backup import messages
 from memu_backup.alerts import Notice
@@ -211,8 +214,22 @@ def _same_day(at: datetime, now: datetime, zone: tzinfo) -> bool:
 class Room:
     """The family's room, as a way to tell people."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, host: str) -> None:
         self._session = session
+        self._host = host
+
+    async def test(self) -> Mapping[str, Any]:
+        """See ``teller.Room``."""
+        begun = time.monotonic()
+        text = messages.test(self._host)
+        readers = await self._session.say_and_wait(markup.headed(text), str(uuid4()))
+        counted = Counter(who for who, _ in readers or ())
+        return {
+            "room": self._session.room,
+            "encrypted": readers is not None,
+            "seconds": round(time.monotonic() - begun, 3),
+            "readers": dict(sorted(counted.items())),
+        }
 
     async def send(self, notice: Notice) -> None:
         """See ``Channel``."""
@@ -231,7 +248,7 @@ async def run(manager: Manager, teller: Teller, start: Start, clock: Clock, acco
         room,
         frozenset(config.chat.admins),
         bot.answer,
-        lambda: teller.room_is_open(Room(session)),
+        lambda: teller.room_is_open(Room(session, config.host)),
         bot.stranger,
     )
     await session.run()

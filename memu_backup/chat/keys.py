@@ -134,6 +134,11 @@ class Keys:
             sealed["m.relates_to"] = content["m.relates_to"]  # the homeserver has to see it
         return sealed
 
+    def readers(self, room: str) -> frozenset[tuple[str, str]] | None:
+        """Who was given the key of what was said last, by user and device; None where there is none."""
+        session = self._olm.outbound_group_sessions.get(room)
+        return frozenset(session.users_shared_with) if session else None
+
     async def _members(self, room: str) -> list[str]:
         """Asked for each message, and which devices they have: what syncs tell of it comes late, or in odd shapes."""
         answer = await call(self._client, "GET", f"/rooms/{quote(room)}/joined_members")

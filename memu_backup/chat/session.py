@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ T = TypeVar("T")
 
 _POLL_MS = 30_000
 _FIRST_POLL_S = 120.0
+_TOLD_BACK_S = 60.0
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
@@ -88,9 +90,9 @@ class Session:
         on_hearing: Callable[[], None] = lambda: None,
         on_stranger: Callable[[str, str], None] = lambda _who, _what: None,
     ) -> None:
+        self.room = room
         self._safe = safe
         self._account = account
-        self._room = room
         self._may_invite = may_invite
         self._answer = answer
         self._on_hearing = on_hearing
@@ -99,6 +101,8 @@ class Session:
         self._hearing = Hearing(room, account.user_id)
         self._waiting: asyncio.Queue[Message] = asyncio.Queue()
         self._under_way: set[asyncio.Task[None]] = set()
+        self._own: deque[str] = deque(maxlen=50)
+        self._told_back = asyncio.Event()
         self._failures = 0
         self._inside = False
         self._is_heard = False
@@ -156,9 +160,9 @@ class Session:
         await keys.top_up(told)
         await keys.mend()
         rooms = told.get("rooms", {})
-        if here := rooms.get("join", {}).get(self._room):
+        if here := rooms.get("join", {}).get(self.room):
             self._inside = True
-        elif self._room in rooms.get("leave", {}):
+        elif self.room in rooms.get("leave", {}):
             self._inside = False
             log.warning("The bot is not in the family's room any more. Invite it, and it comes back.")
         await self._join(client, rooms.get("invite", {}))
@@ -166,7 +170,9 @@ class Session:
         self._speaks = client, keys
         if self._inside:
             events = here["timeline"]["events"] if here else []
-            for message in self._hearing.of(events, keys, encrypted=await keys.are_needed(self._room)):
+            self._own.extend(str(e["event_id"]) for e in events if e.get("sender") == self._account.user_id)
+            self._told_back.set()
+            for message in self._hearing.of(events, keys, encrypted=await keys.are_needed(self.room)):
                 if message.event_id not in self._heard:
                     self._waiting.put_nowait(message)
         # Only when all is answered: what is not is heard once more after a crash.
@@ -177,7 +183,7 @@ class Session:
         """Accept invitations; one that was taken back meanwhile must not keep the bot from listening."""
         for room, invitation in invited.items():
             inviter = _inviter(invitation, self._account.user_id)
-            if room != self._room or inviter not in self._may_invite:
+            if room != self.room or inviter not in self._may_invite:
                 log.warning("An invitation of %s to the room %s is passed over.", inviter, room)
                 self._on_stranger(inviter, "invitation")
                 continue
@@ -189,7 +195,7 @@ class Session:
                 log.warning("The bot could not join the room %s: %s", room, error)
 
     def _pass_over_others(self, joined: Mapping[str, Any]) -> None:
-        for room in joined.keys() - {self._room}:
+        for room in joined.keys() - {self.room}:
             for event in joined[room]["timeline"]["events"]:
                 if "state_key" not in event and event["sender"] != self._account.user_id:
                     log.info("A message in another room (%s) is not for the bot.", room)
@@ -244,6 +250,22 @@ class Session:
         """
         return Said(await self.send(reply.content(), key), self)
 
+    async def say_and_wait(self, reply: Reply, key: str) -> frozenset[tuple[str, str]] | None:
+        """Say it, and wait until the homeserver tells it back. Who can read it, by user and device; None where that is
+        everybody, as the room is not encrypted. Raises ChatError.
+        """
+        said = await self.say(reply, key)
+        try:
+            async with asyncio.timeout(_TOLD_BACK_S):
+                while said.event_id not in self._own:
+                    self._told_back.clear()
+                    await self._told_back.wait()
+        except TimeoutError as error:
+            raise ChatAway(
+                "The homeserver took the message and did not give it to the room within a minute."
+            ) from error
+        return self._speaks[1].readers(self.room) if self._speaks else None
+
     async def send(self, content: Mapping[str, Any], key: str | None = None) -> str:
         """Send a message as it is; its event id. Else as ``say``."""
         if self._speaks is None:
@@ -256,9 +278,9 @@ class Session:
     async def _send(self, client: AsyncClient, keys: Keys, content: Mapping[str, Any], key: str | None) -> str:
         name = hashlib.sha256(key.encode()).hexdigest()[:32] if key else uuid4().hex
         kind = "m.room.message"
-        if await keys.are_needed(self._room):
-            kind, content = "m.room.encrypted", await keys.encrypted(self._room, content)
-        sent = await call(client, "PUT", f"/rooms/{quote(self._room)}/send/{kind}/memu-{name}", content)
+        if await keys.are_needed(self.room):
+            kind, content = "m.room.encrypted", await keys.encrypted(self.room, content)
+        sent = await call(client, "PUT", f"/rooms/{quote(self.room)}/send/{kind}/memu-{name}", content)
         return str(sent["event_id"])
 
 

@@ -1,4 +1,4 @@
-"""Commands of the chat: sign the bot in."""
+"""Commands of the chat: sign the bot in, and try whether it works."""
 
 from __future__ import annotations
 
@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memu_backup.cli.shell import app, command, load
+from memu_backup.cli.shell import Json, app, command, load, the_manager
 from memu_backup.errors import ChatError, UsageError
 
 if TYPE_CHECKING:
     from memu_backup.check import Finding
     from memu_backup.config import Config
 
+_PATIENCE_S = 60.0
+
 chat_app = typer.Typer(help="The bot in the family's room.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(chat_app, name="chat")
-
-
-@chat_app.callback()
-def _chat() -> None:
-    """Else Typer takes the only command for all there is."""
 
 
 @chat_app.command()
@@ -55,8 +52,46 @@ async def login(
         lacking.append('  [chat]\n  admins = ["@you:…"]               (who may invite it; it comes for nobody else)')
     if lacking:
         console.say("\n".join([f"Now write into {settings.path}:", *lacking]))
-    room = settings.backup_notification_room or "that room"
-    console.say(f"Then start the service anew, and let one of the admins invite {account.user_id} to {room}.")
+    room = f" {settings.backup_notification_room}" if settings.backup_notification_room else ""
+    console.say(f"Then start the service anew, and let one of the admins invite {account.user_id} to the room{room}.")
+    console.say("To see whether it works, type: memu-backup chat test")
+
+
+@chat_app.command()
+@command
+async def test(json: Json = False) -> None:
+    """Say something in the family's room, and wait until it stands there."""
+    from memu_backup import bell, console
+    from memu_backup.chat.trial import trial
+    from memu_backup.daemon import alone, service_folder
+
+    settings = load()
+    if not settings.backup_notification_room:
+        raise UsageError(
+            f"No room is set, so there is nothing to test. Write backup_notification_room into {settings.path}."
+        )
+    answer = await bell.ask(service_folder(settings.state_dir), "chat test", _PATIENCE_S)
+    if answer is None:
+        console.complain("The service does not run; the bot comes for this test alone …")
+        async with the_manager() as manager:
+            with alone(settings.state_dir):
+                told = dict(await trial(manager))
+    elif "error" in answer:
+        raise ChatError(answer["error"]["message"])
+    else:
+        told = answer["says"]
+    if json:
+        console.print_json(told)
+        return
+    readers = ", ".join(f"{who} ({_devices(count)})" for who, count in told["readers"].items())
+    console.say(f"The message stands in the room {told['room']}; it took {told['seconds']:.1f} s.")
+    console.say(f"It can be read by {readers}." if readers else "Nobody else is in the room yet: invite the family.")
+    if not told["encrypted"]:
+        console.say("The room is not encrypted: whoever runs the homeserver can read what is said there.")
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'' if count == 1 else 's'}"
 
 
 def _first_line(file: Path) -> str:
