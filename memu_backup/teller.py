@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from datetime import UTC, datetime, time, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from datetime import time as time_of_day
 from typing import Any, Protocol
 
 from memu_backup import alarms, messages, pulse, troubles
@@ -23,12 +26,30 @@ from memu_backup.troubles import Found
 log = logging.getLogger(__name__)
 
 _SWEEP_S = 60.0
+_PAUSES_S = (30.0, 60.0, 300.0, 900.0)
+"""How long a way is left alone by which nothing got through. The room tells when it is open again."""
+
 _LATE_HISTORY = timedelta(hours=1)
-_LOOK_AT = time(10)
+_LOOK_AT = time_of_day(10)
 """Each day at this time by the household's clocks everything is looked at, whether or not a row has changed."""
 
 _SETTLE_AGAIN = timedelta(minutes=10)
 _SNOOZE = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A way by which nothing got through: it is tried again from ``until`` (time.monotonic), ever later."""
+
+    failures: int
+    until: float
+
+    @classmethod
+    def after(cls, before: _Closed | None, error: MemuError) -> _Closed:
+        failures = before.failures + 1 if before else 1
+        wait_s = error.wait_s if isinstance(error, ChatAway) else 0.0
+        pause_s = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1]
+        return cls(failures, time.monotonic() + (wait_s or pause_s))
 
 
 class Room(Channel, Protocol):
@@ -61,7 +82,8 @@ class Teller:
         self._book = alarms.read(self._file)
         self._wake = asyncio.Event()
         self._reports: Mapping[str, StatusReport] = {}
-        self._looked: tuple[object, datetime] | None = None
+        self._looked: tuple[object, datetime, datetime] | None = None
+        self._closed: dict[str, _Closed] = {}
         self._settle_at: datetime | None = None
 
     # --- what others tell it ---------------------------------------------------------------------------------------
@@ -69,6 +91,7 @@ class Teller:
     def room_is_open(self, room: Room) -> None:
         """What waits can be said there."""
         self._room, self.expects_room, self._signed_out = room, True, False
+        self._closed.pop(ROOM, None)
         self._wake.set()
 
     def room_is_lost(self) -> None:
@@ -149,9 +172,13 @@ class Teller:
     async def _look(self, runs: Sequence[Run], now: datetime) -> None:
         """Only where something may have changed: disks that sleep are not woken once a minute."""
         seen = frozenset((run.run_id, run.status, run.error_code, run.notification_sent) for run in runs)
-        if self._looked is None or self._looked[0] != seen or now >= self._looked[1] or self._is_reminded(now):
-            self._reports = await self._manager.reports()
-            self._looked = seen, self._next_look(now)
+        if self._looked:
+            before, at, following = self._looked
+            sunday = alarms.last_reminder(now, self._manager.config.zone)
+            if before == seen and at >= sunday and at <= now < following:
+                return
+        self._reports = await self._manager.reports()
+        self._looked = seen, now, self._next_look(now)
 
     def _next_look(self, now: datetime) -> datetime:
         local = now.astimezone(self._manager.config.zone)
@@ -174,6 +201,9 @@ class Teller:
             config.zone,
             completed=config.alerts.completed,
         )
+        for job in self._reports:
+            if f"job:{job}" in self._book.alarms:  # that all is well again says the same
+                found.drop(f"completed:{job}")
         if away:
             found.troubles.append(Trouble("history", "away", messages.history_away(), wait=_LATE_HISTORY))
         found.well["history"] = messages.well_history()
@@ -207,23 +237,25 @@ class Teller:
 
     async def _tell(self, found: Found, now: datetime) -> float:
         texts = {trouble.topic: trouble.text for trouble in found.troubles}
-        pause_s = _SWEEP_S
         fallback = self._fallback is not None
         for alarm, way in list(alarms.owed(self._book.alarms, now, room=self.expects_room, fallback=fallback)):
             text = found.well.get(alarm.topic, "") if alarm.over else texts.get(alarm.topic, "")
-            if not text:
+            closed = self._closed.get(way)
+            if not text or (closed and time.monotonic() < closed.until):
                 continue  # what is undecided is told by a later round
             try:
                 await self._say(alarm, way, text)
             except MemuError as error:
-                log.log(logging.INFO if way == ROOM else logging.WARNING, "An alert has to wait: %s", error)
-                if isinstance(error, ChatAway) and error.wait_s:
-                    pause_s = min(pause_s, error.wait_s)
+                self._closed[way] = _Closed.after(closed, error)
+                if closed is None:  # once each time
+                    log.log(logging.INFO if way == ROOM else logging.WARNING, "An alert has to wait: %s", error)
                 continue
+            self._closed.pop(way, None)
             log.info("Told by way of the %s: %s", way, text.partition("\n")[2].partition("\n")[0] or text)
             told = self._book.alarms[alarm.topic].heard_by(way, now)
             self._keep(replace(self._book, alarms={**self._book.alarms, alarm.topic: told}))
-        return pause_s
+        soonest = min((closed.until for closed in self._closed.values()), default=math.inf)
+        return min(_SWEEP_S, max(1.0, soonest - time.monotonic()))
 
     async def _say(self, alarm: Alarm, way: str, text: str) -> None:
         """The key is in the book before: who is killed now, and says it again, says it under the same."""

@@ -32,6 +32,11 @@ class Found:
     rows: dict[str, list[Run]] = field(default_factory=dict)
     settled: list[Run] = field(default_factory=list)
 
+    def drop(self, topic: str) -> None:
+        """Nothing has to be told of it."""
+        self.troubles = [trouble for trouble in self.troubles if trouble.topic != topic]
+        self.settled += self.rows.pop(topic, [])
+
 
 def of_jobs(
     reports: Mapping[str, StatusReport],

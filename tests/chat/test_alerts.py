@@ -143,6 +143,25 @@ async def test_after_ten_minutes_without_the_room_it_goes_another_way_and_then_t
         assert len(receiver.heard) == 1
 
 
+async def test_a_way_by_which_nothing_gets_through_is_left_alone_for_a_while(
+    family: Family, synapse: Synapse, receiver: Receiver
+) -> None:
+    receiver.status = 500
+    configure(family, NO_DATABASE)
+    await runs(family, 1)
+    synapse.stop()
+    book = alarms.file_in(family.home.folder / "state")
+    due = alarms.Told(now() - timedelta(minutes=11))
+    alarms.write(book, Book({"job:nightly": alarms.Alarm("job:nightly", "database_away", due)}))
+    async with family.bot_runs(fallback=AppriseChannel([f"json://{receiver.at}/"])):
+        await until(lambda: asyncio.sleep(0, bool(receiver.heard)))
+        for _ in range(3):
+            await family.look()
+            await asyncio.sleep(0.3)
+        assert len(receiver.heard) == 1
+        assert told(family) == [False]
+
+
 async def test_a_login_that_was_ended_is_told_another_way_at_once_and_in_the_status(
     family: Family, synapse: Synapse, receiver: Receiver
 ) -> None:
