@@ -102,7 +102,8 @@ class Audit:
     async def _write(self, event: AuditEvent) -> None:
         """What was done is done: that it cannot be written down is a warning. Bounded, as it also follows a Ctrl-C."""
         try:
-            await asyncio.wait_for(self._history.audit(event), _PATIENCE_S)
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._history.audit(event)
         except TimeoutError:
             log.info("The audit entry waits in the spool.")
         except HistoryAway as error:

@@ -75,7 +75,8 @@ async def look(question: Callable[[], T], timeout_s: float) -> T:
     The thread that asks is then left to itself, as when this is cancelled: nobody can end what waits in the kernel.
     """
     _, done = _started(question, gentle=False)
-    outcome = await asyncio.wait_for(asyncio.shield(done), timeout_s)
+    async with asyncio.timeout(timeout_s):
+        outcome = await asyncio.shield(done)
     if outcome.failure is not None:
         raise outcome.failure
     return cast(T, outcome.result)

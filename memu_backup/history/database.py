@@ -148,7 +148,8 @@ class Database:
         if self._server is None:
             return
         try:
-            await asyncio.wait_for(self._server.stop(), _STOP_TIMEOUT_S)
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                await self._server.stop()
         except Exception as error:
             log.warning("The embedded history database did not stop in time and is left running: %s.", _reason(error))
 
@@ -294,9 +295,13 @@ def _is_damage(error: Exception) -> bool:
 
 
 async def _say_goodbye(connection: Connection) -> None:
-    """Close in the way the server's log likes. Once the work is done, nothing that goes wrong here matters."""
+    """Close in the way the server's log likes. Once the work is done, nothing that goes wrong here matters.
+
+    Not by ``wait_for``: before Python 3.12 it forgets that somebody cancelled it, where the close ends just then.
+    """
     with suppress(Exception):
-        await asyncio.wait_for(connection.close(), _CLOSE_TIMEOUT_S)
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await connection.close()
 
 
 def _reason(error: Exception) -> str:
