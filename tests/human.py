@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from uuid import uuid4
 import aiohttp
 from nio import AsyncClient, AsyncClientConfig, ErrorResponse, SyncResponse
 
-from tests.synapse import Synapse
+from tests.synapse import Homeserver
 
 ENCRYPTED = "m.room.encrypted"
 TOLD = ("m.room.message", "m.reaction", ENCRYPTED)
@@ -57,23 +57,23 @@ class Human:
     else goes wrong while it listens is raised by the next call, at the latest by ``close``.
     """
 
-    def __init__(self, synapse: Synapse, client: AsyncClient, password: str) -> None:
+    def __init__(self, homeserver: Homeserver, client: AsyncClient, password: str) -> None:
         """Use ``Human.login``."""
-        self._synapse = synapse
+        self._homeserver = homeserver
         self._client = client
-        self._heard: dict[tuple[str, str], deque[Heard]] = defaultdict(deque)
+        self._heard: dict[str, list[Heard]] = defaultdict(list)
         self._moved = asyncio.Event()
         self._sending = asyncio.Lock()
         self._listening: asyncio.Task[None] | None = None
         self.password = password
 
     @classmethod
-    async def login(cls, synapse: Synapse, user_id: str, password: str, folder: Path) -> Self:
+    async def login(cls, homeserver: Homeserver, user_id: str, password: str, folder: Path) -> Self:
         """A new device, whose keys are in ``folder`` and with the homeserver. Each needs a folder of its own."""
         folder.mkdir(mode=0o700, parents=True)
         config = AsyncClientConfig(max_limit_exceeded=10, max_timeouts=0, pickle_key="a human's", store_name="keys.db")
-        client = AsyncClient(synapse.url, user_id, store_path=str(folder), config=config)
-        human = cls(synapse, client, password)
+        client = AsyncClient(homeserver.url, user_id, store_path=str(folder), config=config)
+        human = cls(homeserver, client, password)
         try:
             await _good(client.login(password, device_name="phone"))
             await human._sync(0)
@@ -144,27 +144,36 @@ class Human:
         """In plaintext, in an encrypted room too."""
         path = f"/_matrix/client/v3/rooms/{quote(room_id)}/send/m.room.message/{uuid4().hex}"
         content = {"msgtype": "m.text", "body": text}
-        return str((await self._synapse.ask("PUT", path, content, token=self.token))["event_id"])
+        return str((await self._homeserver.ask("PUT", path, content, token=self.token))["event_id"])
 
-    async def next(self, room_id: str, *, sender: str, timeout_s: float = 10) -> Heard:
-        """What ``sender`` said next in the room, each once, in order; what was said before it was asked for too."""
-        waiting = self._heard[room_id, sender]
-        await self._until(lambda: bool(waiting), timeout_s, f"heard nothing from {sender}")
-        return waiting.popleft()
+    async def next(self, room_id: str, *, sender: str | None = None, timeout_s: float = 10) -> Heard:
+        """What ``sender`` said next in the room, or anybody, each once, in order; what was said before it was asked for
+        too.
+        """
+        await self._until(lambda: bool(self._said(room_id, sender)), timeout_s, f"heard nothing from {sender or 'all'}")
+        first = self._said(room_id, sender)[0]
+        self._heard[room_id].remove(first)
+        return first
+
+    def pass_over(self, room_id: str) -> None:
+        """What was said there up to now is not given by ``next``: much of it a new device cannot read."""
+        self._heard[room_id].clear()
 
     async def silent(self, room_id: str, *, sender: str, for_s: float) -> None:
         """Nothing that ``next`` would give comes from ``sender``."""
-        waiting = self._heard[room_id, sender]
         until = time.monotonic() + for_s
-        while (left := until - time.monotonic()) > 0 and not waiting:
+        while (left := until - time.monotonic()) > 0 and not self._said(room_id, sender):
             await self._move(left)
-        assert not waiting, f"{sender} was not silent: {list(waiting)}"
+        assert not self._said(room_id, sender), f"{sender} was not silent: {self._said(room_id, sender)}"
 
     async def device_trust(self, user_id: str) -> dict[str, Any]:
         """The raw answer about someone's devices, cross-signing keys and signatures, as this account is given it."""
         wish: dict[str, Any] = {"device_keys": {user_id: []}}
-        answer = await self._synapse.ask("POST", "/_matrix/client/v3/keys/query", wish, token=self.token)
+        answer = await self._homeserver.ask("POST", "/_matrix/client/v3/keys/query", wish, token=self.token)
         return dict(answer)
+
+    def _said(self, room_id: str, sender: str | None) -> list[Heard]:
+        return [heard for heard in self._heard[room_id] if sender in (None, heard.sender)]
 
     def _in(self, room_id: str, encrypted: bool = False) -> bool:
         room = self._client.rooms.get(room_id)
@@ -227,7 +236,7 @@ class Human:
         relation = content.get("m.relates_to", {})
         new = content.get("m.new_content", content)
         kind = source["type"] if source["type"] != "m.room.message" else new.get("msgtype", "")
-        self._heard[room_id, source["sender"]].append(
+        self._heard[room_id].append(
             Heard(
                 event_id=source["event_id"],
                 sender=source["sender"],
@@ -244,7 +253,7 @@ class Human:
         until = time.monotonic() + timeout_s
         while not condition():
             left = until - time.monotonic()
-            others = {key: list(heard) for key, heard in self._heard.items() if heard and key[1] != self.user_id}
+            others = [heard for room in self._heard.values() for heard in room if heard.sender != self.user_id]
             assert left > 0, f"{self.user_id} {else_it} within {timeout_s} s; not asked for yet: {others}"
             await self._move(left)
 

@@ -45,7 +45,26 @@ class Refused(Exception):
         self.said = said
 
 
-class Synapse:
+class Homeserver:
+    """Whichever answers at ``url``."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    async def ask(self, method: str, path: str, body: Any = None, *, token: str = "") -> Any:
+        """One request of its HTTP API; raises Refused for any answer but a 2xx."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session,
+            session.request(method, self.url + path, json=body, headers=headers) as answer,
+        ):
+            said = await answer.json()
+            if not answer.ok:
+                raise Refused(answer.status, said)
+            return said
+
+
+class Synapse(Homeserver):
     """Starts at the first ``start`` or ``with``, comes back with all it knew after a ``stop`` or ``kill``.
 
     ``limits`` are rate limits as in homeserver.yaml, by their names there, in place of none:
@@ -57,8 +76,8 @@ class Synapse:
         self.environment: Mapping[str, str] | None = None
         """From its next start on, in place of ours."""
         self._port = _free_port()
+        super().__init__(f"http://127.0.0.1:{self._port}")
         self._process: subprocess.Popen[bytes] | None = None
-        self.url = f"http://127.0.0.1:{self._port}"
         self.start_s = 0.0
         folder.mkdir(parents=True, exist_ok=True)
         self._config = folder / "homeserver.yaml"
@@ -130,18 +149,6 @@ class Synapse:
         wish = {"nonce": nonce, "username": name, "password": password, "admin": admin, "mac": proof}
         # Without a device of its own: clients would send keys to it for ever.
         return str((await self.ask("POST", path, wish | {"inhibit_login": True}))["user_id"])
-
-    async def ask(self, method: str, path: str, body: Any = None, *, token: str = "") -> Any:
-        """One request of its HTTP API; raises Refused for any answer but a 2xx."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=15)) as session,
-            session.request(method, self.url + path, json=body, headers=headers) as answer,
-        ):
-            said = await answer.json()
-            if not answer.ok:
-                raise Refused(answer.status, said)
-            return said
 
     def _healthy(self) -> bool:
         connection = HTTPConnection("127.0.0.1", self._port, timeout=5)
