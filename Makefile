@@ -1,4 +1,5 @@
 # make demo    does the main job on a sample household under .demo/, without root
+# make demo-chat   the same household with its Matrix room, the bot in it, until Ctrl-C
 # make test    ruff, mypy and all tests; this is what CI runs
 # make test-all   the same with the long matrices
 # make bench   measures against tar, restic and borg (make bench BENCH='--size-mb 500 --rounds 1')
@@ -8,10 +9,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench bench-large clean
+.PHONY: demo demo-chat test test-all lint bench bench-large clean
 
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
+
+demo-chat: $(STAMP)-demo-chat
+	@$(BIN)/python -m tests.demo_chat
 
 # Most tests wait for processes and disks: more of them at once than most machines have cores.
 AT_ONCE := -n 3 --dist worksteal
@@ -46,4 +50,4 @@ $(STAMP)-%: $(BIN)/python pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .bench .demo .demo-chat .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

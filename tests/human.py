@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -118,6 +119,10 @@ class Human:
         # A sync may come in the middle of making it, and tell of a room that is not encrypted yet.
         await self._until(lambda: self._in(room_id, encrypted), 10, "does not see the room it made")
         return room_id
+
+    def rooms(self, name: str) -> list[str]:
+        """Those of this name that it is in."""
+        return [room_id for room_id, room in self._client.rooms.items() if room.name == name]
 
     async def invite(self, room_id: str, user_id: str) -> None:
         await _good(self._client.room_invite(room_id, user_id))
@@ -271,6 +276,20 @@ class Human:
     def _raise_what_went_wrong(self) -> None:
         if self._listening is not None and self._listening.done():
             self._listening.result()
+
+
+@asynccontextmanager
+async def signed_in(homeserver: Homeserver, user_id: str, password: str, folder: Path) -> AsyncIterator[Human]:
+    """A device that signs out at the end, so that nobody goes on sending keys to it. See ``Human.login``."""
+    human = await Human.login(homeserver, user_id, password, folder)
+    try:
+        yield human
+    finally:
+        try:
+            await human.close()
+        finally:
+            with suppress(aiohttp.ClientError, TimeoutError):  # the homeserver may be gone
+                await homeserver.ask("POST", "/_matrix/client/v3/logout", {}, token=human.token)
 
 
 async def _good(request: Any) -> Any:
