@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from typing import Generic, TypeVar, cast
 
 from memu_backup.errors import Interrupted
@@ -20,7 +19,21 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+
+
+def _with_one_heap() -> ctypes.CDLL | None:
+    """Where malloc can be told so, all threads share one heap. Of one of its own, what lies free at its end is not
+    given back by malloc_trim, and a service would hold tens of MB of each for ever.
+    """
+    libc = ctypes.CDLL(None)
+    if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
+        return None
+    libc.mallopt(_M_ARENA_MAX, 1)
+    return libc
+
+
+_LIBC = _with_one_heap()  # now: a thread that is there already keeps its heap
 
 
 class Stop:
@@ -110,22 +123,15 @@ def _large_blocks() -> Iterator[None]:
     """Blocks of megabytes come and go by the thousand: glibc would take each anew from the kernel, page by page, which
     costs as much as packing them. It keeps them meanwhile, and gives back at the end. See mallopt(3).
     """
-    libc = _libc()
-    if libc is None:
+    if _LIBC is None:
         yield
         return
-    libc.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
-    libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+    _LIBC.mallopt(_M_MMAP_THRESHOLD, 64 << 20)
+    _LIBC.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
     try:
         yield
     finally:
-        libc.malloc_trim(0)
-
-
-@cache
-def _libc() -> ctypes.CDLL | None:
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+        _LIBC.malloc_trim(0)
 
 
 def be_gentle(process: int | None = None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -153,3 +155,31 @@ async def test_only_gentle_work_is_gentle_and_only_its_own_thread() -> None:
     assert await in_thread(ask, Stop()) == before
     assert await in_thread(ask, Stop(), gentle=True) == (10, psutil.IOPRIO_CLASS_IDLE)
     assert ask() == before
+
+
+def test_what_work_in_many_threads_took_is_given_back_at_its_end() -> None:
+    script = """if True:
+        import asyncio
+        from concurrent.futures import ThreadPoolExecutor
+
+        import psutil
+
+        from memu_backup.work import Stop, in_thread
+
+        def pack(number):
+            blocks = [bytearray(1_000_000) for _ in range(20)]
+            return bytes(1000)  # something small stays behind it for a while
+
+        def work():
+            with ThreadPoolExecutor(4) as pool:
+                return sum(len(small) for small in list(pool.map(pack, range(100))))
+
+        async def main():
+            before = psutil.Process().memory_info().rss
+            await in_thread(work, Stop())
+            print(psutil.Process().memory_info().rss - before)
+
+        asyncio.run(main())
+        """
+    kept = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+    assert kept < 5_000_000
