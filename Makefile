@@ -3,13 +3,14 @@
 # make test    ruff, mypy and all tests; this is what CI runs
 # make test-all   the same with the long matrices
 # make bench   measures against tar, restic and borg (make bench BENCH='--size-mb 500 --rounds 1')
+# make bench-chat    how soon the bot answers, and what the service costs at rest (make bench-chat BENCH='--rest-s 60')
 # make bench-large   memory with a million files
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-chat test test-all lint bench bench-large clean
+.PHONY: demo demo-chat test test-all lint bench bench-chat bench-large clean
 
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
@@ -28,6 +29,9 @@ test-all: system-packages lint
 
 bench: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+bench-chat: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench.chat $(BENCH)
 
 bench-large: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench --alone --size-mb 1500 --small 1000000 --small-bytes 1000 --rounds 1 $(BENCH)

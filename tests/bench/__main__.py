@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -49,18 +50,24 @@ def main() -> int:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     versions = "; ".join(f"{t.name}: {v}" for t, v in _versions(tools, household))
-    print(table.render(found, versions))
-    return 0
+    print(table.render(found, versions), flush=True)
+    return 0 if options.alone else _chat(options)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--size-mb", type=int, default=2000, help="bytes of the corpus, in MB (default: 2000)")
-    parser.add_argument("--small", type=int, default=20_000, help="how many small files are among them")
-    parser.add_argument("--small-bytes", type=int, default=12_000, help="how large these are on average")
+    corpus.add_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="how often everyone takes a turn (default: 3)")
-    parser.add_argument("--alone", action="store_true", help="memu-backup only, without peers and second nights")
+    parser.add_argument("--alone", action="store_true", help="memu-backup only; no peers, second nights, chat")
+    parser.add_argument("--rest-s", type=int, default=600, help="how long the service is watched at rest, in s")
     return parser.parse_args()
+
+
+def _chat(options: argparse.Namespace) -> int:
+    """In a process of its own, as it needs a whole client of the chat."""
+    named = ("size_mb", "small", "small_bytes", "rest_s")
+    same = [word for name in named for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    return subprocess.run([sys.executable, "-m", "tests.bench.chat", *same]).returncode
 
 
 def _versions(tools: list[type[Tool]], household: Path) -> Iterator[tuple[type[Tool], str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -24,6 +25,13 @@ class Size:
 
     def __str__(self) -> str:
         return f"{self.total_bytes / 1e9:g} GB, {self.small:,} of its files small"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those by which its size is said on the command line."""
+    parser.add_argument("--size-mb", type=int, default=2000, help="bytes of the corpus, in MB (default: 2000)")
+    parser.add_argument("--small", type=int, default=20_000, help="how many small files are among them")
+    parser.add_argument("--small-bytes", type=int, default=12_000, help="how large these are on average")
 
 
 def build(folder: Path, size: Size) -> Path:

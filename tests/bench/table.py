@@ -97,7 +97,7 @@ def _spread(samples: list[Sample]) -> str:
     return f"{median(seconds):.2f} ({seconds[0]:.2f}–{seconds[-1]:.2f})"
 
 
-def _mark(reached: bool) -> str:
+def mark(reached: bool) -> str:
     return "reached" if reached else "NOT REACHED"
 
 
@@ -107,18 +107,18 @@ def _judged(found: Figures, row: Row) -> Iterator[str]:
     for peer, wanted in row.times:
         seconds = found.seconds(row.key, peer)
         if seconds is not None:
-            yield f"at least {wanted:g} × {peer}: {seconds / ours:.1f} ×, {_mark(seconds / ours >= wanted)}"
+            yield f"at least {wanted:g} × {peer}: {seconds / ours:.1f} ×, {mark(seconds / ours >= wanted)}"
     best = found.best_peer(row.key)
     if row.aim is not None and best:
-        yield f"aim {row.aim:g} of the best peer ({best[0]}): {ours / best[1]:.2f}, {_mark(ours / best[1] <= row.aim)}"
+        yield f"aim {row.aim:g} of the best peer ({best[0]}): {ours / best[1]:.2f}, {mark(ours / best[1] <= row.aim)}"
     if row.at_most is not None:
-        yield f"at most {row.at_most:g} s: {_mark(ours <= row.at_most)}; aim {row.aim_s:g} s: " + _mark(
+        yield f"at most {row.at_most:g} s: {mark(ours <= row.at_most)}; aim {row.aim_s:g} s: " + mark(
             ours <= (row.aim_s or 0)
         )
     start = found.seconds("start")
     if row.key == "one file" and start is not None:
         limit = start + _ONE_FILE_AIM_S
-        yield f"aim process start ({start:.2f} s) + 50 ms: {_mark(ours <= limit)}"
+        yield f"aim process start ({start:.2f} s) + 50 ms: {mark(ours <= limit)}"
 
 
 def _memory(found: Figures) -> Iterator[str]:
@@ -128,9 +128,9 @@ def _memory(found: Figures) -> Iterator[str]:
         if any(n == name for _, n in found.samples)
     }
     if found.size.small < 1_000_000:
-        yield f"Peak memory at most {_HOLDS_MB} MB: {_mark(peaks[MEMU] <= _HOLDS_MB)}."
+        yield f"Peak memory at most {_HOLDS_MB} MB: {mark(peaks[MEMU] <= _HOLDS_MB)}."
     else:
-        yield f"Peak memory at most 600 MB: {_mark(peaks[MEMU] <= 600)}."
+        yield f"Peak memory at most 600 MB: {mark(peaks[MEMU] <= 600)}."
     yield "Largest process of all its work: " + ", ".join(f"{n} {p:.0f} MB" for n, p in peaks.items()) + "."
 
 
@@ -139,7 +139,7 @@ def _shared(found: Figures) -> Iterator[str]:
         share = median(new / size for new, size in nights)
         yield (
             f"Second night on {kind}: {share:.1%} of the archive are new blocks (FIEMAP); at most 3 %: "
-            f"{_mark(share <= _NEW_BLOCKS)}."
+            f"{mark(share <= _NEW_BLOCKS)}."
         )
 
 
@@ -149,7 +149,7 @@ def _projected(found: Figures) -> Iterator[str]:
         minutes = seconds * _SPEC_GB * 1e9 / found.size.total_bytes / 60
         yield (
             f"At this rate {_SPEC_GB} GB take {minutes:.1f} minutes, re-reading and all; the specification allows "
-            f"{_SPEC_MINUTES}: {_mark(minutes <= _SPEC_MINUTES)}."
+            f"{_SPEC_MINUTES}: {mark(minutes <= _SPEC_MINUTES)}."
         )
 
 
