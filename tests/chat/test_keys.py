@@ -264,7 +264,7 @@ async def sealed_with(family: Family, said: Said) -> str:
     """The name of the key that the message is encrypted with."""
     anna = family.anna
     path = f"/_matrix/client/v3/rooms/{quote(family.room)}/event/{quote(said.event_id)}"
-    return str((await anna._synapse.ask("GET", path, token=anna.token))["content"]["session_id"])
+    return str((await anna._homeserver.ask("GET", path, token=anna.token))["content"]["session_id"])
 
 
 def through(family: Family, url: str) -> None:
