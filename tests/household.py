@@ -48,7 +48,7 @@ class Household:
         noise = Image.frombytes("RGB", (2048, 1536), random.randbytes(2048 * 1536 * 3)).filter(
             ImageFilter.GaussianBlur(1)
         )
-        taken = datetime(2026, 5, 1, 9, 30, tzinfo=UTC)
+        taken = datetime(2025, 5, 1, 9, 30, tzinfo=UTC)
         for number in range(PHOTOS):
             taken += timedelta(days=random.random() * 6)
             sky, grass = ((random.randrange(256), random.randrange(256), 230), (40, random.randrange(90, 200), 60))
