@@ -213,10 +213,12 @@ def checking(run_at: datetime, now: datetime, zone: tzinfo) -> str:
 def progress(at: Progress) -> str:
     """How long work goes, in a message that is put anew."""
     done = PHASES[at.phase]
-    if at.total_bytes and at.done_bytes:
-        percent = min(100, at.done_bytes * 100 // at.total_bytes)
-        return f"{done}: {percent} % ({size(at.done_bytes)} of {size(at.total_bytes)})"
-    return f"{done} …"
+    if not at.done_bytes:
+        return f"{done} …"
+    if not at.total_bytes or at.done_bytes >= at.total_bytes:  # there is more than was thought
+        return f"{done}: {size(at.done_bytes)} so far"
+    percent = at.done_bytes * 100 // at.total_bytes
+    return f"{done}: {percent} % ({size(at.done_bytes)} of {size(at.total_bytes)})"
 
 
 def ended(run: Run, now: datetime, zone: tzinfo) -> str:

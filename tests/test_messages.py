@@ -130,6 +130,8 @@ def answers() -> Iterator[tuple[str, str]]:
     yield "begun", messages.begun()
     yield "progress", messages.progress(Progress(Phase.CAPTURING))
     yield "progress: in numbers", messages.progress(Progress(Phase.WRITING, 1_200_000_000, 2_900_000_000))
+    more = Progress(Phase.WRITING, 3_100_000_000, 3_100_000_000)
+    yield "progress: more than was thought", messages.progress(more)
     yield "ended", messages.ended(replace(GOOD, created_at=NOW), *WHEN)
     yield "ended: incomplete", messages.ended(PARTIAL, *WHEN)
     yield "ended: failed", messages.ended(FAILED, *WHEN)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 _ACCOUNT = "account.json"
 _IDENTITY = "identity.json"
 _KEYS = "keys"
+_LEFT_OVER_S = 3600.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +66,19 @@ class Safe:
         self._write(_IDENTITY, identity.to_json())
 
     def keep_account(self, account: Account) -> None:
-        """From here on this is the login. The keys of earlier ones are of no use to anybody."""
+        """From here on this is the login."""
         self._write(_ACCOUNT, json.dumps(asdict(account)).encode())
-        for older in (self.folder / _KEYS).iterdir():
-            if older.name != account.device_id:
-                shutil.rmtree(older, ignore_errors=True)
+
+    def tidy(self, account: Account) -> None:
+        """Remove the keys of logins before this one. Not those of the last hour: they may be of a login that is just
+        being made, or that a service is just leaving.
+        """
+        try:
+            for folder in (self.folder / _KEYS).iterdir():
+                if folder.name != account.device_id and time.time() - folder.stat().st_mtime > _LEFT_OVER_S:
+                    shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            log.debug("The keys of earlier logins stay: %s.", error.strerror)
 
     def keys(self, device_id: str) -> Path:
         """The folder for a device's keys, made where it is missing. Raises ChatError."""

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _POLL_MS = 30_000
 _FIRST_POLL_S = 120.0
 _TOLD_BACK_S = 60.0
+_BREAKS_S = (0.2, 2.0)
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 
@@ -103,6 +104,7 @@ class Session:
         self._under_way: set[asyncio.Task[None]] = set()
         self._own: deque[str] = deque(maxlen=50)
         self._told_back = asyncio.Event()
+        self._login_ended: LoginEnded | None = None
         self._failures = 0
         self._inside = False
         self._is_heard = False
@@ -121,6 +123,7 @@ class Session:
         )
         async with opened as client:
             client.restore_login(account.user_id, account.device_id, account.token)
+            self._safe.tidy(account)
             answering = asyncio.create_task(self._answer_all())
             try:
                 await self._follow(client, Keys(client))
@@ -177,6 +180,8 @@ class Session:
                     self._waiting.put_nowait(message)
         # Only when all is answered: what is not is heard once more after a crash.
         await self._waiting.join()
+        if self._login_ended:
+            raise self._login_ended  # what was asked is heard by the next login
         self._heard.came_to(str(told["next_batch"]))
 
     async def _join(self, client: AsyncClient, invited: Mapping[str, Any]) -> None:
@@ -220,17 +225,34 @@ class Session:
         while True:
             message = await self._waiting.get()
             try:
-                reply = await self._answer(message)
-                said = await patiently(partial(self.say, reply, message.event_id)) if reply else None
-                self._heard.add(message.event_id)  # after the reply: better twice than never
-                if reply and reply.then and said:
-                    self._start(reply.then(said))
+                await self._answer_one(message)
+            except LoginEnded as error:
+                self._login_ended = error
             except ChatError as error:
                 log.warning("The answer to %s could not be given: %s", message.sender, error)
             except Exception as error:
                 log.error("The answer to %s broke (%s).", message.sender, type(error).__name__, exc_info=error)
             finally:
                 self._waiting.task_done()
+
+    async def _answer_one(self, message: Message) -> None:
+        for pause_s in _BREAKS_S:
+            try:
+                await self._answer_now(message)
+                return
+            except ChatError:
+                raise
+            except Exception as error:  # a disk that stumbled, a mistake in a library: perhaps not again
+                log.debug("The answer to %s broke and is tried again.", message.sender, exc_info=error)
+                await asyncio.sleep(pause_s)
+        await self._answer_now(message)
+
+    async def _answer_now(self, message: Message) -> None:
+        reply = await self._answer(message)
+        said = await patiently(partial(self.say, reply, message.event_id)) if reply else None
+        self._heard.add(message.event_id)  # after the reply: better twice than never
+        if reply and reply.then and said:
+            self._start(reply.then(said))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         """What takes long goes on while others are answered; it ends with the session."""

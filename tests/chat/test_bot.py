@@ -186,12 +186,14 @@ async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
         await joined(family)
         await family.answered("!backup help")
         await log_in(Safe(family.home.folder / "state"), synapse.url, family.bot, PASSWORD)
-        await asyncio.sleep(6)
-        assert (await family.answered("!backup status")).startswith("Backup Status:")
+        await family.anna.say(family.room, "!backup status")
+        assert (await family.hears(20)).startswith("Backup Status:")
+        await asyncio.sleep(1)
+        assert (await family.answered("!backup help")).startswith("I can tell")
     finally:
         service.terminate()
         service.wait()
-    assert "ERROR" not in (tmp_path / "log").read_text()
+    assert "ERROR" not in (log := (tmp_path / "log").read_text()) and "unexpected" not in log
 
 
 def started(home: Home, log: Path, *before: str) -> subprocess.Popen[bytes]:

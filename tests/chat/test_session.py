@@ -47,6 +47,21 @@ async def test_killed_between_the_answer_and_its_note_it_answers_once(family: Fa
         await family.anna.silent(family.room, sender=family.bot, for_s=1)
 
 
+async def test_an_answer_that_breaks_is_tried_again(family: Family) -> None:
+    broken = [OSError("the disk stumbled"), ValueError("odd")]
+
+    async def answer(message: Message) -> Reply:
+        if broken:
+            raise broken.pop()
+        return Reply(f"heard {message.text}")
+
+    async with family.listening(answer):
+        assert await family.answered("one") == "heard one"
+        broken += [ValueError("odd")] * 3
+        await family.anna.say(family.room, "two")
+        assert await family.answered("three") == "heard three"
+
+
 async def test_what_was_said_under_a_key_is_not_said_again(family: Family) -> None:
     async with family.listening(repeat) as session:
         first = await said(session, "alert", "key")
