@@ -9,57 +9,21 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from memu_backup import messages, sources, words
-from memu_backup.model import Phase, Problem, Progress, Run, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.model import Phase, Problem, Progress, Status
+from tests.monday import BEFORE, BERLIN, BY_HAND, DAY, DETAILED, FAILED, GOOD, NIGHT, NOW, PARTIAL
 
 FILE = Path(__file__).with_name("messages.txt")
-BERLIN = ZoneInfo("Europe/Berlin")
-NOW = datetime(2026, 1, 26, 9, 0, tzinfo=BERLIN)  # a Monday
 WHEN = (NOW, BERLIN)
-NIGHT = datetime(2026, 1, 26, 1, 5, tzinfo=UTC)
-DAY = timedelta(days=1)
-
-GOOD = Run(
-    run_id="1",
-    host="home",
-    job="nightly",
-    trigger=Trigger.SCHEDULE,
-    filename="memu_backup_20260126_020500.tar.gz",
-    status=Status.SUCCESS,
-    created_at=NIGHT,
-    size_bytes=312_000_000,
-    verified_at=NIGHT + timedelta(minutes=2),
-)
-BEFORE = replace(GOOD, run_id="0", created_at=NIGHT - DAY)
-FAILED = replace(GOOD, status=Status.FAILED, size_bytes=0, error_code="disk_full")
-BY_HAND = replace(FAILED, trigger=Trigger.MANUAL, created_at=NOW - timedelta(hours=1))
-PARTIAL = replace(GOOD, status=Status.PARTIAL, error="3 files could not be read")
-PHOTOS = SourceSummary(
-    "photos", "directory", "photos/", 12_431, 40, 0, 300_000_000, "", "", "", newest_mtime=NIGHT - DAY / 2
-)
-HEALTHY = StatusReport(
-    problems=(),
-    last=GOOD,
-    last_good=GOOD,
-    in_progress=None,
-    stored_count=7,
-    stored_bytes=2_100_000_000,
-    usb_expected=True,
-    usb_copied_at=NOW - 2 * DAY,
-    history_away=False,
-    free_bytes=412_000_000_000,
-    sources=(PHOTOS,),
-)
 
 
 def status(**changes: object) -> str:
-    return words.status_message(replace(HEALTHY, **changes), *WHEN)  # type: ignore[arg-type]
+    return words.status_message(replace(DETAILED, **changes), *WHEN)  # type: ignore[arg-type]
 
 
 def statuses() -> Iterator[tuple[str, str]]:
@@ -90,7 +54,7 @@ def statuses() -> Iterator[tuple[str, str]]:
     yield "status: soon full", status(problems=(Problem.SPACE_SHORT,), free_bytes=41_000_000_000, days_left=9)
     away = {"history_away": True, "usb_copied_at": None}
     yield "status: the history is away", status(problems=(Problem.HISTORY_AWAY,), **away)
-    yield "status: what is folded away below it", "\n".join(words.details(HEALTHY, sources.told, *WHEN))
+    yield "status: what is folded away below it", "\n".join(words.details(DETAILED, sources.told, *WHEN))
 
 
 def by_itself() -> Iterator[tuple[str, str]]:

@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from memu_backup import pulse
 from memu_backup.model import Run, Status
+from tests.monday import FAILED, GOOD, PARTIAL
 from tests.receiver import Receiver
-from tests.test_messages import FAILED, GOOD, PARTIAL
 
 SOON = GOOD.created_at + timedelta(minutes=7)
 

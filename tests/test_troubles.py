@@ -9,9 +9,9 @@ import pytest
 
 from memu_backup.model import Problem, Run, Status, StatusReport
 from memu_backup.troubles import Found, of_jobs
-from tests.test_messages import BEFORE, BERLIN, DAY, FAILED, GOOD, HEALTHY, NOW, PARTIAL
+from tests.monday import BEFORE, BERLIN, DAY, DETAILED, FAILED, GOOD, NOW, PARTIAL
 
-BROKEN = replace(HEALTHY, last=FAILED, last_good=BEFORE, problems=(Problem.LAST_FAILED,))
+BROKEN = replace(DETAILED, last=FAILED, last_good=BEFORE, problems=(Problem.LAST_FAILED,))
 
 
 def found(report: StatusReport, *debts: Run, completed: bool = False, **more: StatusReport) -> Found:
@@ -24,7 +24,7 @@ def told(made: Found) -> list[tuple[str, str]]:
 
 
 def test_nothing_is_wrong_with_a_healthy_household() -> None:
-    made = found(HEALTHY)
+    made = found(DETAILED)
     assert told(made) == [] and made.undecided == set()
     assert made.well["job:nightly"] == "All well again\nLast night's backup worked (312 MB)."
 
@@ -39,7 +39,7 @@ def test_the_newest_run_failed() -> None:
 def test_older_ones_that_nobody_was_told_of_are_settled_by_the_newest() -> None:
     older = replace(FAILED, run_id="older", created_at=FAILED.created_at - DAY)
     assert found(BROKEN, FAILED, older).settled == [older]
-    assert found(HEALTHY, older).settled == [older]
+    assert found(DETAILED, older).settled == [older]
 
 
 def test_what_is_about_to_be_tried_again_is_undecided_until_it_is_clear_that_it_is_not() -> None:
@@ -53,13 +53,13 @@ def test_what_is_about_to_be_tried_again_is_undecided_until_it_is_clear_that_it_
 
 def test_incomplete_comes_before_overdue_and_overdue_before_nothing() -> None:
     late = (Problem.OVERDUE,)
-    partial = replace(HEALTHY, last=PARTIAL, last_good=BEFORE, problems=(*late, Problem.LAST_PARTIAL))
+    partial = replace(DETAILED, last=PARTIAL, last_good=BEFORE, problems=(*late, Problem.LAST_PARTIAL))
     assert told(found(partial, PARTIAL)) == [("job:nightly", "partial")]
-    assert told(found(replace(HEALTHY, problems=late))) == [("job:nightly", "overdue")]
+    assert told(found(replace(DETAILED, problems=late))) == [("job:nightly", "overdue")]
 
 
 @pytest.mark.parametrize(
-    "report", [replace(HEALTHY, last=None, last_good=None), replace(HEALTHY, problems=(Problem.CANNOT_LOOK,))]
+    "report", [replace(DETAILED, last=None, last_good=None), replace(DETAILED, problems=(Problem.CANNOT_LOOK,))]
 )
 def test_where_nothing_is_known_nothing_is_called_well(report: StatusReport) -> None:
     made = found(report)
@@ -70,34 +70,34 @@ def test_older_backups_that_are_damaged_are_one_message_told_once() -> None:
     damaged = [
         replace(FAILED, run_id=f"d{n}", error_code="damaged", created_at=FAILED.created_at - n * DAY) for n in (2, 3)
     ]
-    made = found(HEALTHY, *damaged)
+    made = found(DETAILED, *damaged)
     assert told(made) == [("damaged:nightly", "d2 d3")]
     assert made.troubles[0].once and made.rows["damaged:nightly"] == damaged and made.settled == []
 
 
 def test_space_is_told_once_a_disk_and_not_beside_a_backup_that_failed_for_it() -> None:
-    short = replace(HEALTHY, problems=(Problem.SPACE_SHORT,), free_bytes=41_000_000_000, days_left=9)
+    short = replace(DETAILED, problems=(Problem.SPACE_SHORT,), free_bytes=41_000_000_000, days_left=9)
     assert told(found(short, weekly=short)) == [("space:/backups", "space_short")]
-    none = replace(HEALTHY, problems=(Problem.NO_ROOM,), free_bytes=3_000_000_000, days_left=0)
+    none = replace(DETAILED, problems=(Problem.NO_ROOM,), free_bytes=3_000_000_000, days_left=0)
     assert told(found(none)) == [("space:/backups", "no_room")]
     assert told(found(replace(BROKEN, problems=(*BROKEN.problems, Problem.NO_ROOM)))) == [("job:nightly", "disk_full")]
 
 
 def test_while_a_backup_is_made_nothing_is_said_of_space() -> None:
-    made = found(replace(HEALTHY, free_bytes=None))
+    made = found(replace(DETAILED, free_bytes=None))
     assert "space:/backups" in made.undecided and "space:/backups" not in made.well
 
 
 def test_of_several_jobs_each_message_names_its_own() -> None:
-    made = found(BROKEN, FAILED, weekly=HEALTHY)
+    made = found(BROKEN, FAILED, weekly=DETAILED)
     assert made.troubles[0].text.startswith("Backup Alert (nightly)\n")
     assert made.well["job:weekly"].startswith("All well again (weekly)\n")
 
 
 def test_a_backup_that_went_well_is_told_where_that_is_asked_for_and_only_soon_after() -> None:
-    assert told(found(HEALTHY, completed=True)) == [("completed:nightly", GOOD.run_id)]
-    assert told(found(HEALTHY)) == []
-    assert told(found(replace(HEALTHY, last=replace(GOOD, notification_sent=True)), completed=True)) == []
+    assert told(found(DETAILED, completed=True)) == [("completed:nightly", GOOD.run_id)]
+    assert told(found(DETAILED)) == []
+    assert told(found(replace(DETAILED, last=replace(GOOD, notification_sent=True)), completed=True)) == []
     old = replace(GOOD, created_at=GOOD.created_at - 2 * DAY)
-    assert told(found(replace(HEALTHY, last=old), completed=True)) == []
+    assert told(found(replace(DETAILED, last=old), completed=True)) == []
     assert GOOD.status is Status.SUCCESS

@@ -5,38 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from memu_backup import errors, messages, words
-from memu_backup.model import Phase, Problem, Run, SourceSummary, Status, StatusReport, Trigger
-
-BERLIN = ZoneInfo("Europe/Berlin")
-NOW = datetime(2026, 1, 26, 9, 0, tzinfo=BERLIN)  # a Monday
-LAST = Run(
-    run_id="1",
-    host="home",
-    job="nightly",
-    trigger=Trigger.SCHEDULE,
-    filename="memu_backup_20260126_020500.tar.gz",
-    status=Status.SUCCESS,
-    created_at=datetime(2026, 1, 26, 1, 5, tzinfo=UTC),
-    size_bytes=312_000_000,
-)
-EARLIER = replace(LAST, run_id="0", created_at=LAST.created_at - timedelta(days=1))
-FAILED = replace(LAST, status=Status.FAILED, size_bytes=0, error_code="disk_full")
-HEALTHY = StatusReport(
-    problems=(),
-    last=LAST,
-    last_good=LAST,
-    in_progress=None,
-    stored_count=7,
-    stored_bytes=2_100_000_000,
-    usb_expected=True,
-    usb_copied_at=NOW - timedelta(days=2),
-    history_away=False,
-)
+from memu_backup.model import Phase, Problem, SourceSummary, Status, StatusReport, Trigger
+from tests.monday import BEFORE as EARLIER
+from tests.monday import BERLIN, FAILED, HEALTHY, NOW
+from tests.monday import GOOD as LAST
 
 
 def lines(report: StatusReport) -> list[str]:
