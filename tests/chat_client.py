@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
 
+import aiohttp
+
 from tests.human import ENCRYPTED, Heard, Human, signed_in
 from tests.synapse import Homeserver
 
@@ -103,7 +105,11 @@ async def main(argv: list[str]) -> int:
         print("The demo is not running in this folder. Start it, and wait until the room is open:  make demo-chat")
         return 1
     logging.getLogger("nio").setLevel(logging.CRITICAL)  # it complains of what was said before this device was there
-    return await (listen(login) if argv == ["listen"] else say(login, argv[1]))
+    try:
+        return await (listen(login) if argv == ["listen"] else say(login, argv[1]))
+    except aiohttp.ClientError:
+        print("The homeserver of the demo does not answer; has the demo ended?")
+        return 1
 
 
 if __name__ == "__main__":

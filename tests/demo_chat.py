@@ -51,7 +51,6 @@ async def main() -> None:
         try:
             await _demonstrate()
         finally:
-            say("\nEnding …")
             _end_all()
             for server in (Household(_HOUSEHOLD).database, PostgresServer(_STATE / "postgres")):
                 shutil.rmtree(server.socket_folder, ignore_errors=True)  # elsewhere, where this path is too long
@@ -68,6 +67,7 @@ def _end_once_when_told() -> None:
         for number in numbers:
             loop.add_signal_handler(number, lambda: None)
         task.cancel()
+        say("\nEnding …")
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in numbers:
@@ -78,7 +78,7 @@ async def _demonstrate() -> None:
     step("1. A family's server: photos, a chat database, Synapse's folder, settings")
     async with Household(_HOUSEHOLD) as household:
         step("2. A homeserver of their own; Anna makes a room and invites the bot")
-        with Synapse(DEMO / "synapse") as synapse:
+        async with _homeserver() as synapse:
             bot = await synapse.register(BOT, BOTS_PASSWORD)
             anna = await synapse.register(ANNA, ANNAS_PASSWORD)
             async with signed_in(synapse, anna, ANNAS_PASSWORD, DEMO / "devices" / "first") as human:
@@ -100,6 +100,17 @@ async def _demonstrate() -> None:
                 raise DemoError(f"The service ended by itself; it said:\n{_said()}")
 
 
+@asynccontextmanager
+async def _homeserver() -> AsyncIterator[Synapse]:
+    synapse = Synapse(DEMO / "synapse")
+    try:
+        # In a thread, so that we hear of Ctrl-C at once: it ends Synapse too, which would else look like an error.
+        await asyncio.to_thread(synapse.start)
+        yield synapse
+    finally:
+        synapse.kill()
+
+
 async def _sign_in(homeserver: str, bot: str) -> None:
     password = DEMO / "password"
     password.write_text(BOTS_PASSWORD)
@@ -115,7 +126,7 @@ def _tell(homeserver: str) -> None:
     say(f"   Anna:        {ANNA}, password {ANNAS_PASSWORD}    (a parent, an admin of the backup)")
     say(f"   The bot:     {BOT}, password {BOTS_PASSWORD}    (is signed in already: not for Element)")
     say(f"   Room:        {ROOM}, encrypted")
-    say("\n   Sign in as Anna, open the room, and write:  !backup status")
+    say("\n   Sign in as Anna, open the room, and write:  !backup status   (or !backup now, !backup help)")
     say("\nWithout Element, in another terminal:")
     say(f"   {python} -m tests.chat_client say '!backup status'")
     say(f"   {python} -m tests.chat_client listen")
