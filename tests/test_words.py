@@ -374,8 +374,9 @@ def test_the_details_tell_what_the_last_good_backup_holds_and_how_it_was_made() 
 
 
 def test_details_that_nobody_knows_are_left_out() -> None:
-    assert told(HEALTHY) == ["Last checked: never in full"]
-    assert told(replace(HEALTHY, history_away=True)) == ["Last checked: not known right now"]
+    unknown = replace(HEALTHY, last_good=replace(LAST, verified_at=None))
+    assert told(unknown) == ["Last checked: never in full"]
+    assert told(replace(unknown, history_away=True)) == ["Last checked: not known right now"]
     assert told(replace(HEALTHY, last_good=None, sources=(PHOTOS,), free_bytes=5)) == []
 
 
