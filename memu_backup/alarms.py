@@ -19,8 +19,8 @@ from memu_backup.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-CHAT = "chat"
-"""The topic of a bot that was signed out."""
+CHAT, SIGNED_OUT = "chat", "signed_out"
+"""The topic of a bot that cannot work, and one cause."""
 
 ROOM = "room"
 FALLBACK = "fallback"

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import logging
 import signal
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from datetime import datetime
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memu_backup import bell, lock, schedule, systemd
-from memu_backup.alerts import Channel
+from memu_backup.alerts import Channel, Notice
 from memu_backup.chat.account import Account, Safe
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
@@ -36,6 +37,9 @@ _LONGEST_PAUSE_S = 60.0
 _SIGNED_IN_S = 5.0
 """How often to look whether somebody has signed the bot in."""
 
+_LONG_ENOUGH_S = 300.0
+"""A chat that lasted so long had begun well."""
+
 _RUNS_ALREADY = "It makes the backups of these settings already; to start it anew, stop that one first."
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,7 +54,7 @@ class Daemon:
         self._clock = clock
         self._manager = Manager(config, history, clock)
         self._nights = Nights(config, self._manager, self._start, clock)
-        self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_expects_room(config))
+        self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_signed_in(config) is not None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
 
@@ -123,22 +127,39 @@ class Daemon:
     async def _chat(self) -> None:
         """Whatever becomes of it, backups are made all the same. Who signs the bot in anew need not restart us."""
         ended: Account | None = None
+        failures = 0
         while True:
-            try:
-                account = Safe(self._config.state_dir).account()
-                if account and account != ended:
-                    # Elsewhere: nio is a second of imports, in which nothing else would happen.
-                    bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
-                    await bot.run(self._manager, self._teller, self._start, self._clock, account)
-            except LoginEnded as error:
-                ended = account
-                if Safe(self._config.state_dir).account() == ended:
-                    log.error("%s", error)
-                    self._teller.room_is_lost()
-            except ChatError as error:
-                log.error("%s", error)
-                return
+            account, begun = _signed_in(self._config), time.monotonic()
+            if account and account != ended:
+                try:
+                    await self._chat_as(account)
+                except LoginEnded as error:
+                    ended = account
+                    if _signed_in(self._config) == ended:
+                        log.error("%s", error)
+                        self._teller.room_is_lost(signed_out=True)
+                except Exception as error:
+                    failures = failures + 1 if time.monotonic() - begun < _LONG_ENOUGH_S else 1
+                    if failures == 1:  # once each time
+                        known = isinstance(error, ChatError)
+                        log.error("The chat does not work: %s", error, exc_info=None if known else error)
+                    self._teller.room_is_lost(signed_out=False)
+                    await asyncio.sleep(min(_LONGEST_PAUSE_S, _SIGNED_IN_S * failures))
             await asyncio.sleep(_SIGNED_IN_S)
+
+    async def _chat_as(self, account: Account) -> None:
+        """Until somebody signs the bot in anew. Raises whatever ends it before."""
+        # Elsewhere: nio is a second of imports, in which nothing else would happen.
+        bot = await asyncio.to_thread(importlib.import_module, "memu_backup.chat.bot")
+        running = asyncio.ensure_future(bot.run(self._manager, self._teller, self._start, self._clock, account))
+        try:
+            while not running.done() and _signed_in(self._config) in (account, None):
+                await asyncio.wait({running}, timeout=_SIGNED_IN_S)
+            if running.done():
+                running.result()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     async def _replay(self) -> None:
         try:
@@ -183,21 +204,30 @@ class Daemon:
             log.error("A part of memu-backup broke: %s", error, exc_info=error)
 
 
+class _Fallback:
+    """The fallback channels, read anew each time: a file that cannot be read now is no reason not to make backups."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    async def send(self, notice: Notice) -> None:
+        """See ``Channel``."""
+        from memu_backup.alerts.apprise import AppriseChannel
+
+        await AppriseChannel(await asyncio.to_thread(self._config.fallback_urls)).send(notice)
+
+
 def _fallback(config: Config) -> Channel | None:
-    """Raises SettingsError where a file with the channels cannot be read."""
-    from memu_backup.alerts.apprise import AppriseChannel
-
-    urls = config.fallback_urls()
-    return AppriseChannel(urls) if urls else None
+    return _Fallback(config) if config.alerts.fallback or config.alerts.fallback_file else None
 
 
-def _expects_room(config: Config) -> bool:
-    """Whether somebody signed the bot in, and there is a room for it."""
+def _signed_in(config: Config) -> Account | None:
+    """As whom, where there is a room, too."""
     try:
-        return bool(config.backup_notification_room and Safe(config.state_dir).account())
+        return Safe(config.state_dir).account() if config.backup_notification_room else None
     except ChatError as error:
-        log.error("%s", error)
-        return False
+        log.debug("%s", error)
+        return None
 
 
 def mend(scheduler: AsyncIOScheduler, moment: datetime) -> None:

@@ -206,9 +206,11 @@ class Manager:
         async with self._audit.act(asker, "release" if release else "keep", stored.name):
             await asyncio.to_thread(change, stored.path)
 
-    async def recover(self) -> None:
-        """Remove what killed runs left behind and bring rows in line with the files, wherever nobody is at work."""
-        for name in self.config.jobs:
+    async def recover(self, jobs: Collection[str] | None = None) -> None:
+        """Remove what killed runs of these ``jobs`` (all) left behind and bring rows in line with the files, wherever
+        nobody is at work.
+        """
+        for name in self.config.jobs if jobs is None else jobs:
             store = self.store(self.config.job(name))
             try:
                 await place.found(store, self.config.host, self.history)
@@ -285,14 +287,16 @@ class Manager:
         """Where each job stands. Always answers, see ``report.of_job``."""
         found = {name: await self._report(self.config.job(name)) for name in self.config.jobs}
         chat = alarms.read(alarms.file_in(self.config.state_dir)).alarms.get(alarms.CHAT)
-        if chat and not chat.over:
-            found = {name: status.with_problem(report, Problem.CHAT_ENDED) for name, report in found.items()}
+        if chat and not chat.over and chat.told.due <= self._clock():
+            problem = Problem.CHAT_ENDED if chat.cause == alarms.SIGNED_OUT else Problem.CHAT_BROKEN
+            found = {name: status.with_problem(report, problem) for name, report in found.items()}
         return found
 
-    async def at_work(self) -> bool:
+    async def at_work(self, job: str) -> bool:
         """Whether somebody works in the place of a job, in this process or another; True where that cannot be seen."""
+        store = self.store(self.config.job(job))
         try:
-            return any([await place.asked(store, partial(lock.taken, store.directory)) for store in self.stores()])
+            return await place.asked(store, partial(lock.taken, store.directory))
         except StoreError:
             return True
 

@@ -71,6 +71,15 @@ def signed_out() -> str:
     )
 
 
+def chat_broken() -> str:
+    """Never in the room, either."""
+    return (
+        "Backup Alert\n"
+        "The bot does not work and can tell nobody in the family's room; backups go on\n"
+        "Action needed: On the server, read the service's log, or type: memu-backup chat login"
+    )
+
+
 def well(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
     """After an alert: ``run`` made a good backup."""
     return f"{_titled('All well again', job)}\n{_which(run, now, zone)} worked ({size(run.size_bytes)})."
@@ -204,6 +213,12 @@ def running(since: datetime, now: datetime, zone: tzinfo) -> str:
 
 def begun() -> str:
     return "The backup has begun. I will tell here how it goes."
+
+
+def broke() -> str:
+    return (
+        "Something unexpected happened, so this ended early; older backups are untouched. The server's log tells more."
+    )
 
 
 def checking(run_at: datetime, now: datetime, zone: tzinfo) -> str:

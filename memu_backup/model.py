@@ -249,6 +249,7 @@ class Problem(StrEnum):
     SPACE_SHORT = "space_short"
     HISTORY_AWAY = "history_away"
     CHAT_ENDED = "chat_ended"
+    CHAT_BROKEN = "chat_broken"
     NO_BACKUP = "no_backup"
     USB_OVERDUE = "usb_overdue"
 

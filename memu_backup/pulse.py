@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from memu_backup.alerts.heartbeat import Beat, beat
 from memu_backup.errors import AlertError
@@ -18,22 +18,30 @@ _FRESH = timedelta(hours=6)
 
 
 async def tell(
-    urls: Mapping[str, str], runs: Sequence[Run], before: Mapping[str, str], now: datetime
+    urls: Mapping[str, str], runs: Sequence[Run], before: Mapping[str, str], now: datetime, unheard: set[str]
 ) -> Mapping[str, str]:
     """Tell what is new of each job that has one of ``urls``; ``runs`` are newest first, ``before`` says by job what was
-    told last. What is told now: what could not be is told by the next call.
+    told last. What is told now: what could not be is told by the next call. ``unheard`` holds the jobs of which that
+    was said already.
     """
     told = dict(before)
     for job, url in urls.items():
         run = next((run for run in runs if run.job == job), None)
         what = _what(run) if run else None
-        if run is None or what is None or told.get(job) == (state := f"{run.run_id} {run.status}"):
+        if run is None or what is None:
+            continue
+        at = run.created_at.astimezone(UTC).isoformat(timespec="microseconds")
+        state = f"{at} {run.run_id} {run.status}"
+        last = told.get(job, "")
+        if state == last or at < last.partition(" ")[0]:  # with the history away, an older one may seem the newest
             continue
         if now - (run.finished_at or run.created_at) < _FRESH:
             try:
                 await beat(url, what, _text(run))
+                unheard.discard(job)
             except AlertError as error:
-                log.warning("%s", error)
+                log.log(logging.DEBUG if job in unheard else logging.WARNING, "%s", error)
+                unheard.add(job)
                 continue
         told[job] = state
     return told

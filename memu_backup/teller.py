@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,11 +12,11 @@ from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from typing import Any, Protocol
 
-from memu_backup import alarms, messages, pulse, troubles
+from memu_backup import alarms, messages, pulse, schedule, troubles
 from memu_backup.alarms import FALLBACK, ROOM, Alarm, Book, Trouble
 from memu_backup.alerts import Channel, Notice
 from memu_backup.clock import Clock
-from memu_backup.errors import ChatAway, MemuError
+from memu_backup.errors import ChatAway, MemuError, SettingsError
 from memu_backup.history.rows import lies_in
 from memu_backup.manager import Manager
 from memu_backup.model import Problem, Run, Status, StatusReport
@@ -45,7 +44,7 @@ class _Closed:
     until: float
 
     @classmethod
-    def after(cls, before: _Closed | None, error: MemuError) -> _Closed:
+    def after(cls, before: _Closed | None, error: Exception) -> _Closed:
         failures = before.failures + 1 if before else 1
         wait_s = error.wait_s if isinstance(error, ChatAway) else 0.0
         pause_s = _PAUSES_S[min(failures, len(_PAUSES_S)) - 1]
@@ -65,8 +64,6 @@ class Room(Channel, Protocol):
 class Teller:
     """``fallback`` is the way beside the room, None where there is none; ``expects_room`` says whether somebody signed
     the bot in. What is told depends on nothing but rows, disks and the book of alarms: a kill loses nothing.
-
-    Raises SettingsError where a heartbeat's file cannot be read.
     """
 
     def __init__(self, manager: Manager, clock: Clock, fallback: Channel | None, *, expects_room: bool) -> None:
@@ -75,28 +72,32 @@ class Teller:
         self._fallback = fallback
         self.expects_room = expects_room
         self._room: Room | None = None
-        urls = {job: manager.config.heartbeat_of(job) for job in manager.config.jobs}
-        self._heartbeats = {job: url for job, url in urls.items() if url}
-        self._signed_out = False
+        self._lost: Trouble | None = None
         self._file = alarms.file_in(manager.config.state_dir)
         self._book = alarms.read(self._file)
         self._wake = asyncio.Event()
         self._reports: Mapping[str, StatusReport] = {}
         self._looked: tuple[object, datetime, datetime] | None = None
         self._closed: dict[str, _Closed] = {}
-        self._settle_at: datetime | None = None
+        self._settle_at: dict[str, datetime] = {}
+        self._unheard: set[str] = set()
 
     # --- what others tell it ---------------------------------------------------------------------------------------
 
     def room_is_open(self, room: Room) -> None:
         """What waits can be said there."""
-        self._room, self.expects_room, self._signed_out = room, True, False
+        self._room, self.expects_room, self._lost = room, True, None
         self._closed.pop(ROOM, None)
         self._wake.set()
 
-    def room_is_lost(self) -> None:
-        """Somebody ended the bot's login: until it is signed in again, all goes the other way."""
-        self._room, self.expects_room, self._signed_out = None, False, True
+    def room_is_lost(self, *, signed_out: bool) -> None:
+        """The bot cannot work. Where its login was ended, all goes the other way until it is signed in again."""
+        self._room = None
+        if signed_out:
+            self.expects_room = False
+            self._lost = Trouble(alarms.CHAT, alarms.SIGNED_OUT, messages.signed_out())
+        else:
+            self._lost = Trouble(alarms.CHAT, "broken", messages.chat_broken(), wait=alarms.PATIENCE)
         self._wake.set()
 
     def snooze(self) -> datetime:
@@ -147,14 +148,25 @@ class Teller:
         runs, away = await self._manager.history.news.rows()
         runs = [run for run in runs if self._is_ours(run)]
         await self._settle_killed(runs, now)
-        await self._look(runs, now)
+        await self._look(runs, now, away=away)
         found = self._found(runs, now, away=away)
-        self._keep(replace(self._book, alarms=alarms.review(self._book, found.troubles, now, found.undecided)))
+        book = self._believed(now)
+        self._keep(replace(book, alarms=alarms.review(book, found.troubles, now, found.undecided)))
         pause_s = await self._tell(found, now)
         await self._settle(found)
-        beats = await pulse.tell(self._heartbeats, runs, self._book.beats, now)
+        beats = await pulse.tell(self._heartbeats(), runs, self._book.beats, now, self._unheard)
         self._keep(replace(self._book, beats=beats))
         return pause_s
+
+    def _believed(self, now: datetime) -> Book:
+        """Without what a clock wrote down that was far ahead: it would silence everything until that day comes."""
+        book = self._book
+        if book.snoozed_until and book.snoozed_until > now + _SNOOZE + schedule.SLACK:
+            book = replace(book, snoozed_until=None)
+        if book.reminded_at and book.reminded_at > now + schedule.SLACK:
+            book = replace(book, reminded_at=now)
+        self._keep(book)
+        return book
 
     def _is_ours(self, run: Run) -> bool:
         """Other settings may share host and history with these."""
@@ -163,19 +175,22 @@ class Teller:
 
     async def _settle_killed(self, runs: Sequence[Run], now: datetime) -> None:
         """A run that was killed says so in no row: that is found out here, in case no other run comes soon."""
-        if not any(run.status is Status.IN_PROGRESS for run in runs):
-            self._settle_at = None
-        elif (self._settle_at is None or now >= self._settle_at) and not await self._manager.at_work():
-            self._settle_at = now + _SETTLE_AGAIN  # it may be that its disk is away
-            await self._manager.recover()
+        jobs = {run.job for run in runs if run.status is Status.IN_PROGRESS}
+        self._settle_at = {job: at for job, at in self._settle_at.items() if job in jobs}
+        for job in jobs:
+            at = self._settle_at.get(job)
+            if (at is None or not at - _SETTLE_AGAIN <= now < at) and not await self._manager.at_work(job):
+                self._settle_at[job] = now + _SETTLE_AGAIN  # it may be that its disk is away
+                await self._manager.recover((job,))
 
-    async def _look(self, runs: Sequence[Run], now: datetime) -> None:
+    async def _look(self, runs: Sequence[Run], now: datetime, *, away: bool) -> None:
         """Only where something may have changed: disks that sleep are not woken once a minute."""
         seen = frozenset((run.run_id, run.status, run.error_code, run.notification_sent) for run in runs)
         if self._looked:
             before, at, following = self._looked
             sunday = alarms.last_reminder(now, self._manager.config.zone)
-            if before == seen and at >= sunday and at <= now < following:
+            blind = not away and any(report.history_away for report in self._reports.values())
+            if before == seen and sunday <= at <= now < following and not blind:
                 return
         self._reports = await self._manager.reports()
         self._looked = seen, now, self._next_look(now)
@@ -207,13 +222,26 @@ class Teller:
         if away:
             found.troubles.append(Trouble("history", "away", messages.history_away(), wait=_LATE_HISTORY))
         found.well["history"] = messages.well_history()
-        if self._signed_out:
-            found.troubles.append(Trouble(alarms.CHAT, "signed_out", messages.signed_out()))
+        if self._lost:
+            found.troubles.append(self._lost)
         elif self.expects_room and self._room is None:
             found.undecided.add(alarms.CHAT)
-        found.well[alarms.CHAT] = messages.well_chat()
+        elif self._room:
+            found.well[alarms.CHAT] = messages.well_chat()
         if self._is_reminded(now) and (trouble := self._reminder(now)):
             found.troubles.append(trouble)
+        return found
+
+    def _heartbeats(self) -> dict[str, str]:
+        """By job, read anew each time: a file that cannot be read now is no reason not to make backups."""
+        found = {}
+        for job in self._manager.config.jobs:
+            try:
+                if url := self._manager.config.heartbeat_of(job):
+                    found[job] = url
+            except SettingsError as error:
+                log.log(logging.DEBUG if job in self._unheard else logging.WARNING, "%s", error)
+                self._unheard.add(job)
         return found
 
     def _is_reminded(self, now: datetime) -> bool:
@@ -221,10 +249,12 @@ class Teller:
         last = self._book.reminded_at
         return last is not None and last < alarms.last_reminder(now, self._manager.config.zone)
 
+    def _is_snoozed(self, now: datetime) -> bool:
+        return self._book.snoozed_until is not None and now < self._book.snoozed_until
+
     def _reminder(self, now: datetime) -> Trouble | None:
         overdue = [r for r in self._reports.values() if Problem.USB_OVERDUE in r.problems]
-        snoozed = self._book.snoozed_until and now < self._book.snoozed_until
-        if not overdue or snoozed:
+        if not overdue or self._is_snoozed(now):
             return None
         copies = [r.usb_copied_at for r in overdue]
         oldest = None if None in copies else min(at for at in copies if at)
@@ -238,24 +268,28 @@ class Teller:
     async def _tell(self, found: Found, now: datetime) -> float:
         texts = {trouble.topic: trouble.text for trouble in found.troubles}
         fallback = self._fallback is not None
+        waits = [_SWEEP_S]
         for alarm, way in list(alarms.owed(self._book.alarms, now, room=self.expects_room, fallback=fallback)):
             text = found.well.get(alarm.topic, "") if alarm.over else texts.get(alarm.topic, "")
-            closed = self._closed.get(way)
-            if not text or (closed and time.monotonic() < closed.until):
-                continue  # what is undecided is told by a later round
+            heard = self._book.alarms[alarm.topic].told.by
+            if not text or (way == FALLBACK and heard and not alarm.over):
+                continue  # what is undecided is told by a later round; and the room may have taken it just now
+            if (closed := self._closed.get(way)) and time.monotonic() < closed.until:
+                waits.append(closed.until - time.monotonic())
+                continue
             try:
                 await self._say(alarm, way, text)
-            except MemuError as error:
-                self._closed[way] = _Closed.after(closed, error)
+            except Exception as error:  # whatever it is, there are other ways and other things to do
+                self._closed[way] = after = _Closed.after(closed, error)
+                waits.append(after.until - time.monotonic())
                 if closed is None:  # once each time
-                    log.log(logging.INFO if way == ROOM else logging.WARNING, "An alert has to wait: %s", error)
+                    _complain(way, error)
                 continue
             self._closed.pop(way, None)
             log.info("Told by way of the %s: %s", way, text.partition("\n")[2].partition("\n")[0] or text)
             told = self._book.alarms[alarm.topic].heard_by(way, now)
             self._keep(replace(self._book, alarms={**self._book.alarms, alarm.topic: told}))
-        soonest = min((closed.until for closed in self._closed.values()), default=math.inf)
-        return min(_SWEEP_S, max(1.0, soonest - time.monotonic()))
+        return max(1.0, min(waits))
 
     async def _say(self, alarm: Alarm, way: str, text: str) -> None:
         """The key is in the book before: who is killed now, and says it again, says it under the same."""
@@ -263,7 +297,7 @@ class Teller:
         key = "/".join((self._manager.config.host, *parts))
         if way == FALLBACK:
             assert self._fallback
-            text = messages.another_way(text) if self.expects_room else text
+            text = messages.another_way(text) if self.expects_room and not alarm.over else text
             await self._fallback.send(Notice(key, text))
         elif self._room is None:
             raise ChatAway("The chat is not connected yet.")
@@ -284,7 +318,9 @@ class Teller:
                 log.warning("That people were told could not be written down (%s); it may be told again.", error)
         now = self._clock()
         usb = self._book.alarms.get("usb")
-        if self._book.reminded_at is None or (self._is_reminded(now) and (usb is None or usb.told.by)):
+        unknown = self._is_snoozed(now) or any(r.history_away for r in self._reports.values())
+        dealt_with = usb.told.by if usb else not unknown  # what is not known yet may still be owed
+        if self._book.reminded_at is None or (self._is_reminded(now) and dealt_with):
             self._keep(replace(self._book, reminded_at=now))
 
     def _keep(self, book: Book) -> None:
@@ -295,6 +331,13 @@ class Teller:
             alarms.write(self._file, book)
         except OSError as error:
             log.warning("%s cannot be written (%s); after a restart an alert may come once more.", self._file, error)
+
+
+def _complain(way: str, error: Exception) -> None:
+    if isinstance(error, MemuError):
+        log.log(logging.INFO if way == ROOM else logging.WARNING, "An alert has to wait: %s", error)
+    else:
+        log.error("An alert could not be told by way of the %s (%s).", way, type(error).__name__, exc_info=error)
 
 
 def _is_debt(run: Run) -> bool:

@@ -66,13 +66,13 @@ def _of_job(
     found: Found, job: str, name: str, report: StatusReport, debts: Sequence[Run], now: datetime, zone: tzinfo
 ) -> None:
     topic, last = f"job:{job}", report.last
-    older = [run for run in debts if last is None or run.run_id != last.run_id]
+    older = [run for run in debts if last and run.created_at < last.created_at]
     _of_damaged(found, job, name, [run for run in older if run.error_code == "damaged"], now, zone)
     if last and last.status is Status.FAILED and last.retry_at and now < last.retry_at + _SLACK:
         found.undecided.add(topic)
         return
-    # What came after them tells how things stand now.
-    found.settled += [run for run in older if run.error_code != "damaged"]
+    if not report.history_away:  # else what came after them is not known
+        found.settled += [run for run in older if run.error_code != "damaged"]
     if last and last.status is Status.FAILED:
         cause, text = last.error_code or "unexpected", messages.failed(last, now, zone, name)
         found.troubles.append(Trouble(topic, cause, text, known=last.notification_sent))
@@ -81,6 +81,8 @@ def _of_job(
         text = messages.incomplete(last, now, zone, name)
         found.troubles.append(Trouble(topic, "partial", text, known=last.notification_sent))
         found.rows[topic] = [last]
+    elif report.last_good and Problem.OVERDUE in report.problems and report.in_progress:
+        found.undecided.add(topic)  # it is just being made up for
     elif report.last_good and Problem.OVERDUE in report.problems:
         found.troubles.append(Trouble(topic, "overdue", messages.overdue(report.last_good, now, zone, name)))
     elif report.last_good is None or Problem.CANNOT_LOOK in report.problems:

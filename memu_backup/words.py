@@ -291,6 +291,8 @@ def _health(report: StatusReport) -> str:
             return "Backup history out of reach - check that the database is running"
         case Problem.CHAT_ENDED:
             return "The bot was signed out of the chat - on the server, type: memu-backup chat login"
+        case Problem.CHAT_BROKEN:
+            return "The chat does not work - read the service's log, or sign the bot in anew: memu-backup chat login"
         case Problem.USB_OVERDUE:
             return "USB backup overdue - plug in your backup drive!"
 

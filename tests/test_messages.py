@@ -48,6 +48,7 @@ def statuses() -> Iterator[tuple[str, str]]:
         (Problem.OVERDUE, "overdue"),
         (Problem.OLDER_DAMAGED, "an older one is damaged"),
         (Problem.CHAT_ENDED, "the bot was signed out"),
+        (Problem.CHAT_BROKEN, "the bot does not work"),
     ):
         yield f"status: {what}", status(problems=(problem,))
     yield "status: no room", status(problems=(Problem.NO_ROOM,), free_bytes=3_000_000_000, days_left=0)
@@ -69,6 +70,7 @@ def by_itself() -> Iterator[tuple[str, str]]:
     yield "no_room", messages.no_room(3_000_000_000)
     yield "history_away", messages.history_away()
     yield "signed_out", messages.signed_out()
+    yield "chat_broken", messages.chat_broken()
     yield "well", messages.well(GOOD, *WHEN)
     yield "well_space", messages.well_space(412_000_000_000)
     yield "well_history", messages.well_history()
@@ -99,6 +101,7 @@ def answers() -> Iterator[tuple[str, str]]:
     yield "ended", messages.ended(replace(GOOD, created_at=NOW), *WHEN)
     yield "ended: incomplete", messages.ended(PARTIAL, *WHEN)
     yield "ended: failed", messages.ended(FAILED, *WHEN)
+    yield "broke", messages.broke()
     yield "checking", messages.checking(NIGHT, *WHEN)
     yield "checked", messages.checked(NIGHT, (), (), *WHEN)
     yield "checked: damaged", messages.checked(NIGHT, ("photos/lake.jpg differs.", "another"), (), *WHEN)

@@ -17,7 +17,7 @@ async def heard(receiver: Receiver, *runs: Run, before: dict[str, str] | None = 
     """What arrives; ``before`` is carried on."""
     carried = before if before is not None else {}
     urls = {"nightly": f"http://{receiver.at}/uuid?a=b"}
-    carried.update(await pulse.tell(urls, runs, dict(carried), SOON + timedelta(hours=hours)))
+    carried.update(await pulse.tell(urls, runs, dict(carried), SOON + timedelta(hours=hours), set()))
     paths = [request.path for request in receiver.heard]
     receiver.heard.clear()
     return paths

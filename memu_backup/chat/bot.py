@@ -40,7 +40,7 @@ _PROGRESS_S = 20.0
 """Homeservers let an account say some ten things a minute."""
 
 _STRANGERS_AGAIN = timedelta(hours=1)
-_STRANGERS = 1000
+_STRANGERS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,8 @@ class Bot:
     def stranger(self, who: str, what: str) -> None:
         """They get silence, and an audit line: one an hour, as the audit is not theirs to fill."""
         now = self._clock()
-        before = self._strangers.get((who, what))
-        if (before and timedelta() <= now - before < _STRANGERS_AGAIN) or len(self._strangers) >= _STRANGERS:
-            self._strangers = {key: at for key, at in self._strangers.items() if now - at < _STRANGERS_AGAIN}
+        self._strangers = {k: at for k, at in self._strangers.items() if timedelta() <= now - at < _STRANGERS_AGAIN}
+        if (who, what) in self._strangers or len(self._strangers) >= _STRANGERS:
             return
         self._strangers[who, what] = now
         self._start(self._manager.note(Asker(who, "chat"), what, "", "refused"), "the audit")
@@ -150,7 +149,6 @@ class Bot:
         return self._yes(message.sender, question)
 
     def _yes(self, sender: str, question: Question | None) -> Reply:
-        self._question = None
         if question is None or self._clock() - question.asked_at > _ANSWER_WITHIN:
             return markup.headed(messages.nothing_asked())
         return self._begun(question.job, sender)
@@ -159,6 +157,8 @@ class Bot:
         return Reply(messages.begun(), then=partial(self._back_up, job, Asker(sender, "chat")))
 
     async def _back_up(self, job: str, asker: Asker, said: Said) -> None:
+        self._question = None
+
         async def work(on_progress: Callable[[Progress], None]) -> str:
             run = await self._manager.back_up(job, Trigger.MANUAL, asker, on_progress)
             return messages.ended(run, self._clock(), self._manager.config.zone)
@@ -192,6 +192,9 @@ class Bot:
                 outcome.append(await work(lambda moment: latest.__setitem__(slice(None), [moment])))
             except MemuError as error:
                 outcome.append(str(error))
+            except Exception as error:
+                outcome.append(messages.broke())
+                log.error("What the chat asked for broke (%s).", type(error).__name__, exc_info=error)
 
         task = self._start(do(), name)
         shown = ""

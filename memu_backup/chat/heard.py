@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections import deque
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from memu_backup.files import write_atomically
 log = logging.getLogger(__name__)
 
 _REMEMBERED = 500
+_AT_LEAST_EVERY_S = 3600.0
 
 
 class Heard:
@@ -21,6 +24,7 @@ class Heard:
         self._file = file
         self.token: str | None = None
         self._ids: deque[str] = deque(maxlen=_REMEMBERED)
+        self._saved_at = -math.inf
         try:
             found = json.loads(file.read_bytes())
             self.token = str(found["token"])
@@ -37,14 +41,20 @@ class Heard:
         self._ids.append(event_id)
         self._save()
 
-    def came_to(self, token: str) -> None:
-        """Everything before ``token`` was dealt with."""
+    def came_to(self, token: str, *, keep: bool = True, news: bool = True) -> None:
+        """Everything before ``token`` was dealt with, which is noted where it is to ``keep``.
+
+        Without ``news`` it is written down once an hour: a poll without any is no reason to wake a disk, and what lies
+        behind an older token is known by its ids.
+        """
         self.token = token
-        self._save()
+        if keep and (news or time.monotonic() - self._saved_at > _AT_LEAST_EVERY_S):
+            self._save()
 
     def _save(self) -> None:
         if self.token is None:
             return
+        self._saved_at = time.monotonic()
         try:
             write_atomically(self._file, json.dumps({"token": self.token, "events": list(self._ids)}).encode())
         except OSError as error:

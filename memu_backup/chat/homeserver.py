@@ -15,6 +15,7 @@ from nio import AsyncClient, AsyncClientConfig, ErrorResponse
 from memu_backup.errors import ChatAway, ChatError, ChatRefused, LoginEnded
 
 _PATIENCE_S = 30.0
+_LONGEST_WAIT_S = 900.0
 
 logging.getLogger("nio").setLevel(logging.CRITICAL)  # what it complains of it also returns, and we say it
 
@@ -88,7 +89,8 @@ def _refused(homeserver: str, status: int, told: Mapping[str, Any]) -> ChatError
     if status == 401 and (session := told.get("session")):
         return ChatRefused(f"The homeserver at {homeserver} asks for the password once more.", session)
     if code == "M_LIMIT_EXCEEDED" or status == 429:
-        wait_s = (told.get("retry_after_ms") or 60_000) / 1000
+        asked = told.get("retry_after_ms")
+        wait_s = min(asked / 1000, _LONGEST_WAIT_S) if isinstance(asked, int | float) and asked > 0 else 60.0
         return ChatAway(f"The homeserver at {homeserver} asks for patience. Try again in {wait_s:.0f} s.", wait_s)
     if status >= 500:
         return _away(homeserver)

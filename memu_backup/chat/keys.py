@@ -24,9 +24,10 @@ from nio import (
     RoomGetStateEventResponse,
     ToDeviceEvent,
 )
+from peewee import PeeweeException
 
 from memu_backup.chat.homeserver import call, good, translated
-from memu_backup.errors import ChatRefused, LoginEnded
+from memu_backup.errors import ChatAway, ChatRefused, LoginEnded
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,22 @@ class Keys:
                     self._olm.decrypt_event(event)
 
     def read(self, room: str, event: MegolmEvent) -> Event | None:
-        """What it says, None where its key is not here."""
+        """What it says, None where its key is not here, or is not its sender's: the homeserver could set any name on a
+        message, but not have it encrypted with somebody else's key.
+        """
         found: Event | None = self._olm.decrypt_event(event, room)
+        if found is None:
+            return None
+        theirs = {device.curve25519 for device in self._olm.device_store.active_user_devices(event.sender)}
+        if event.sender_key not in theirs:
+            log.warning("A message in the name of %s came from no device of theirs and is passed over.", event.sender)
+            return None
         return found
+
+    async def know(self, who: set[str]) -> None:
+        """Learn which devices they have, before something of theirs is read. Raises ChatError."""
+        if who:
+            await self._query(who)
 
     async def mend(self) -> None:
         """Begin anew with devices whose keys got lost here, as where the bot's state came from an older backup.
@@ -156,6 +170,12 @@ class Keys:
         except BaseException:
             self._olm.outbound_group_sessions.pop(room, None)  # some may not have it: nothing is said with it
             raise
+        others = {who for who in members if who != self._olm.user_id}
+        if others and not given:
+            self._olm.outbound_group_sessions.pop(room, None)
+            raise ChatAway(
+                "Of those in the room nobody could be given the key, so nobody could read what is said there."
+            )
         session = self._olm.outbound_group_sessions[room]
         session.users_shared_with, session.shared = given, True
 
@@ -189,6 +209,11 @@ def passed_over(what: str) -> Iterator[None]:
     """Around what others send: whatever its shape, the next is not kept waiting by it."""
     try:
         yield
+    except (OSError, PeeweeException) as error:  # of our own disk: it says nothing about what was sent
+        raise ChatAway(
+            f"The bot's keys cannot be read or written ({type(error).__name__}), so the chat has to wait. Is the disk "
+            "with its state full?"
+        ) from error
     except Exception as error:
         log.warning("%s made no sense to the bot (%s); it goes on without.", what, type(error).__name__)
         log.debug("What made no sense:", exc_info=error)

@@ -8,7 +8,7 @@ import json
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -78,7 +78,8 @@ class Session:
     """Listens in ``room`` and lets ``answer`` say what to reply. It takes invitations of those who ``may_invite``.
 
     ``on_hearing`` is called each time that something can be said in the room, after it could not; ``on_stranger`` with
-    who did what that is passed over, such as an invitation of somebody else.
+    who did what that is passed over, such as an invitation of somebody else. Without ``answer`` it only speaks, and
+    what is said meanwhile is heard by the next that listens.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Session:
         account: Account,
         room: str,
         may_invite: frozenset[str],
-        answer: Answer,
+        answer: Answer | None,
         on_hearing: Callable[[], None] = lambda: None,
         on_stranger: Callable[[str, str], None] = lambda _who, _what: None,
     ) -> None:
@@ -172,17 +173,24 @@ class Session:
         self._pass_over_others(rooms.get("join", {}))
         self._speaks = client, keys
         if self._inside:
-            events = here["timeline"]["events"] if here else []
-            self._own.extend(str(e["event_id"]) for e in events if e.get("sender") == self._account.user_id)
-            self._told_back.set()
-            for message in self._hearing.of(events, keys, encrypted=await keys.are_needed(self.room)):
-                if message.event_id not in self._heard:
-                    self._waiting.put_nowait(message)
+            await self._take_in(keys, here["timeline"]["events"] if here else ())
         # Only when all is answered: what is not is heard once more after a crash.
         await self._waiting.join()
         if self._login_ended:
             raise self._login_ended  # what was asked is heard by the next login
-        self._heard.came_to(str(told["next_batch"]))
+        news = bool(rooms or told.get("to_device", {}).get("events"))
+        self._heard.came_to(str(told["next_batch"]), keep=self._answer is not None, news=news)
+
+    async def _take_in(self, keys: Keys, events: Sequence[Mapping[str, Any]]) -> None:
+        own = self._account.user_id
+        self._own.extend(str(e["event_id"]) for e in events if e.get("sender") == own)
+        self._told_back.set()
+        if self._answer is None:
+            return
+        await keys.know({str(e.get("sender")) for e in events if e.get("type") == "m.room.encrypted"} - {own})
+        for message in self._hearing.of(events, keys, encrypted=await keys.are_needed(self.room)):
+            if message.event_id not in self._heard:
+                self._waiting.put_nowait(message)
 
     async def _join(self, client: AsyncClient, invited: Mapping[str, Any]) -> None:
         """Accept invitations; one that was taken back meanwhile must not keep the bot from listening."""
@@ -248,6 +256,7 @@ class Session:
         await self._answer_now(message)
 
     async def _answer_now(self, message: Message) -> None:
+        assert self._answer
         reply = await self._answer(message)
         said = await patiently(partial(self.say, reply, message.event_id)) if reply else None
         self._heard.add(message.event_id)  # after the reply: better twice than never

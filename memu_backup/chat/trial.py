@@ -1,41 +1,34 @@
-"""Tries the chat where no service runs: the bot comes, says that this is a test, and goes."""
+"""Tries the chat where no service runs: the bot comes, says that this is a test, and goes. It listens to nobody."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from memu_backup.chat import bot
 from memu_backup.chat.account import Safe
-from memu_backup.clock import now
+from memu_backup.chat.bot import Room
+from memu_backup.chat.session import Session
+from memu_backup.config import Config
 from memu_backup.errors import ChatError, UsageError
-from memu_backup.manager import Manager
-from memu_backup.teller import Room, Teller
 
 _PATIENCE_S = 60.0
 
 
-class _Waiting(Teller):
-    """Tells nothing, but when the room is open."""
+async def trial(config: Config) -> Mapping[str, Any]:
+    """See ``teller.Room.test``; a room is set, and the caller sees to it that no service uses the bot's keys meanwhile.
 
-    def __init__(self, manager: Manager) -> None:
-        super().__init__(manager, now, None, expects_room=True)
-        self.opened = asyncio.Event()
-
-    def room_is_open(self, room: Room) -> None:
-        super().room_is_open(room)
-        self.opened.set()
-
-
-async def trial(manager: Manager) -> Mapping[str, Any]:
-    """See ``Room.test``; the caller sees to it that no service uses the bot's keys meanwhile. Raises ChatError."""
-    account = Safe(manager.config.state_dir).account()
+    Raises ChatError, UsageError.
+    """
+    safe, room = Safe(config.state_dir), config.backup_notification_room
+    account = safe.account()
+    assert room
     if account is None:
         raise UsageError("The bot is not signed in yet. Type: memu-backup chat login")
-    teller = _Waiting(manager)
-    running = asyncio.ensure_future(bot.run(manager, teller, _start, now, account))
-    opening = asyncio.ensure_future(teller.opened.wait())
+    opened = asyncio.Event()
+    session = Session(safe, account, room, frozenset(config.chat.admins), None, opened.set)
+    running = asyncio.ensure_future(session.run())
+    opening = asyncio.ensure_future(opened.wait())
     try:
         await asyncio.wait({running, opening}, timeout=_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
         if running.done():
@@ -43,14 +36,10 @@ async def trial(manager: Manager) -> Mapping[str, Any]:
         if not opening.done():
             raise ChatError(
                 f"{account.user_id} is not in the room, or its homeserver does not answer. Let one of the admins "
-                f"invite it to {manager.config.backup_notification_room}, then try again."
+                f"invite it to {room}, then try again."
             )
-        return await teller.test_room()
+        return await Room(session, config.host).test()
     finally:
         for task in (running, opening):
             task.cancel()
         await asyncio.wait({running, opening})
-
-
-def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-    return asyncio.create_task(work, name=name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memu_backup.cli.shell import Json, app, command, load, the_manager
+from memu_backup.cli.shell import Json, app, command, load
 from memu_backup.errors import ChatError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ async def login(
     if lacking:
         console.say("\n".join([f"Now write into {settings.path}:", *lacking]))
     room = f" {settings.backup_notification_room}" if settings.backup_notification_room else ""
-    console.say(f"Then start the service anew, and let one of the admins invite {account.user_id} to the room{room}.")
+    first = "Then start the service anew, and let" if lacking else "Let"
+    console.say(f"{first} one of the admins invite {account.user_id} to the room{room}, unless it is there already.")
     console.say("To see whether it works, type: memu-backup chat test")
 
 
@@ -73,9 +74,8 @@ async def test(json: Json = False) -> None:
     answer = await bell.ask(service_folder(settings.state_dir), "chat test", _PATIENCE_S)
     if answer is None:
         console.complain("The service does not run; the bot comes for this test alone …")
-        async with the_manager() as manager:
-            with alone(settings.state_dir):
-                told = dict(await trial(manager))
+        with alone(settings.state_dir):
+            told = dict(await trial(settings))
     elif "error" in answer:
         raise ChatError(answer["error"]["message"])
     else:

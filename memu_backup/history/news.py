@@ -65,8 +65,12 @@ class News:
             await self._database.ask(work)
         except HistoryAway as error:
             log.debug("%s", error)
+            notes = [letter.note for letter in self._spool.letters()]
+            waiting = {note.run_id: note for note in notes if isinstance(note, Run)}
             for run in runs:
-                await asyncio.to_thread(self._spool.put, replace(run, notification_sent=True))
+                now = waiting.get(run.run_id, run)  # found damaged since, perhaps
+                if (now.status, now.error_code) == (run.status, run.error_code):
+                    await asyncio.to_thread(self._spool.put, replace(now, notification_sent=True))
 
     async def follow(self, wake: Callable[[], None], pause_s: float = 30.0) -> None:
         """Call ``wake`` at each change of a row, and whenever changes may have been missed. Until cancelled.

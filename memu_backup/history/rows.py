@@ -182,7 +182,8 @@ async def read_news(connection: Connection, host: str) -> list[Run]:
         f"SELECT {', '.join(_RUN)} FROM backup_history WHERE host = $1 AND ("  # noqa: S608  names of our own fields
         "status = 'in_progress' OR "
         "(status IN ('failed', 'partial') AND retry_at IS NULL AND NOT notification_sent) OR id IN "
-        "(SELECT DISTINCT ON (job) id FROM backup_history WHERE host = $1 ORDER BY job, created_at DESC, id DESC)) "
+        "(SELECT DISTINCT ON (job, regexp_replace(location, '[^/]*$', '')) id FROM backup_history WHERE host = $1 "
+        "ORDER BY job, regexp_replace(location, '[^/]*$', ''), created_at DESC, id DESC)) "
         "ORDER BY created_at DESC LIMIT $2",
         to_text(host),
         _MOST_NEWS,

@@ -54,9 +54,9 @@ class Family:
         try:
             account = Safe(self.home.folder / "state").account()
             assert account
-            await bots.run(manager, teller, _start, clock, account)
+            await bots.run(manager, teller, start, clock, account)
         except LoginEnded:
-            teller.room_is_lost()
+            teller.room_is_lost(signed_out=True)
             raise
 
     async def hears(self, timeout_s: float = 10) -> str:
@@ -94,7 +94,7 @@ class Family:
         return heard.body
 
 
-def _start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+def start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
     return asyncio.create_task(work, name=name)
 
 
