@@ -83,7 +83,7 @@ class Bot:
         return None
 
     def stranger(self, who: str, what: str) -> None:
-        """They get silence, and an audit line: one an hour, as the audit is not theirs to fill."""
+        """They get silence and an audit line, of each one an hour: the audit is not theirs to fill."""
         now = self._clock()
         self._strangers = {k: at for k, at in self._strangers.items() if timedelta() <= now - at < _STRANGERS_AGAIN}
         if (who, what) in self._strangers or len(self._strangers) >= _STRANGERS:
@@ -184,30 +184,35 @@ class Bot:
 
     async def _shown(self, said: Said, name: str, work: Callable[[Callable[[Progress], None]], Awaitable[str]]) -> None:
         """Do it, and keep what was said up to date: where it stands, and what it came to."""
-        latest: list[Progress] = []
-        outcome: list[str] = []
+        latest: Progress | None = None
+        outcome = ""
+
+        def note(moment: Progress) -> None:  # called in other threads
+            nonlocal latest
+            latest = moment
 
         async def do() -> None:
+            nonlocal outcome
             try:
-                outcome.append(await work(lambda moment: latest.__setitem__(slice(None), [moment])))
+                outcome = await work(note)
             except MemuError as error:
-                outcome.append(str(error))
+                outcome = str(error)
             except Exception as error:
-                outcome.append(messages.broke())
+                outcome = messages.broke()
                 log.error("What the chat asked for broke (%s).", type(error).__name__, exc_info=error)
 
         task = self._start(do(), name)
         shown = ""
         while not task.done():
             await asyncio.wait({task}, timeout=_PROGRESS_S)
-            if not task.done() and latest and (text := messages.progress(latest[0])) != shown:
+            if not task.done() and latest and (text := messages.progress(latest)) != shown:
                 shown = text
                 try:
                     await said.anew(Reply(text))
                 except ChatError as error:  # the next one tells it
                     log.debug("%s", error)
         if outcome:
-            await said.finally_anew(markup.headed(outcome[0]))
+            await said.finally_anew(markup.headed(outcome))
 
 
 def _same_day(at: datetime, now: datetime, zone: tzinfo) -> bool:
