@@ -49,10 +49,22 @@ class Nights:
         elif due := watch.due(now):
             self._pausing.pop(job, None)  # a new night: the last one's is not tried any more
             late = now - due > schedule.ON_TIME
-            self._start(self._catch_up(job, due) if late else self._back_up(job, Trigger.SCHEDULE), f"backup job {job}")
+            self._submit(job, self._catch_up(job, due) if late else self._back_up(job, Trigger.SCHEDULE))
         elif (failed := self._pausing.get(job)) and failed.retry_at and schedule.is_over(failed.retry_at, now):
             del self._pausing[job]
-            self._start(self._try_again(job, failed), f"backup job {job}")
+            self._submit(job, self._try_again(job, failed))
+
+    def _submit(self, job: str, work: Coroutine[Any, Any, None]) -> None:
+        """Under way from here on: what is begun a moment later is this service's own thread, too."""
+        self._under_way.add(job)
+
+        async def through() -> None:
+            try:
+                await work
+            finally:
+                self._under_way.discard(job)
+
+        self._start(through(), f"backup job {job}")
 
     async def look_back(self) -> None:
         """Once the history is open: take up the thread of an earlier service."""
@@ -92,20 +104,18 @@ class Nights:
             await self._back_up(job, failed.trigger, failed.attempt + 1)
 
     def _pause(self, run: Run) -> None:
-        if run.status is Status.FAILED and run.retry_at:
+        known = self._pausing.get(run.job)
+        if run.status is Status.FAILED and run.retry_at and (known is None or known.run_id != run.run_id):
             self._pausing[run.job] = run
             at = run.retry_at.astimezone(self._config.zone)
             log.info("Backup job %s is tried again at %s.", run.job, f"{at:%H:%M}")
 
     async def _back_up(self, job: str, trigger: Trigger, attempt: int = 1) -> None:
-        self._under_way.add(job)
         try:
             # It writes down and logs how it went.
             self._pause(await self._manager.back_up(job, trigger, SCHEDULER, attempt=attempt))
         except MemuError as error:
             log.error("Backup job %s could not begin: %s", job, error)
-        finally:
-            self._under_way.discard(job)
 
 
 def _counts(run: Run) -> bool:
