@@ -91,6 +91,18 @@ class Safe:
             raise ChatError(why) from error
         return folder
 
+    def kept_keys(self, device_id: str) -> Path:
+        """The folder with a device's keys. Raises ChatError where they are gone: under the same name others would be
+        taken for a stranger's.
+        """
+        folder = self.keys(device_id)
+        if not any(folder.iterdir()):
+            raise ChatError(
+                f"The keys of the bot's login are gone from {folder}, so it cannot go on with that login; backups are "
+                "made all the same. Sign it in anew: memu-backup chat login"
+            )
+        return folder
+
     def forget_keys(self, device_id: str) -> None:
         """Of a device that never came to be."""
         shutil.rmtree(self.folder / _KEYS / device_id, ignore_errors=True)

@@ -119,7 +119,7 @@ class Session:
             account.homeserver,
             account.user_id,
             device_id=account.device_id,
-            keys=self._safe.keys(account.device_id),
+            keys=self._safe.kept_keys(account.device_id),
             pickle_key=account.pickle_key,
         )
         async with opened as client:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +25,7 @@ from memu_backup.chat.bot import run as bot_runs
 from memu_backup.chat.heard import Heard
 from memu_backup.clock import Clock, now
 from memu_backup.config import load
+from memu_backup.errors import ChatError
 from memu_backup.lock import held
 from memu_backup.manager import Manager, history_of
 from memu_backup.model import StatusReport
@@ -101,7 +103,7 @@ async def test_a_homeserver_that_answers_nonsense_does_not_mute_the_other_way(
     home.configure(sources=NO_DATABASE, top=f'backup_notification_room = "{ROOM}"')
     assert home.run("start").status == 1
     async with homeserver(lambda: web.json_response(answer[0], status=answer[1])) as url:
-        Safe(home.folder / "state").keys("DEVICE")
+        (Safe(home.folder / "state").keys("DEVICE") / "keys").touch()
         clock = Days()
         async with telling(home, clock, receiver, Account(url, "@bot:hs", "DEVICE", "token", "key")):
             await asyncio.sleep(1)
@@ -158,6 +160,18 @@ async def test_keys_that_are_damaged_are_told_and_retried(family: Family, receiv
     finally:
         service.terminate()
         service.wait()
+
+
+async def test_a_login_whose_keys_are_gone_is_not_gone_on_with(family: Family, synapse: Synapse) -> None:
+    safe = Safe(family.home.folder / "state")
+    account = safe.account()
+    assert account
+    before = await family.anna.device_trust(family.bot)
+    shutil.rmtree(safe.folder / "keys")
+    async with family.bot_runs() as running:
+        with pytest.raises(ChatError, match="memu-backup chat login"):
+            await asyncio.wait_for(asyncio.shield(running), 10)
+    assert (await family.anna.device_trust(family.bot))["device_keys"] == before["device_keys"]
 
 
 async def test_a_failure_that_comes_as_the_history_goes_is_told_when_it_is_back(
