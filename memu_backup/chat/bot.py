@@ -62,6 +62,7 @@ class Bot:
         self._clock = clock
         self._admins = frozenset(manager.config.chat.admins)
         self._question: Question | None = None
+        self._making_since: datetime | None = None
         self._strangers: dict[tuple[str, str], datetime] = {}
 
     async def answer(self, message: Message) -> Reply | None:
@@ -157,11 +158,19 @@ class Bot:
         return Reply(messages.begun(), then=partial(self._back_up, job, Asker(sender, "chat")))
 
     async def _back_up(self, job: str, asker: Asker, said: Said) -> None:
+        now, zone = self._clock(), self._manager.config.zone
         self._question = None
+        if self._making_since:  # two who asked, or said yes, at the same moment
+            await said.finally_anew(markup.headed(messages.running(self._making_since, now, zone)))
+            return
+        self._making_since = now
 
         async def work(on_progress: Callable[[Progress], None]) -> str:
-            run = await self._manager.back_up(job, Trigger.MANUAL, asker, on_progress)
-            return messages.ended(run, self._clock(), self._manager.config.zone)
+            try:
+                run = await self._manager.back_up(job, Trigger.MANUAL, asker, on_progress)
+            finally:
+                self._making_since = None
+            return messages.ended(run, self._clock(), zone)
 
         await self._shown(said, f"backup job {job}", work)
 

@@ -1,0 +1,62 @@
+"""Two who want the same at the same moment have it done once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from memu_backup.chat.session import Session
+from tests.chat.family import Family, joined
+from tests.chat.test_acts import says
+
+
+class Polls:
+    """Lets the bot hear all that is said meanwhile in one poll."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._go_on = asyncio.Event()
+        self._go_on.set()
+        real = Session._poll
+
+        async def poll(session: Session, *arguments: Any, **more: Any) -> Any:
+            await self._go_on.wait()
+            return await real(session, *arguments, **more)
+
+        monkeypatch.setattr(Session, "_poll", poll)
+
+    async def at_once(self, family: Family, *texts: str) -> None:
+        self._go_on.clear()
+        await family.anna.say(family.room, "hello")  # ends the poll that is under way, if one is
+        await asyncio.sleep(0.5)
+        for text in texts:
+            await family.anna.say(family.room, text)
+        self._go_on.set()
+
+
+async def test_one_backup_is_made_of_two_that_are_asked_for_at_once(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls = Polls(monkeypatch)
+    async with family.bot_runs():
+        await joined(family)
+        await polls.at_once(family, "!backup now", "!backup now")
+        said = [await says(family) for _ in range(4)]
+        await family.quiet()
+    assert said.count("The backup has begun. I will tell here how it goes.") == 2
+    assert [text for text in said if text.startswith("A backup is being made already, since today ")]
+    assert len(family.home.archives) == 1
+
+
+async def test_one_backup_is_made_where_two_say_yes_at_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert family.home.run("start").status == 0
+    polls = Polls(monkeypatch)
+    async with family.bot_runs():
+        await joined(family)
+        assert (await family.answered("!backup now")).startswith("There is a good backup of today ")
+        await polls.at_once(family, "!backup yes", "!backup yes")
+        said = [await says(family) for _ in range(4)]
+        await family.quiet()
+    assert [text for text in said if text.startswith("A backup is being made already, since today ")]
+    assert len(family.home.archives) == 2
