@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 _POLL_MS = 30_000
 _FIRST_POLL_S = 120.0
+_AT_ONCE_S = 1.0
 _TOLD_BACK_S = 60.0
 _BREAKS_S = (0.2, 2.0)
 _PAUSES_S = (1.0, 2.0, 5.0, 15.0, 60.0)
@@ -139,8 +141,11 @@ class Session:
         first = True
         while True:
             try:
+                begun = time.monotonic()
                 told = await self._poll(client, first=first)
                 await self._after(client, keys, told)
+                if not (first or _has_news(told)) and time.monotonic() - begun < _AT_ONCE_S:
+                    await asyncio.sleep(_AT_ONCE_S)  # a homeserver that does not wait for news must not be overrun
                 first, self._failures = False, 0
                 self._note_hearing()
             except LoginEnded:
@@ -157,14 +162,19 @@ class Session:
         if self._heard.token:
             wish["since"] = self._heard.token
         patience_s = _FIRST_POLL_S if first else _POLL_MS / 1000 + 30
-        return await call(client, "GET", f"/sync?{urlencode(wish)}", patience_s=patience_s)
+        try:
+            return await call(client, "GET", f"/sync?{urlencode(wish)}", patience_s=patience_s)
+        except ChatRefused:
+            self._heard.token = None  # it may be of another homeserver; what was answered is known by its ids
+            raise
 
     async def _after(self, client: AsyncClient, keys: Keys, told: Mapping[str, Any]) -> None:
         keys.take(told.get("to_device", {}).get("events", []))
         await keys.top_up(told)
         await keys.mend()
         rooms = told.get("rooms", {})
-        if here := rooms.get("join", {}).get(self.room):
+        here = rooms.get("join", {}).get(self.room)
+        if here is not None:
             self._inside = True
         elif self.room in rooms.get("leave", {}):
             self._inside = False
@@ -173,13 +183,12 @@ class Session:
         self._pass_over_others(rooms.get("join", {}))
         self._speaks = client, keys
         if self._inside:
-            await self._take_in(keys, here["timeline"]["events"] if here else ())
+            await self._take_in(keys, _events(here))
         # Only when all is answered: what is not is heard once more after a crash.
         await self._waiting.join()
         if self._login_ended:
             raise self._login_ended  # what was asked is heard by the next login
-        news = bool(rooms or told.get("to_device", {}).get("events"))
-        self._heard.came_to(str(told["next_batch"]), keep=self._answer is not None, news=news)
+        self._heard.came_to(str(told["next_batch"]), keep=self._answer is not None, news=_has_news(told))
 
     async def _take_in(self, keys: Keys, events: Sequence[Mapping[str, Any]]) -> None:
         own = self._account.user_id
@@ -209,10 +218,10 @@ class Session:
 
     def _pass_over_others(self, joined: Mapping[str, Any]) -> None:
         for room in joined.keys() - {self.room}:
-            for event in joined[room]["timeline"]["events"]:
-                if "state_key" not in event and event["sender"] != self._account.user_id:
+            for event in _events(joined[room]):
+                if "state_key" not in event and (sender := str(event.get("sender"))) != self._account.user_id:
                     log.info("A message in another room (%s) is not for the bot.", room)
-                    self._on_stranger(event["sender"], "message in another room")
+                    self._on_stranger(sender, "message in another room")
 
     def _note_hearing(self) -> None:
         if self._inside and not self._is_heard:
@@ -323,6 +332,18 @@ async def patiently(send: Callable[[], Awaitable[T]]) -> T:
         except ChatAway as error:
             await asyncio.sleep(max(pause_s, error.wait_s))
     return await send()
+
+
+def _events(room: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
+    """What was said in a room; a homeserver may leave out what is empty."""
+    said: Sequence[Mapping[str, Any]] = (room or {}).get("timeline", {}).get("events", ())
+    return said
+
+
+def _has_news(told: Mapping[str, Any]) -> bool:
+    rooms = told.get("rooms", {})
+    said = any(_events(room) for room in rooms.get("join", {}).values())
+    return bool(said or rooms.get("invite") or rooms.get("leave") or told.get("to_device", {}).get("events"))
 
 
 def _inviter(invitation: Mapping[str, Any], invited: str) -> str:
