@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nio import Event, MegolmEvent, ReactionEvent, RoomMessageText
+from nio import Event, MegolmEvent, ReactionEvent, RoomMessageNotice, RoomMessageText
 
 from memu_backup.chat.keys import Keys, passed_over
 
@@ -87,6 +87,7 @@ class Hearing:
                 )
             return False
         if event["sender"] == self._own_id:
+            log.debug("The bot's own message is passed over.")
             return False
         if _age_s(event) > _STALE_S:
             log.info("A message of %s is too old to be answered.", event["sender"])
@@ -102,6 +103,8 @@ def _age_s(event: Mapping[str, Any]) -> float:
 def _message(event: object, *, secret: bool) -> Message | None:
     if isinstance(event, ReactionEvent):  # no client encrypts these; what they say yes to was encrypted
         return Message(event.event_id, event.sender, event.key, under=event.reacts_to)
+    if isinstance(event, RoomMessageNotice):  # by custom what bots say, who must not talk with each other
+        log.info("A notice of %s is passed over.", event.sender)
     if not isinstance(event, RoomMessageText):
         return None
     if not secret:
@@ -110,6 +113,7 @@ def _message(event: object, *, secret: bool) -> Message | None:
     relation = event.source["content"].get("m.relates_to")
     relation = relation if isinstance(relation, dict) else {}  # whatever its sender put there
     if relation.get("rel_type") == "m.replace":
+        log.info("An edit by %s is passed over.", event.sender)
         return None
     return Message(event.event_id, event.sender, _own_words(event.body) if "m.in_reply_to" in relation else event.body)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import subprocess
 from pathlib import Path
@@ -77,8 +78,9 @@ async def test_it_is_heard_in_a_restart_once(family: Family) -> None:
 
 
 async def test_what_is_not_said_to_it_by_the_family_is_not_answered(
-    family: Family, synapse: Synapse, person: Person
+    family: Family, synapse: Synapse, person: Person, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     mallory = await person("mallory")
     trap, den = await mallory.create_room(invite=[family.bot]), await mallory.create_room(invite=[family.bot])
     account = Safe(family.home.folder / "state").account()
@@ -95,6 +97,15 @@ async def test_what_is_not_said_to_it_by_the_family_is_not_answered(
         await family.anna.silent(family.room, sender=family.bot, for_s=2)
         await mallory.silent(den, sender=family.bot, for_s=0.1)
         assert not await is_member(family, family.bot, of=trap, asking=mallory)
+    anna = family.anna.user_id
+    for line in (
+        f"An edit by {anna} is passed over.",
+        f"A message of {anna} came without encryption and is passed over.",
+        f"A notice of {anna} is passed over.",
+        f"A message in another room ({den}) is not for the bot.",
+        f"An invitation of {mallory.user_id} to the room {trap} is passed over.",
+    ):
+        assert caplog.messages.count(line) == 1, line
 
 
 async def test_a_phone_that_was_just_added_can_read_the_answer(
