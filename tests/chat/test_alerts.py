@@ -17,7 +17,7 @@ from memu_backup.chat.account import Safe
 from memu_backup.clock import now
 from tests.chat.family import Family, joined, until
 from tests.chat.test_bot import started
-from tests.home import query
+from tests.home import children, query
 from tests.receiver import Receiver
 from tests.synapse import Synapse
 
@@ -336,15 +336,17 @@ async def test_no_secret_is_in_any_message_or_in_the_log(family: Family, receive
         said += [await family.answered("!backup status"), await family.answered("!backup verify")]
         await until(lambda: asyncio.sleep(0, any("fail" in request.path for request in receiver.heard)))
         await asyncio.sleep(0.5)
+        typed = " ".join(Path(f"/proc/{pid}/cmdline").read_text() for pid in (service.pid, *children(service.pid)))
     finally:
         service.terminate()
         await asyncio.to_thread(service.wait, 10)
     log = (tmp_path / "log").read_text()
     assert any("The database did not answer" in text for text in said)
     assert "The heartbeat at" in log
-    account = Safe(family.home.folder / "state").account()
-    assert account
-    for canary in (secret, account.token, account.pickle_key, "correct horse"):
-        assert canary not in log + "".join(said) + repr(family.home.rows()) + repr(family.home.audit())
+    safe = Safe(family.home.folder / "state")
+    account, seeds = safe.account(), json.loads((safe.folder / "identity.json").read_text()).values()
+    assert account and len(seeds) == 3
+    for canary in (secret, account.token, account.pickle_key, "correct horse", *seeds):
+        assert canary not in log + "".join(said) + repr(family.home.rows()) + repr(family.home.audit()) + typed
         assert canary not in family.home.run("status", "--json").out + family.home.run("log", "--json").out
         assert canary not in (family.home.folder / "state" / "alarms.json").read_text()

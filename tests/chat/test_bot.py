@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import signal
+import stat
 import subprocess
 from pathlib import Path
 from urllib.parse import quote
@@ -174,6 +175,8 @@ async def test_a_login_that_was_ended_ends_the_chat_with_a_sentence(family: Fami
 
 async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: Path) -> None:
     assert family.home.run("start").status == 0
+    state = family.home.folder / "state"
+    before = list(state.rglob("*"))
     service = started(family.home, tmp_path / "log")
     try:
         await joined(family)
@@ -187,6 +190,10 @@ async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: P
     account = Safe(family.home.folder / "state").account()
     assert account and account.token not in said and account.pickle_key not in said
     assert "WARNING" not in said and "ERROR" not in said, said
+    made = [path for path in state.rglob("*") if path not in before]
+    assert {path.name for path in made} >= {"heard.json", "alarms.json", "service"}
+    for path in (*made, *family.home.archives):
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
 async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
@@ -208,6 +215,6 @@ async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
 
 
 def started(home: Home, log: Path, *before: str) -> subprocess.Popen[bytes]:
-    """The service; ``before`` are options that stand before the command."""
+    """The service, where files are open to everybody; ``before`` are options that stand before the command."""
     with log.open("wb") as written:
-        return subprocess.Popen(home.argv(*before, "run"), cwd=home.folder, stdout=written, stderr=written)
+        return subprocess.Popen(home.argv(*before, "run"), cwd=home.folder, stdout=written, stderr=written, umask=0)
