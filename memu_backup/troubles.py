@@ -16,6 +16,9 @@ from memu_backup.model import Problem, Run, Status, StatusReport
 _SLACK = timedelta(hours=2)
 """What was to be tried again, and was not so much later, is not tried any more."""
 
+_MADE_UP = timedelta(minutes=5)
+"""By then a service that starts, or wakes, has begun what it missed."""
+
 _FRESH = timedelta(days=1)
 _FULL = frozenset({"disk_full", "no_inodes", "quota"})
 
@@ -84,7 +87,8 @@ def _of_job(
     elif report.last_good and Problem.OVERDUE in report.problems and report.in_progress:
         found.undecided.add(topic)  # it is just being made up for
     elif report.last_good and Problem.OVERDUE in report.problems:
-        found.troubles.append(Trouble(topic, "overdue", messages.overdue(report.last_good, now, zone, name)))
+        text = messages.overdue(report.last_good, now, zone, name)
+        found.troubles.append(Trouble(topic, "overdue", text, wait=_MADE_UP))
     elif report.last_good is None or Problem.CANNOT_LOOK in report.problems:
         found.undecided.add(topic)
     else:
