@@ -126,25 +126,31 @@ class Daemon:
 
     async def _chat(self) -> None:
         """Whatever becomes of it, backups are made all the same. Who signs the bot in anew need not restart us."""
-        ended: Account | None = None
+        account = ended = None
         failures = 0
+        if _signed_in(self._config) is None:
+            log.warning(
+                "A room is set, but the bot is not signed in, so nobody is answered or told there; backups are made "
+                "all the same. To sign it in: memu-backup chat login"
+            )
         while True:
-            account, begun = _signed_in(self._config), time.monotonic()
-            if account and account != ended:
-                try:
+            begun = time.monotonic()
+            try:
+                account = Safe(self._config.state_dir).account()
+                if account and account != ended:
                     await self._chat_as(account)
-                except LoginEnded as error:
-                    ended = account
-                    if _signed_in(self._config) == ended:
-                        log.error("%s", error)
-                        self._teller.room_is_lost(signed_out=True)
-                except Exception as error:
-                    failures = failures + 1 if time.monotonic() - begun < _LONG_ENOUGH_S else 1
-                    if failures == 1:  # once each time
-                        known = isinstance(error, ChatError)
-                        log.error("The chat does not work: %s", error, exc_info=None if known else error)
-                    self._teller.room_is_lost(signed_out=False)
-                    await asyncio.sleep(min(_LONGEST_PAUSE_S, _SIGNED_IN_S * failures))
+            except LoginEnded as error:
+                ended = account
+                if _signed_in(self._config) == ended:
+                    log.error("%s", error)
+                    self._teller.room_is_lost(signed_out=True)
+            except Exception as error:
+                failures = failures + 1 if time.monotonic() - begun < _LONG_ENOUGH_S else 1
+                if failures == 1:  # once each time
+                    known = isinstance(error, ChatError)
+                    log.error("The chat does not work: %s", error, exc_info=None if known else error)
+                self._teller.room_is_lost(signed_out=False)
+                await asyncio.sleep(min(_LONGEST_PAUSE_S, _SIGNED_IN_S * failures))
             await asyncio.sleep(_SIGNED_IN_S)
 
     async def _chat_as(self, account: Account) -> None:

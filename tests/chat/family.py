@@ -23,6 +23,7 @@ from tests.human import Human
 from tests.synapse import Synapse
 
 PASSWORD = "correct horse battery staple"
+PHOTOS = '[sources.photos]\nkind = "directory"\npath = "photos"\n'
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class Family:
         heard = await self.anna.next(self.room, sender=self.bot)
         assert heard.decrypted and heard.msgtype == "m.text"
         return heard.body
+
+
+def configure(family: Family, sources: str = PHOTOS, more: str = "") -> None:
+    top = f'backup_notification_room = "{family.room}"'
+    family.home.configure(sources=sources, top=top, more=f'[chat]\nadmins = ["{family.anna.user_id}"]\n{more}')
 
 
 def start(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

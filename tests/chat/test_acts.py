@@ -9,8 +9,8 @@ from pathlib import Path
 from memu_backup.alarms import Book
 from memu_backup.clock import now
 from tests.chat.conftest import Person
-from tests.chat.family import Family, joined, until
-from tests.chat.test_alerts import Days, configure
+from tests.chat.family import Family, configure, joined, until
+from tests.chat.test_alerts import Days
 from tests.human import Human
 
 THUMB = "\N{THUMBS UP SIGN}"

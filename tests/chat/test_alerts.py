@@ -15,14 +15,13 @@ from memu_backup.alarms import Book
 from memu_backup.alerts.apprise import AppriseChannel
 from memu_backup.chat.account import Safe
 from memu_backup.clock import now
-from tests.chat.family import Family, joined, until
+from tests.chat.family import PHOTOS, Family, configure, joined, until
 from tests.chat.test_bot import started
 from tests.home import children, query
 from tests.receiver import Receiver
 from tests.synapse import Synapse
 
 NO_DATABASE = '[sources.chat]\nkind = "postgres"\nurl = "postgresql://nobody@127.0.0.1:1/chat"\n'
-PHOTOS = '[sources.photos]\nkind = "directory"\npath = "photos"\n'
 
 
 class Days:
@@ -33,11 +32,6 @@ class Days:
 
     def __call__(self) -> datetime:
         return now() + self.ahead
-
-
-def configure(family: Family, sources: str = PHOTOS, more: str = "") -> None:
-    top = f'backup_notification_room = "{family.room}"'
-    family.home.configure(sources=sources, top=top, more=f'[chat]\nadmins = ["{family.anna.user_id}"]\n{more}')
 
 
 async def runs(family: Family, status: int = 0) -> None:

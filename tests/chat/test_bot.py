@@ -13,13 +13,16 @@ from urllib.parse import quote
 
 import pytest
 
+from memu_backup import alarms
 from memu_backup.chat.account import Safe
 from memu_backup.chat.login import log_in
+from memu_backup.clock import now
 from memu_backup.errors import LoginEnded
 from tests.chat.conftest import Person
-from tests.chat.family import PASSWORD, Family, is_member, joined, settled
+from tests.chat.family import PASSWORD, Family, configure, is_member, joined, settled, until
 from tests.home import Home
 from tests.human import Human
+from tests.receiver import Receiver
 from tests.synapse import Synapse
 
 
@@ -212,6 +215,39 @@ async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
         service.terminate()
         service.wait()
     assert "ERROR" not in (log := (tmp_path / "log").read_text()) and "unexpected" not in log
+
+
+async def test_a_login_that_cannot_be_read_is_told_and_taken_up_where_it_is_back(
+    family: Family, tmp_path: Path, receiver: Receiver
+) -> None:
+    configure(family, more=f'[alerts]\nfallback = ["json://{receiver.at}/"]\n')
+    assert family.home.run("start").status == 0
+    state = family.home.folder / "state"
+    account = state / "chat" / "account.json"
+    good = account.read_text()
+    account.write_text(good[:-9])
+    begun = alarms.Told(now() - alarms.PATIENCE)
+    alarms.write(alarms.file_in(state), alarms.Book({alarms.CHAT: alarms.Alarm(alarms.CHAT, "broken", begun)}))
+    service = started(family.home, tmp_path / "log")
+    try:
+        await until(lambda: asyncio.sleep(0, bool(receiver.heard)))
+        assert "The bot does not work" in json.loads(receiver.heard[0].body)["message"]
+        assert f"{account} is damaged, so the chat does not work" in (tmp_path / "log").read_text()
+        account.write_text(good)
+        await joined(family)
+    finally:
+        service.terminate()
+        service.wait()
+
+
+async def test_a_room_without_a_bot_is_said_when_the_service_starts(family: Family, tmp_path: Path) -> None:
+    (family.home.folder / "state" / "chat" / "account.json").unlink()
+    service = started(family.home, tmp_path / "log")
+    try:
+        await until(lambda: asyncio.sleep(0, "memu-backup chat login" in (tmp_path / "log").read_text()))
+    finally:
+        service.terminate()
+        service.wait()
 
 
 def started(home: Home, log: Path, *before: str) -> subprocess.Popen[bytes]:

@@ -32,8 +32,8 @@ from memu_backup.model import StatusReport
 from memu_backup.postgres_server import PostgresServer
 from memu_backup.teller import Teller
 from tests.chat.conftest import Person
-from tests.chat.family import Family, joined, start, until
-from tests.chat.test_alerts import NO_DATABASE, Days, configure, runs, told
+from tests.chat.family import Family, configure, joined, start, until
+from tests.chat.test_alerts import NO_DATABASE, Days, runs, told
 from tests.chat.test_bot import started
 from tests.home import Home, query
 from tests.receiver import Receiver
