@@ -172,7 +172,9 @@ async def test_a_login_that_was_ended_is_told_another_way_at_once_and_in_the_sta
     assert json.loads(family.home.run("status", "--json").out)["nightly"]["problems"] == ["chat_ended"]
 
 
-async def test_a_run_that_was_killed_is_told_without_another_run(family: Family) -> None:
+async def test_a_run_that_was_killed_is_told_without_another_run(family: Family, receiver: Receiver) -> None:
+    """In the room, and to the dead-man's switch outside."""
+    expected_at(family, receiver)
     (family.home.photos / "film.mp4").write_bytes(b"film" * 20_000_000)
     async with family.bot_runs():
         await joined(family)
@@ -182,6 +184,7 @@ async def test_a_run_that_was_killed_is_told_without_another_run(family: Family)
         running.communicate()
         await family.look()
         assert "failed: It was interrupted" in await family.hears(70)
+        await until(lambda: asyncio.sleep(0, "/uuid/fail" in [request.path for request in receiver.heard]))
 
 
 async def _row_says(family: Family, status: str) -> bool:
@@ -292,6 +295,12 @@ async def test_a_history_that_stays_away_is_told_after_an_hour(family: Family) -
         assert await family.hears() == "All well again\nThe backup history can be reached again."
 
 
+def expected_at(family: Family, receiver: Receiver) -> None:
+    """Its heartbeat goes there."""
+    config, heartbeat = family.home.folder / "config.toml", f'heartbeat = "http://{receiver.at}/uuid"'
+    config.write_text(config.read_text().replace("[jobs.nightly]", f"[jobs.nightly]\n{heartbeat}"))
+
+
 def next_sunday_at_ten(after: datetime) -> datetime:
     from zoneinfo import ZoneInfo
 
@@ -304,11 +313,8 @@ def next_sunday_at_ten(after: datetime) -> datetime:
 async def test_a_heartbeat_is_told_of_the_beginning_and_the_end(
     family: Family, receiver: Receiver, status: str
 ) -> None:
-    config = family.home.folder / "config.toml"
     configure(family, PHOTOS if status == "success" else NO_DATABASE)
-    config.write_text(
-        config.read_text().replace("[jobs.nightly]", f'[jobs.nightly]\nheartbeat = "http://{receiver.at}/uuid"')
-    )
+    expected_at(family, receiver)
     async with family.bot_runs():
         await joined(family)
         await runs(family, 0 if status == "success" else 1)
