@@ -69,8 +69,8 @@ class Said:
         await self.session.send({**shown, "m.new_content": new, "m.relates_to": relation})
 
     async def finally_anew(self, reply: Reply) -> None:
-        """As ``anew``, also where the homeserver goes away just then. Raises ChatError where it stays away."""
-        await patiently(partial(self.anew, reply))
+        """As ``anew``, also where the homeserver goes away for up to an hour. Raises ChatError where it stays away."""
+        await patiently(partial(self.anew, reply), (*_PAUSES_S, *[_PAUSES_S[-1]] * 60))
 
 
 Answer = Callable[[Message], Awaitable[Reply | None]]
@@ -280,7 +280,10 @@ class Session:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, ChatError):
+            log.warning("How it went could not be said in the room: %s", error)
+        elif error:
             log.error("What the chat asked for broke (%s).", type(error).__name__, exc_info=error)
 
     async def say(self, reply: Reply, key: str) -> Said:
@@ -324,9 +327,9 @@ class Session:
         return str(sent["event_id"])
 
 
-async def patiently(send: Callable[[], Awaitable[T]]) -> T:
-    """Also where the homeserver goes away just then. Raises ChatError where it stays away for minutes."""
-    for pause_s in _PAUSES_S:
+async def patiently(send: Callable[[], Awaitable[T]], pauses_s: Sequence[float] = _PAUSES_S) -> T:
+    """Also where the homeserver goes away just then. Raises ChatError where it stays away for longer than that."""
+    for pause_s in pauses_s:
         try:
             return await send()
         except ChatAway as error:

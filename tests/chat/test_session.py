@@ -118,3 +118,26 @@ async def test_a_sign_is_heard_with_the_message_that_it_stands_under(family: Fam
         assert first.body == "hello None"
         await family.anna.react(family.room, first.event_id, "👍")
         assert (await family.anna.next(family.room, sender=family.bot)).body == f"👍 {first.event_id}"
+
+
+async def test_how_long_work_ended_is_put_anew_however_long_the_homeserver_is_away(
+    family: Family, synapse: Synapse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as a homeserver may be updated: else the message would say for ever that the work goes on."""
+    monkeypatch.setattr("memu_backup.chat.session._PAUSES_S", (0.1,) * 5)
+    goes_on = asyncio.Event()
+
+    async def work(said: Said) -> None:
+        await goes_on.wait()
+        await said.finally_anew(Reply("done"))
+
+    async def answer(message: Message) -> Reply:
+        return Reply("begun", then=work)
+
+    async with family.listening(answer):
+        assert await family.answered("begin") == "begun"
+        synapse.stop()
+        goes_on.set()
+        await asyncio.sleep(1.5)
+        await asyncio.to_thread(synapse.start)
+        assert (await family.anna.next(family.room, sender=family.bot)).body == "done"
