@@ -230,11 +230,12 @@ class Session:
 
     async def _pause(self, why: str, at_least_s: float = 0) -> None:
         self._is_heard = False
-        pause_s = max(at_least_s, _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)])
+        pause_s = _PAUSES_S[min(self._failures, len(_PAUSES_S) - 1)]
         if self._failures == 0:  # once each time, and not with every attempt
             log.warning("%s", why)
         self._failures += 1
-        await asyncio.sleep(pause_s * random.uniform(0.8, 1.2))  # noqa: S311  no secret: only not all at once
+        pause_s *= random.uniform(0.8, 1.2)  # noqa: S311  no secret: only not all at once
+        await asyncio.sleep(max(pause_s, at_least_s))
 
     # --- what it says ------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 
 from memu_backup.chat.account import Account, Safe
@@ -28,12 +29,16 @@ class Homeserver:
 
     def __init__(self, *polls: dict[str, Any]) -> None:
         self.polls = list(polls)
-        self.asked = 0
+        self.asked_at: list[float] = []
+        self.patience_ms = 0
         self.sent: list[str] = []
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if "/sync" in request.path:
-            self.asked += 1
+            self.asked_at.append(time.monotonic())
+            if self.patience_ms:
+                told = {"errcode": "M_LIMIT_EXCEEDED", "retry_after_ms": self.patience_ms}
+                return web.json_response(told, status=429)
             return web.json_response(self.polls.pop(0) if len(self.polls) > 1 else self.polls[0])
         if "m.room.encryption" in request.path:
             return web.json_response({"errcode": "M_NOT_FOUND", "error": "none"}, status=404)
@@ -84,7 +89,18 @@ async def test_a_homeserver_that_answers_at_once_without_news_is_not_asked_witho
     hs = Homeserver({"next_batch": "s1"})
     async with hs.heard(tmp_path):
         await asyncio.sleep(3)
-    assert 2 <= hs.asked <= 12
+    assert 2 <= len(hs.asked_at) <= 12
+
+
+async def test_a_homeserver_that_asks_for_patience_is_not_asked_sooner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("random.uniform", lambda low, _high: low)
+    hs = Homeserver({})
+    hs.patience_ms = 2500
+    async with hs.heard(tmp_path):
+        await until(lambda: asyncio.sleep(0, len(hs.asked_at) > 1))
+    assert hs.asked_at[1] - hs.asked_at[0] >= 2.5
 
 
 async def test_where_the_homeserver_does_not_know_how_far_the_bot_came_it_begins_anew(family: Family) -> None:
