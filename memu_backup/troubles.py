@@ -19,6 +19,9 @@ _SLACK = timedelta(hours=2)
 _MADE_UP = timedelta(minutes=5)
 """By then a service that starts, or wakes, has begun what it missed."""
 
+_HANGS = timedelta(hours=12)
+"""No backup of a household takes so long, but for the first."""
+
 _FRESH = timedelta(days=1)
 _FULL = frozenset({"disk_full", "no_inodes", "quota"})
 
@@ -84,7 +87,7 @@ def _of_job(
         text = messages.incomplete(last, now, zone, name)
         found.troubles.append(Trouble(topic, "partial", text, known=last.notification_sent))
         found.rows[topic] = [last]
-    elif report.last_good and Problem.OVERDUE in report.problems and report.in_progress:
+    elif report.last_good and Problem.OVERDUE in report.problems and _is_made(report, now):
         found.undecided.add(topic)  # it is just being made up for
     elif report.last_good and Problem.OVERDUE in report.problems:
         text = messages.overdue(report.last_good, now, zone, name)
@@ -93,6 +96,10 @@ def _of_job(
         found.undecided.add(topic)
     else:
         found.well[topic] = messages.well(report.last_good, now, zone, name)
+
+
+def _is_made(report: StatusReport, now: datetime) -> bool:
+    return report.in_progress is not None and now - report.in_progress.created_at < _HANGS
 
 
 def _of_damaged(found: Found, job: str, name: str, damaged: Sequence[Run], now: datetime, zone: tzinfo) -> None:

@@ -58,6 +58,15 @@ def test_incomplete_comes_before_overdue_and_overdue_before_nothing() -> None:
     assert told(found(replace(DETAILED, problems=late))) == [("job:nightly", "overdue")]
 
 
+def test_a_backup_that_has_been_under_way_for_half_a_day_does_not_hide_that_none_is_good() -> None:
+    """It may hang, as where a disk does not answer."""
+    begun = replace(GOOD, status=Status.IN_PROGRESS, created_at=NOW - timedelta(hours=1))
+    late = replace(DETAILED, problems=(Problem.OVERDUE,), in_progress=begun)
+    assert told(found(late)) == [] and "job:nightly" in found(late).undecided
+    hangs = replace(late, in_progress=replace(begun, created_at=NOW - timedelta(hours=13)))
+    assert told(found(hangs)) == [("job:nightly", "overdue")]
+
+
 @pytest.mark.parametrize(
     "report", [replace(DETAILED, last=None, last_good=None), replace(DETAILED, problems=(Problem.CANNOT_LOOK,))]
 )
