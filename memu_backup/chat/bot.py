@@ -70,6 +70,8 @@ class Bot:
         if message.under:
             return self._sign(message)
         match parse(message.text):
+            case Command(_, job, marked=False) if job and job not in self._manager.config.jobs:
+                return None  # a sentence that begins so
             case Command(word) as command:
                 if word in _ACTS and message.sender not in self._admins:
                     self.stranger(message.sender, word)
@@ -121,10 +123,10 @@ class Bot:
 
     # --- for admins --------------------------------------------------------------------------------------------------
 
-    async def _now(self, command: Command, sender: str) -> Reply | None:
+    async def _now(self, command: Command, sender: str) -> Reply:
         jobs = tuple(self._manager.config.jobs)
         if command.job not in jobs and (command.job or len(jobs) > 1):
-            return markup.headed(messages.which_job(jobs)) if command.marked else None
+            return markup.headed(messages.which_job(jobs))
         job = command.job or jobs[0]
         now, zone = self._clock(), self._manager.config.zone
         reports = await self._manager.reports()

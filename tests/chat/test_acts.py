@@ -114,6 +114,7 @@ async def test_of_several_jobs_one_is_named(family: Family) -> None:
         which = "Which backup? Write one of these:\n!backup now nightly\n!backup now Photos-weekly"
         assert await family.answered("!backup now") == which
         assert await family.answered("!backup now nihgtly") == which
+        assert await family.answered("backup now") == which
         await family.anna.say(family.room, "backup now please")
         await family.quiet(1)
         assert (await family.answered("backup now Photos-weekly")).startswith("The backup has begun")
@@ -133,16 +134,16 @@ async def test_who_is_no_admin_gets_silence_and_an_audit_line(family: Family, pe
     async with family.bot_runs():
         await joined(family)
         other = await grandma(family, person)
-        for text in ("!backup now", "!backup now", "!backup snooze", "!backup verify", "!backup yes"):
+        await other.say(family.room, "backup now please")  # a sentence, and no command
+        for text in ("!backup snooze", "!backup snooze", "!backup verify", "!backup yes"):
             await other.say(family.room, text)
         await other.say(family.room, "!backup help")  # asking is for everybody
         assert (await other.next(family.room, sender=family.bot)).body.startswith("I can tell")
         mallory = await person("mallory")
         await mallory.create_room(invite=[family.bot])
-        await until(lambda: asyncio.sleep(0, len(family.home.audit()) == 5))
+        await until(lambda: asyncio.sleep(0, len(family.home.audit()) == 4))
         await other.silent(family.room, sender=family.bot, for_s=0.5)
     assert sorted((a["actor"], a["action"], a["outcome"]) for a in family.home.audit()) == [
-        (other.user_id, "now", "refused"),
         (other.user_id, "snooze", "refused"),
         (other.user_id, "verify", "refused"),
         (other.user_id, "yes", "refused"),
