@@ -225,9 +225,12 @@ def rename_without_replacing(old: Path | str, new: Path | str, *, folder: int | 
     os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def write_atomically(path: Path, content: bytes, mode: int = 0o600, *, replace: bool = True) -> None:
+def write_atomically(
+    path: Path, content: bytes, mode: int = 0o600, *, replace: bool = True, lasting: bool = True
+) -> None:
     """Give ``path`` this content; after a crash it is the old file or the new one, whole.
 
+    Without ``lasting`` that holds for a kill alone, and no disk is waited for: a power cut may leave an empty file.
     Raises OSError, FileExistsError where it exists and shall not be replaced.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -239,7 +242,8 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600, *, replace: 
             view = memoryview(content)
             while view:
                 view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            if lasting:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         if replace:
@@ -250,4 +254,5 @@ def write_atomically(path: Path, content: bytes, mode: int = 0o600, *, replace: 
         with suppress(FileNotFoundError):
             partial.unlink()
         raise
-    sync_folder(path.parent)
+    if lasting:
+        sync_folder(path.parent)

@@ -56,6 +56,8 @@ class Heard:
             return
         self._saved_at = time.monotonic()
         try:
-            write_atomically(self._file, json.dumps({"token": self.token, "events": list(self._ids)}).encode())
+            content = json.dumps({"token": self.token, "events": list(self._ids)}).encode()
+            # While a backup is written an fsync takes a tenth of a second, and the next who asks would wait for it.
+            write_atomically(self._file, content, lasting=False)
         except OSError as error:
             log.debug("%s cannot be written (%s).", self._file, error.strerror)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from memu_backup.chat.account import Safe
+from memu_backup.chat.heard import Heard
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.errors import ChatAway
 from tests.chat.family import Family, until
@@ -141,3 +143,15 @@ async def test_how_long_work_ended_is_put_anew_however_long_the_homeserver_is_aw
         await asyncio.sleep(1.5)
         await asyncio.to_thread(synapse.start)
         assert (await family.anna.next(family.room, sender=family.bot)).body == "done"
+
+
+def test_what_was_heard_is_noted_without_waiting_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for with each answer, and the disk may be busy with a backup; after a power cut the ages tell."""
+    waits: list[int] = []
+    monkeypatch.setattr("os.fsync", waits.append)
+    heard = Heard(tmp_path / "heard.json")
+    heard.came_to("s1")
+    heard.add("$one")
+    assert "$one" in Heard(tmp_path / "heard.json") and waits == []
+    (tmp_path / "heard.json").write_bytes(b"")  # as after a power cut
+    assert Heard(tmp_path / "heard.json").token is None
