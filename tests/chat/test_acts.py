@@ -51,9 +51,10 @@ async def test_where_there_is_one_of_today_it_asks_and_a_thumb_is_a_yes(family: 
     async with family.bot_runs():
         await joined(family)
         other = await grandma(family, person)
-        await family.anna.say(family.room, "!backup now")
+        asked = await family.anna.say(family.room, "!backup now")
         question = await family.anna.next(family.room, sender=family.bot)
         assert question.body.startswith("There is a good backup of today ")
+        await family.anna.react(family.room, asked, THUMB)  # under another message
         await other.react(family.room, question.event_id, THUMB)  # no admin
         await family.anna.react(family.room, question.event_id, "\N{THUMBS DOWN SIGN}")
         await family.quiet(1)

@@ -49,6 +49,31 @@ async def test_killed_between_the_answer_and_its_note_it_answers_once(family: Fa
         await family.anna.silent(family.room, sender=family.bot, for_s=1)
 
 
+async def test_what_was_answered_is_not_done_again_where_an_older_place_to_listen_from_came_back(
+    family: Family,
+) -> None:
+    """As after a kill: the homeserver would drop a second answer by itself, and not what is done for it."""
+    done: list[str] = []
+
+    async def answer(message: Message) -> Reply:
+        async def work(_said: Said) -> None:
+            done.append(message.text)
+
+        return Reply(f"heard {message.text}", then=work)
+
+    file = family.home.folder / "state" / "chat" / "heard.json"
+    async with family.listening(answer):
+        await family.answered("one")
+    before = json.loads(file.read_text())["token"]
+    async with family.listening(answer):
+        await family.answered("two")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "token": before}))
+    async with family.listening(answer):
+        await family.answered("three")
+        await until(lambda: asyncio.sleep(0, "three" in done))
+    assert done == ["one", "two", "three"]
+
+
 async def test_an_answer_that_breaks_is_tried_again(family: Family) -> None:
     broken = [OSError("the disk stumbled"), ValueError("odd")]
 
