@@ -40,6 +40,9 @@ def statuses() -> Iterator[tuple[str, str]]:
     yield "status: a backup is being made", status(last=BEFORE, last_good=BEFORE, in_progress=under_way)
     nothing = {"last": None, "last_good": None, "stored_count": 0, "stored_bytes": 0, "usb_copied_at": None}
     yield "status: before the first backup", status(problems=(Problem.NO_BACKUP,), **nothing)
+    first = {**nothing, "in_progress": under_way}
+    yield "status: the first backup is being made", status(problems=(Problem.NO_BACKUP,), **first)
+    yield "status: no backup, and no disk for it", status(problems=(Problem.NOT_MARKED, Problem.NO_BACKUP), **nothing)
     for problem, what in (
         (Problem.CANNOT_LOOK, "nobody can look"),
         (Problem.BACKUP_GONE, "backups are missing"),
@@ -137,6 +140,15 @@ def test_a_message_fits_on_a_phone_and_says_what_to_do(name: str, text: str) -> 
     assert not re.search(r"None|Error|Exception|traceback|\bnull\b|_at\b", text), text
     if text.startswith("Backup Alert"):
         assert "\nAction needed: " in text
+
+
+def test_the_page_for_the_family_tells_what_each_of_them_means() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "family.md").read_text()
+    health = {line for _, text in statuses() for line in text.splitlines() if line.startswith("Health: ")}
+    said = {line.removeprefix("Health: ").partition(" - ")[0] for line in health}
+    titles = {text.partition("\n")[0].partition(" (")[0] for _, text in by_itself()}
+    assert sorted(told for told in said if f"| {told}" not in page) == []
+    assert sorted(told for told in titles if f"| **{told}**" not in page) == []
 
 
 def test_backup_status_formatting() -> None:
