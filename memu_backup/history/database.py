@@ -78,12 +78,13 @@ class Database:
         and its filling.
         """
         called = time.monotonic()
+        if in_passing:
+            self._raise_last_failure()  # nor does it wait for who finds out just now
         async with self._its_turn(budget_s):
             if budget_s is not None:
                 budget_s = max(0.0, budget_s - (time.monotonic() - called))
-            waits = in_passing or time.monotonic() < self._ask_again_at
-            if not insist and self._last_failure and waits:
-                raise type(self._last_failure)(str(self._last_failure))
+            if in_passing or (not insist and time.monotonic() < self._ask_again_at):
+                self._raise_last_failure()
             started = time.monotonic()
             try:
                 result = await self._ask(work, budget_s)
@@ -94,6 +95,10 @@ class Database:
                 raise
             self._last_failure = None
             return result
+
+    def _raise_last_failure(self) -> None:
+        if self._last_failure:
+            raise type(self._last_failure)(str(self._last_failure))
 
     async def listen(self, channel: str, heard: Callable[[], None]) -> None:
         """Call ``heard`` once we listen and at each notification, until the connection is lost. Raises HistoryAway."""

@@ -443,6 +443,22 @@ async def test_who_asks_in_passing_waits_once_for_a_server_that_never_says_a_wor
             assert time.monotonic() - begun > 0.2
 
 
+async def test_who_asks_in_passing_does_not_wait_for_another_who_waits(tmp_path: Path) -> None:
+    """Once a minute somebody looks whether it is back; whoever writes to the bot just then is answered all the same."""
+    async with Wire().listening() as port:
+        url = f"postgresql://nobody@127.0.0.1:{port}/nothing?sslmode=disable"
+        async with History(url, tmp_path / "state", "host", connect_timeout_s=1.5) as history:
+            with pytest.raises(HistoryAway):
+                await history.runs()
+            looks = asyncio.create_task(history.replay())
+            await asyncio.sleep(0.2)
+            begun = time.monotonic()
+            assert await history.known_runs(quiet=True) == ([], True)
+            assert time.monotonic() - begun < 0.3 and not looks.done()
+            with pytest.raises(HistoryAway):
+                await looks
+
+
 async def test_who_asks_in_passing_knows_that_it_is_back_once_somebody_was_answered(
     database: str, postgres: PostgresServer, tmp_path: Path
 ) -> None:
