@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, tzinfo
@@ -19,6 +19,7 @@ from memu_backup.clock import Clock, now
 from memu_backup.errors import (
     DamagedArchive,
     DiskFull,
+    Disturbed,
     Interrupted,
     LockHeld,
     MemuError,
@@ -30,7 +31,9 @@ from memu_backup.history import History
 from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
 from memu_backup.recover import recover
 from memu_backup.retention import Policy
+from memu_backup.services import Service
 from memu_backup.sources import Source
+from memu_backup.standstill import Still, standstill
 from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
 from memu_backup.work import Stop, in_thread
@@ -50,6 +53,9 @@ class Order:
     A failed run is tried again ``again_after`` its end, if its cause can pass; None where this is the last ``attempt``.
     ``new_place`` is somebody's word that the folder may be empty although backups were made in it.
     ``on_removed`` is told of each older backup that retention lets go at the end.
+
+    While the sources that ``needs_stop`` names are read, ``services`` stand still; which ones ran is written down in
+    ``journals`` before.
     """
 
     run_id: str
@@ -66,6 +72,9 @@ class Order:
     attempt: int = 1
     again_after: timedelta | None = None
     new_place: bool = False
+    services: tuple[Service, ...] = ()
+    needs_stop: frozenset[str] = frozenset()
+    journals: Path = Path()
 
 
 async def run(order: Order, history: History, on_progress: OnProgress, clock: Clock = now) -> Run:
@@ -217,20 +226,22 @@ async def _made(order: Order, row: Run, history: History, on_progress: OnProgres
 
 
 async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress: OnProgress, clock: Clock) -> Run:
+    still = [source for source in order.sources if source.name in order.needs_stop]
+    moving = [source for source in order.sources if source not in still]
     async with _stage(order) as stage, AsyncExitStack() as captures:
-        captured = []
-        for source in order.sources:
-            on_progress(Progress(Phase.CAPTURING, what=source.name))
-            folder = stage / source.name
-            try:
-                folder.mkdir(mode=0o700)
-            except OSError as error:
-                raise files.storing(error, order.store.directory) from error
-            captured.append(await captures.enter_async_context(source.capture(folder)))
-        begun = time.monotonic()
-        written = await _write(order, row, captured, earlier, on_progress)
-        row = replace(row, write_seconds=_since(begun))
+
+        async def captured(sources: Sequence[Source]) -> list[Captured]:
+            return [await captures.enter_async_context(_captured(order, s, stage, on_progress)) for s in sources]
+
+        later = await captured(moving)  # before anything stands still: dumps take their time
+        async with standstill(order.services if still else (), order.journals, order.run_id) as stop:
+            first = await captured(still)
+            begun = time.monotonic()
+            written = await _write(order, row, (first, stop.release, later), earlier, on_progress)
+            row = replace(row, write_seconds=_since(begun))
+    row = replace(row, downtime_seconds=stop.downtime_s)
     try:
+        _must_have_stood_still(stop)
         begun = time.monotonic()
         verdict, sha256 = await _proved(order, written, on_progress)
         row = replace(row, prove_seconds=_since(begun))
@@ -242,7 +253,36 @@ async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress
     made = Backup(written.name, location, written.size_bytes, row.created_at, written.manifest)
     row = adopted(row, made)
     verified_at = None if verdict.unchecked else clock()
-    return replace(row, sha256=sha256, verified_at=verified_at, warnings=(*row.warnings, *verdict.unchecked))
+    warnings = (*row.warnings, *stop.problems, *verdict.unchecked)
+    return replace(row, sha256=sha256, verified_at=verified_at, warnings=warnings)
+
+
+def _must_have_stood_still(stop: Still) -> None:
+    if stop.disturbed:
+        raise Disturbed(
+            f"{', '.join(stop.disturbed)} had been stopped for the backup and was started by somebody else while its "
+            "data was read, so what was read may not fit together. It was thrown away; older backups are untouched. "
+            "Start it again."
+        )
+
+
+@asynccontextmanager
+async def _captured(order: Order, source: Source, stage: Path, on_progress: OnProgress) -> AsyncIterator[Captured]:
+    on_progress(Progress(Phase.CAPTURING, what=source.name))
+    folder = stage / source.name
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise files.storing(error, order.store.directory) from error
+    async with source.capture(folder) as captured:
+        yield captured
+
+
+def _in_turn(still: Iterable[Captured], then: Callable[[], None], moving: Iterable[Captured]) -> Iterator[Captured]:
+    """The next is asked for once one was read to its end: what stands still may go on as soon as ``still`` was."""
+    yield from still
+    then()
+    yield from moving
 
 
 async def _published(store: Store, written: Written, sha256: str) -> Path:
@@ -295,8 +335,14 @@ async def _stage(order: Order) -> AsyncIterator[Path]:
 
 
 async def _write(
-    order: Order, row: Run, captured: Sequence[Captured], earlier: Backup | None, on_progress: OnProgress
+    order: Order,
+    row: Run,
+    captured: tuple[Sequence[Captured], Callable[[], None], Sequence[Captured]],
+    earlier: Backup | None,
+    on_progress: OnProgress,
 ) -> Written:
+    """``captured`` is what has to stand still, what to call once it was read, and the rest."""
+    still, then, moving = captured
     label = Label(
         name=row.filename,
         run_id=row.run_id,
@@ -308,8 +354,8 @@ async def _write(
     )
     stop = Stop()
     never = frozenset(walk.identities((order.store.directory, *order.never)))
-    async with _with_total(captured, earlier, never, on_progress) as report:
-        work = partial(order.store.write, label, captured, never, report, stop, earlier)
+    async with _with_total((*still, *moving), earlier, never, on_progress) as report:
+        work = partial(order.store.write, label, _in_turn(still, then, moving), never, report, stop, earlier)
         return await in_thread(work, stop, gentle=True)
 
 

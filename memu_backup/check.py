@@ -60,6 +60,8 @@ async def check(config: Config, stores: Iterable[Store], history: History) -> li
     found = [Finding("settings", True, f"{config.path} has no mistakes")]
     for name in config.sources:
         found += await _check_source(config, name)
+    for name in config.services:
+        found += await _found(f"service {name}", _check_service(config, name))
     for store in stores:
         found += await _found(f"backups in {store.directory}", _check_store(store, config.host, history))
     found += await _found("history", _check_history(config, history))
@@ -86,6 +88,13 @@ async def _check_history(config: Config, history: History) -> str:
         return await history.check()
     no = "so the history cannot be kept there"
     return f"embedded PostgreSQL; {await asyncio.to_thread(_check_place, config.state_dir, no)}"
+
+
+async def _check_service(config: Config, name: str) -> str:
+    service = config.service(name)
+    warnings = await service.check()
+    running = ", ".join(unit.name for unit in await service.running())
+    return " ".join([*warnings, f"runs now: {running}" if running else "nothing of it runs now"])
 
 
 async def _check_source(config: Config, name: str) -> list[Finding]:

@@ -17,33 +17,39 @@ name in ``$CREDENTIALS_DIRECTORY`` counts like the variable. Memu's own ``BACKUP
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from memu_backup import config_file, cron, environment, mistakes
+from memu_backup.config_tables import (
+    AlertSettings,
+    ChatSettings,
+    HistorySettings,
+    JobSettings,
+    UsbSettings,
+    checked_room,
+    must_be_a_channel,
+    must_be_a_heartbeat,
+    must_be_an_address,
+)
 from memu_backup.errors import SettingsError, UsageError
 from memu_backup.mistakes import PREFIX, Loc, Mistake, Origins, did_you_mean, tables
 from memu_backup.paths import LocalPath, absolute, relative_to
 from memu_backup.retention import Policy
 from memu_backup.retention_settings import RetentionSettings
+from memu_backup.services import Service, ServiceSettings
+from memu_backup.services import kinds as service_kinds
 from memu_backup.sources import Source, SourceSettings
 from memu_backup.sources import kinds as source_kinds
 from memu_backup.stores import StoreSettings
 from memu_backup.stores import kinds as store_kinds
-
-MASK = "********"
-
-_USER = re.compile(r"@[^:\s]+:\S+")
-_ROOM = re.compile(r"![^:\s]+:\S+|![A-Za-z0-9_-]{43}")
-_URL = re.compile(r"(postgres(?:ql)?://)(?:([^:/@?#\s]*)(:[^@/?#\s]*)?@)?([\w.-]*(?::\d+)?)(/[\w.%-]*)?(\?[^@#\s]*)?")
 
 
 def _any_of(kinds: Mapping[str, Any]) -> Any:
@@ -55,125 +61,11 @@ def _any_of(kinds: Mapping[str, Any]) -> Any:
 if TYPE_CHECKING:
     AnySource = SourceSettings
     AnyStore = StoreSettings
+    AnyService = ServiceSettings
 else:
     AnySource = _any_of(source_kinds())
     AnyStore = _any_of(store_kinds())
-
-
-def _checked_cron(line: str) -> str:
-    cron.normal(line)
-    return line
-
-
-def _checked_time(at: str) -> str:
-    cron.daily(at)
-    return at
-
-
-def _checked_room(room: str) -> str:
-    if _ROOM.fullmatch(room) is None:
-        raise ValueError("is not the id of a room, such as !abcdef:example.org (Element: room settings, Advanced)")
-    return room
-
-
-def _checked_user(user: str) -> str:
-    if _USER.fullmatch(user) is None:
-        raise ValueError("is not a Matrix user, such as @anna:example.org")
-    return user
-
-
-def _checked_url(url: SecretStr) -> SecretStr:
-    _must_be_an_address(url.get_secret_value())
-    return url
-
-
-def _must_be_an_address(url: str) -> None:
-    if not url.startswith(("postgresql://", "postgres://")):
-        raise ValueError("must begin with postgresql://")
-    if not url.partition("://")[2].strip("/?"):
-        raise ValueError("says of no database where it is; write postgresql://USER@HOST:5432/DATABASE")
-
-
-def _checked_channel(url: SecretStr) -> SecretStr:
-    _must_be_a_channel(url.get_secret_value())
-    return url
-
-
-def _must_be_a_channel(url: str) -> None:
-    """What service it is, and whether it is written as that service wants it, only Apprise can tell: see ``check``."""
-    scheme, sign, rest = url.partition("://")
-    if not (scheme and sign and rest):
-        raise ValueError("is no URL; write it as in ntfys://ntfy.example.org/family or mailtos://USER:PASSWORD@HOST")
-
-
-def _checked_heartbeat(url: SecretStr) -> SecretStr:
-    _must_be_a_heartbeat(url.get_secret_value())
-    return url
-
-
-def _must_be_a_heartbeat(url: str) -> None:
-    if not url.startswith(("https://", "http://")):
-        raise ValueError("must begin with https:// or http://")
-    if not _has_a_host(url):
-        raise ValueError("is not a whole URL; copy it once more from where the heartbeat is expected")
-
-
-def _has_a_host(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return bool(parts.hostname and parts.port != 0 and not re.search(r"\s", url))
-    except ValueError:  # no port, a bracket that is not closed
-        return False
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class HistorySettings(_Table):
-    """Where ``backup_history`` is kept. With no URL: in a database of our own in the state folder."""
-
-    url: Annotated[SecretStr, AfterValidator(_checked_url)] | None = Field(
-        default=None, description="a Postgres of your own"
-    )
-    url_file: LocalPath | None = Field(default=None, description="a file that holds the URL")
-    password_file: LocalPath | None = Field(default=None, description="a file that holds the password for the URL")
-
-
-class UsbSettings(_Table):
-    overdue_days: int = Field(default=7, ge=0, description="days until a copy is overdue; 0: no drive is expected")
-
-
-class ChatSettings(_Table):
-    """Who may do what in the family's room (``backup_notification_room``). Its members may ask how things stand."""
-
-    admins: tuple[Annotated[str, AfterValidator(_checked_user)], ...] = Field(
-        default=(), description="who may invite the bot, and have things done"
-    )
-
-
-class AlertSettings(_Table):
-    """Ways out of the house for what the chat could not deliver. Each URL holds secrets."""
-
-    fallback: tuple[Annotated[SecretStr, AfterValidator(_checked_channel)], ...] = Field(
-        default=(), description="URLs of Apprise"
-    )
-    fallback_file: LocalPath | None = Field(default=None, description="a file that holds them, one a line")
-    completed: bool = Field(default=False, description="also tell of each backup that went well")
-
-
-class JobSettings(_Table):
-    at: Annotated[str, AfterValidator(_checked_time)] | None = Field(default=None, description="each day at this time")
-    cron: Annotated[str, AfterValidator(_checked_cron)] | None = Field(default=None, description="a crontab line")
-    sources: tuple[str, ...] | None = Field(default=None, min_length=1, description="all of them unless given")
-    store: str | None = Field(default=None, description="the only one unless given")
-    retention: RetentionSettings = Field(
-        default=RetentionSettings(), description="the last backup_retention_count unless given"
-    )
-    heartbeat: Annotated[SecretStr, AfterValidator(_checked_heartbeat)] | None = Field(
-        default=None, description="where a dead-man's switch waits for a sign of life"
-    )
-    heartbeat_file: LocalPath | None = Field(default=None, description="a file that holds that URL")
+    AnyService = _any_of(service_kinds())
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +73,8 @@ class Job:
     """A job with all that follows from the rest of the settings.
 
     ``cron`` is a crontab line in household time (``Config.zone``) in the form of ``cron.normal``, which APScheduler
-    reads as cron does; None for a job that runs only by hand.
+    reads as cron does; None for a job that runs only by hand. ``services`` stand still while those of its sources are
+    read that are in ``needs_stop``; none where the job is hot.
     """
 
     name: str
@@ -189,6 +82,8 @@ class Job:
     sources: tuple[str, ...]
     store: str
     retention: Policy
+    services: tuple[str, ...] = ()
+    needs_stop: frozenset[str] = frozenset()
 
 
 class Config(BaseSettings):
@@ -201,7 +96,7 @@ class Config(BaseSettings):
 
     backup_dir: LocalPath = Field(description="where backups are kept")
     backup_retention_count: int = Field(default=7, ge=1, description="how many backups of a job stay")
-    backup_notification_room: Annotated[str, AfterValidator(_checked_room)] | None = Field(
+    backup_notification_room: Annotated[str, AfterValidator(checked_room)] | None = Field(
         default=None, description="the Matrix room of the family"
     )
     timezone: Annotated[str, AfterValidator(environment.checked_zone)] = Field(description="the household's time zone")
@@ -214,6 +109,7 @@ class Config(BaseSettings):
     alerts: AlertSettings = AlertSettings()
     sources: dict[str, AnySource]
     stores: dict[str, AnyStore]
+    services: dict[str, AnyService] = {}
     jobs: dict[str, JobSettings]
 
     _path: Path = PrivateAttr(default=Path())
@@ -245,19 +141,32 @@ class Config(BaseSettings):
         """Raises UsageError when there is no such job."""
         _must_be_among(name, self.jobs, "job")
         s = self.jobs[name]
+        sources = s.sources or tuple(self.sources)
         return Job(
             name=name,
             cron=cron.daily(s.at) if s.at else cron.normal(s.cron) if s.cron else None,
-            sources=s.sources or tuple(self.sources),
+            sources=sources,
             store=s.store or next(iter(self.stores)),
             retention=s.retention.in_effect(self.backup_retention_count).policy(),
+            services=(s.services or tuple(self.services)) if s.consistency == "stop" else (),
+            needs_stop=frozenset(n for n in sources if self._needs_stop(n, s)),
         )
+
+    def _needs_stop(self, source: str, job: JobSettings) -> bool:
+        settings = self.sources[source]
+        return not settings.asks_a_server and (job.window == "all" or settings.needs_stop)
 
     def source(self, name: str) -> Source:
         """The source of that name, ready to be checked and captured. Raises UsageError when there is none."""
         _must_be_among(name, self.sources, "source")
         settings = self.sources[name]
         return next(kind for kind in source_kinds().values() if kind.Settings is type(settings))(name, settings)
+
+    def service(self, name: str) -> Service:
+        """The service of that name, ready to be checked and stopped. Raises UsageError when there is none."""
+        _must_be_among(name, self.services, "service")
+        settings = self.services[name]
+        return next(kind for kind in service_kinds().values() if kind.Settings is type(settings))(name, settings)
 
     def store_of(self, job: Job) -> StoreSettings:
         """The settings of the job's store, its ``dir`` filled in."""
@@ -280,7 +189,7 @@ class Config(BaseSettings):
         if url is None:
             return None
         try:
-            _must_be_an_address(url)
+            must_be_an_address(url)
         except ValueError as error:
             raise SettingsError([f"history.url_file: what it holds {error}"], str(self.path)) from None
         if h.password_file:
@@ -300,7 +209,7 @@ class Config(BaseSettings):
         for number, line in enumerate(map(str.strip, self._content(key, file).splitlines()), 1):
             if line and not line.startswith("#"):
                 try:
-                    _must_be_a_channel(line)
+                    must_be_a_channel(line)
                     urls.append(line)
                 except ValueError as error:
                     wrong.append(f"{key}: line {number} of {file} {error}")
@@ -324,7 +233,7 @@ class Config(BaseSettings):
         key = f"jobs.{job}.heartbeat_file"
         url = self._secret(key, s.heartbeat_file)
         try:
-            _must_be_a_heartbeat(url)
+            must_be_a_heartbeat(url)
         except ValueError as error:
             raise SettingsError([f"{key}: what it holds {error}"], str(self.path)) from None
         return url
@@ -407,8 +316,8 @@ def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
             return JobSettings.model_fields
         case ("jobs", _, "retention"):
             return RetentionSettings.model_fields
-        case ("sources" | "stores" as section, name):
-            kinds: Mapping[str, Any] = source_kinds() if section == "sources" else store_kinds()
+        case ("sources" | "stores" | "services" as section, name):
+            kinds: Mapping[str, Any] = mistakes.kinds_of(str(section))
             kind = str(tables(raw, section).get(str(name), {}).get("kind"))
             return [
                 field for k in ([kinds[kind]] if kind in kinds else kinds.values()) for field in k.Settings.model_fields
@@ -439,44 +348,3 @@ def _of_alerts(raw: Mapping[str, Any]) -> list[Mistake]:
     if isinstance(table, dict) and {"fallback", "fallback_file"} <= set(table):
         return [(("alerts",), "has both fallback and fallback_file; keep one of them")]
     return []
-
-
-def show(config: Config) -> dict[str, Any]:
-    """Every setting in effect, fit for JSON, secrets masked; a URL keeps what is no secret in it."""
-    shown: dict[str, Any] = _plain(config.model_dump())
-    for name, source in config.sources.items():
-        shown["sources"][name] = _plain(source.in_effect(name))
-    if config.history.url is None and config.history.url_file is None:
-        shown["history"]["where"] = f"embedded in {config.state_dir}/postgres"
-    for name in config.jobs:
-        job = config.job(name)
-        kept = config.jobs[name].retention.in_effect(config.backup_retention_count).model_dump(exclude_none=True)
-        shown["jobs"][name] |= {"sources": list(job.sources), "store": job.store, "retention": kept}
-        shown["stores"][job.store]["dir"] = str(config.store_of(job).dir)
-    return {"file": str(config.path), **shown}
-
-
-def _plain(value: Any) -> Any:
-    match value:
-        case SecretStr():
-            return _masked(value.get_secret_value())
-        case str():
-            return _masked(value) if "://" in value else value
-        case Path():
-            return str(value)
-        case dict():
-            return {key: _plain(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [_plain(inner) for inner in value]
-        case _:
-            return value
-
-
-def _masked(secret: str) -> str:
-    """Only a URL that is understood to its last character is shown in part: a stray @ or / may hide a password."""
-    found = _URL.fullmatch(secret)
-    if found is None:
-        return MASK
-    scheme, user, password, host, database, query = found.groups()
-    who = "" if user is None else f"{user}{f':{MASK}' if password else ''}@"
-    return f"{scheme}{who}{host}{database or ''}{f'?{MASK}' if query else ''}"

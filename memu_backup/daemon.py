@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from memu_backup import bell, lock, schedule, systemd
 from memu_backup.alerts import Channel, Notice
+from memu_backup.audit import SCHEDULER
 from memu_backup.chat.account import Account, Safe
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config
@@ -33,6 +34,9 @@ _STOP_S = 6.0
 """For all that runs to end after SIGTERM; with the end of the embedded history, 3 s, it stays below 10 s."""
 
 _LONGEST_PAUSE_S = 60.0
+
+_BRING_BACK_S = 600.0
+"""How often to try again what a backup had stopped and what did not come up."""
 
 _SIGNED_IN_S = 5.0
 """How often to look whether somebody has signed the bot in."""
@@ -109,8 +113,14 @@ class Daemon:
         self._nights.look(job)
 
     async def _open(self) -> None:
+        await asyncio.wait({self._start(self._bring_back(), "services")})  # first of all: a family may be waiting
         await asyncio.wait({self._start(self._tidy_up())})  # what goes wrong there must not cost what was missed
         await self._nights.look_back()
+
+    async def _bring_back(self) -> None:
+        _, problems = await self._manager.bring_back(SCHEDULER)
+        for problem in problems:
+            log.error("%s", problem)
 
     async def _tidy_up(self) -> None:
         """Open the history and settle what killed runs left behind.
@@ -179,6 +189,7 @@ class Daemon:
 
         APScheduler counts down with a clock that stands still in a suspend.
         """
+        bring_back_at = time.monotonic() + _BRING_BACK_S
         pause_s = min(systemd.watchdog_interval_s() or _LONGEST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             systemd.notify("WATCHDOG=1")
@@ -187,6 +198,9 @@ class Daemon:
             for job in self._nights.tables:
                 self._nights.look(job)
             systemd.notify(f"STATUS={self._next_words(scheduler)}")
+            if time.monotonic() > bring_back_at and self._manager.left_down():
+                bring_back_at = time.monotonic() + _BRING_BACK_S
+                self._start(self._bring_back(), "services")
             if history_work.done() and self._history.waiting():
                 history_work = self._start(self._replay())
             await asyncio.sleep(pause_s)

@@ -9,6 +9,9 @@
     ├── Interrupted            1   cancelled, or the daemon is stopping
     ├── SourceError            1   something to back up is not there or cannot be read
     │   └── DatabaseError      1   a database refuses, is too new, or is away
+    ├── ServiceError           1   what should be stopped for a backup does not stop, or does not come up again
+    │   ├── EngineAway         1   Docker does not answer now
+    │   └── Disturbed          1   somebody started what stood still while its data was read
     ├── StoreError             1   the place for backups cannot be used
     │   ├── NotMounted         1   the folder does not carry our mark, so nothing is written there
     │   ├── DiskFull           1
@@ -93,6 +96,20 @@ class DatabaseAway(DatabaseError):
     """Cannot be reached now; may be back in a minute."""
 
     code = "database_away"
+    retryable = True
+
+
+class ServiceError(MemuError):
+    code = "service"
+
+
+class EngineAway(ServiceError):
+    code = "engine_away"
+    retryable = True
+
+
+class Disturbed(ServiceError):
+    code = "disturbed"
     retryable = True
 
 

@@ -10,7 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memu_backup import alarms, catalog, check, clean, lock, place, rebuild, recover, report, schedule, status, verify
+from memu_backup import (
+    alarms,
+    catalog,
+    check,
+    clean,
+    lock,
+    place,
+    rebuild,
+    recover,
+    report,
+    schedule,
+    standstill,
+    status,
+    verify,
+)
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.check import Finding
@@ -145,6 +159,9 @@ class Manager:
             attempt=attempt,
             again_after=None if trigger is Trigger.MANUAL else schedule.pause_after(attempt),
             new_place=new_place,
+            services=tuple(self.config.service(name) for name in settings.services),
+            needs_stop=settings.needs_stop,
+            journals=self._journals,
         )
         async with self._audit.act(asker, "backup", job) as deed:
             async with self._one_at_a_time:
@@ -221,6 +238,24 @@ class Manager:
             except StoreError as error:
                 log.warning("%s", error)
 
+    @property
+    def _journals(self) -> Path:
+        return self.config.state_dir / "stopped"
+
+    async def bring_back(self, asker: Asker) -> tuple[list[str], list[str]]:
+        """Start what killed backups had stopped, see ``standstill.recover``."""
+        if not standstill.left_down(self._journals):
+            return [], []
+        services = {name: self.config.service(name) for name in self.config.services}
+        async with self._audit.act(asker, "services recover", "") as deed:
+            back, problems = await standstill.recover(services, self._journals)
+            deed.subject, deed.outcome = ", ".join(back), "not all" if problems else "done"
+        return back, problems
+
+    def left_down(self) -> list[str]:
+        """What was stopped for a backup that is over, and may not run; by name."""
+        return standstill.left_down(self._journals)
+
     async def rebuild(self, asker: Asker, *, dry_run: bool) -> rebuild.Rebuilt:
         """Bring the history in line with the backups in all places, see ``rebuild``; with ``dry_run`` only say how.
 
@@ -286,6 +321,8 @@ class Manager:
     async def reports(self) -> dict[str, StatusReport]:
         """Where each job stands. Always answers, see ``report.of_job``."""
         found = {name: await self._report(self.config.job(name)) for name in self.config.jobs}
+        if self.left_down():
+            found = {name: status.with_problem(report, Problem.SERVICES_DOWN) for name, report in found.items()}
         chat = alarms.read(alarms.file_in(self.config.state_dir)).alarms.get(alarms.CHAT)
         if chat and not chat.over and chat.told.due <= self._clock():
             problem = Problem.CHAT_ENDED if chat.cause == alarms.SIGNED_OUT else Problem.CHAT_BROKEN

@@ -57,6 +57,15 @@ def no_room(free_bytes: int) -> str:
     return _alert(what, "Free up space, add storage, or keep fewer backups")
 
 
+def services_down(names: Sequence[str]) -> str:
+    """What was stopped for a backup did not come up again; ``names`` are at least one."""
+    more = len(names) - _NAMED
+    listed = ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return _alert(
+        f"After a backup not everything came up again: {listed}", "On the server, type: memu-backup services recover"
+    )
+
+
 def history_away() -> str:
     what = "The backup history has been out of reach for an hour; backups go on, and nothing is lost"
     return _alert(what, "Check that the database is running")
@@ -88,6 +97,10 @@ def well(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
 def well_space(free_bytes: int | None) -> str:
     left = "" if free_bytes is None else f" ({size(free_bytes)} left)"
     return f"All well again\nThe backup disk has room again{left}."
+
+
+def well_services() -> str:
+    return "All well again\nWhat the backup had stopped runs again."
 
 
 def well_history() -> str:

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memu_backup.paths import LocalPath
+from memu_backup.services import kinds as service_kinds
 from memu_backup.sources import RESERVED, Source
 from memu_backup.sources import kinds as source_kinds
 from memu_backup.stores import Store
@@ -29,10 +30,14 @@ Mistake = tuple[Loc, str]
 Raw = Mapping[str, Any]
 
 PREFIX = "MEMU_BACKUP_"
-NAMED = ("sources", "stores", "jobs")
+NAMED = ("sources", "stores", "services", "jobs")
 """The sections that hold tables by names of the owner's choosing."""
 
-_KINDS: dict[str, Callable[[], Mapping[str, Any]]] = {"sources": source_kinds, "stores": store_kinds}
+_KINDS: dict[str, Callable[[], Mapping[str, Any]]] = {
+    "sources": source_kinds,
+    "stores": store_kinds,
+    "services": service_kinds,
+}
 
 _LOCAL_PATH: TypeAdapter[Path] = TypeAdapter(LocalPath)
 
@@ -168,6 +173,11 @@ def _kind_mistake(loc: Loc, raw: Raw) -> Mistake:
     return loc, f"{given!r} is not a kind of {singular}{did_you_mean(given, kinds) or '; ' + there}"
 
 
+def kinds_of(section: str) -> Mapping[str, Any]:
+    """The kinds that the tables of a section may be of, by name."""
+    return _KINDS[section]()
+
+
 def between(raw: Raw) -> Iterator[Mistake]:
     """What is wrong although each setting by itself may be right. Bears with parts that are not."""
     for section, needed in (
@@ -207,6 +217,19 @@ def _of_job(job: Raw, raw: Raw, places: Mapping[str, str]) -> Iterator[Mistake]:
         yield (), "has both at and cron; keep one of them"
     if "heartbeat" in job and "heartbeat_file" in job:
         yield (), "has both heartbeat and heartbeat_file; keep one of them"
+    services = tables(raw, "services")
+    if job.get("consistency") == "stop" and not services:
+        yield ("consistency",), "says stop, and there is no service to be stopped; add a table such as [services.memu]"
+    elif job.get("consistency") == "stop" and job.get("window") != "all" and not _any_needs_stop(job, raw):
+        yield (
+            ("consistency",),
+            "says stop, and none of its sources has needs_stop = true, so nothing would be stopped; say it of those "
+            'that have to hold still, or set window = "all"',
+        )
+    named = job.get("services")
+    for service in dict.fromkeys(s for s in named if isinstance(s, str)) if isinstance(named, list) else ():
+        if service not in services:
+            yield ("services",), f"there is no service called {service}{did_you_mean(service, services)}"
     every, stores = tables(raw, "sources"), tables(raw, "stores")
     listed = job.get("sources", list(every))
     listed = [s for s in listed if isinstance(s, str)] if isinstance(listed, list) else []
@@ -224,6 +247,13 @@ def _of_job(job: Raw, raw: Raw, places: Mapping[str, str]) -> Iterator[Mistake]:
         yield ("store",), f"is missing; choose one of {', '.join(stores)}"
     if isinstance(store, str) and store not in stores:
         yield ("store",), f"there is no store called {store}{did_you_mean(store, stores)}"
+
+
+def _any_needs_stop(job: Raw, raw: Raw) -> bool:
+    every = tables(raw, "sources")
+    listed = job.get("sources", list(every))
+    # What is no list, or names nothing, is told of already.
+    return not isinstance(listed, list) or any(every.get(str(name), {}).get("needs_stop") for name in listed)
 
 
 def _circles(raw: Raw, sources: Mapping[str, BaseModel]) -> Iterator[Mistake]:

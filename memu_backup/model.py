@@ -237,6 +237,7 @@ class Health(StrEnum):
 class Problem(StrEnum):
     """What is not as it should be, the most pressing first; the codes never change once released."""
 
+    SERVICES_DOWN = "services_down"
     LAST_FAILED = "last_failed"
     CANNOT_LOOK = "cannot_look"
     BACKUP_GONE = "backup_gone"
@@ -256,6 +257,7 @@ class Problem(StrEnum):
 
 _CRITICAL = frozenset(
     {
+        Problem.SERVICES_DOWN,
         Problem.LAST_FAILED,
         Problem.CANNOT_LOOK,
         Problem.BACKUP_GONE,

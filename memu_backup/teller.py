@@ -216,6 +216,9 @@ class Teller:
             config.zone,
             completed=config.alerts.completed,
         )
+        if down := self._manager.left_down():
+            found.troubles.append(Trouble("services", " ".join(down), messages.services_down(down)))
+        found.well["services"] = messages.well_services()
         for job in self._reports:
             if f"job:{job}" in self._book.alarms:  # that all is well again says the same
                 found.drop(f"completed:{job}")

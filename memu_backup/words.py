@@ -48,6 +48,9 @@ REASONS: Mapping[str, Reason] = {
     "source": Reason("Something to back up cannot be read", "Check that all disks and folders are there"),
     "database": Reason("The database refused to be copied", "Check its password and rights in the settings"),
     "database_away": Reason("The database did not answer", "Check that the database is running"),
+    "service": Reason("A service could not be stopped for it", "Look at that service"),
+    "engine_away": Reason("Docker did not answer", "Check that Docker is running"),
+    "disturbed": Reason("Something was started in the middle of it", "Start it again or wait for the next one"),
     "archive": Reason("The backup could not be read back", "Start a new backup"),
     "damaged": Reason("The backup is damaged", "Start a new backup and check the disk it lies on"),
     "interrupted": Reason("It was interrupted", "Start it again or wait for the next one"),
@@ -191,7 +194,7 @@ def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> li
     if report.free_bytes is not None:
         lines.append(f"Space: {size(report.free_bytes)} left for backups")
     if run.downtime_seconds:
-        lines.append(f"Services were stopped for {duration(run.downtime_seconds)}")
+        lines.append(f"Services stood still for {duration(run.downtime_seconds)}")
     return lines
 
 
@@ -260,6 +263,8 @@ def _health(report: StatusReport) -> str:
     if not report.problems:
         return "All systems healthy"
     match report.problems[0]:
+        case Problem.SERVICES_DOWN:
+            return "Not everything runs again after a backup - on the server, type: memu-backup services recover"
         case Problem.LAST_FAILED:
             todo = reason(report.last.error_code if report.last else None).todo
             return f"Last backup failed - {inline(todo)}"

@@ -19,9 +19,9 @@ FLOORS = (
     | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.
-    {"sources", "stores", "history", "alerts"},
+    {"sources", "services", "stores", "history", "alerts"},
     # Settings, and the verbs.
-    {"config", "config_file", "environment", "mistakes", "presets"}
+    {"config", "config_file", "config_shown", "config_tables", "environment", "mistakes", "presets"}
     | {
         "alarms",
         "backup",
@@ -37,6 +37,7 @@ FLOORS = (
         "retention_settings",
         "schedule",
         "share",
+        "standstill",
         "status",
         "troubles",
         "unpack",
@@ -47,7 +48,7 @@ FLOORS = (
     # Front ends.
     {"bell", "chat", "cli", "console", "daemon"},
 )
-KINDS = ("sources", "stores", "alerts")
+KINDS = ("sources", "services", "stores", "alerts")
 
 
 def modules() -> dict[str, Path]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from memu_backup import config as config_module
-from memu_backup import cron, sources, stores
-from memu_backup.config import Config, load, show
+from memu_backup import config_tables, cron, services, sources, stores
+from memu_backup.config import Config, load
+from memu_backup.config_shown import show
 from memu_backup.errors import SettingsError, UsageError
 from memu_backup.retention import Policy
 from memu_backup.retention_settings import RetentionSettings
@@ -556,6 +556,7 @@ def test_variables_count_more_than_the_file(write: Write, tmp_path: Path) -> Non
         "place": "photos/",
         "exclude": ["*.tmp", "*.bak"],
         "cross_filesystems": True,
+        "needs_stop": False,
     }
     assert (config.job("Nightly-Run").cron, config.job("Nightly-Run").retention) == (
         "30 3 * * *",
@@ -786,6 +787,9 @@ def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
         "cron": None,
         "sources": ["photos", "settings"],
         "store": "local",
+        "consistency": "hot",
+        "services": [],
+        "window": "short",
         "retention": {"keep_last": 7},
         "heartbeat": None,
         "heartbeat_file": None,
@@ -825,14 +829,15 @@ def test_the_example_loads_and_names_every_setting() -> None:
     text = example.read_text()
     models: list[type[BaseModel]] = [
         Config,
-        config_module.HistorySettings,
-        config_module.UsbSettings,
-        config_module.ChatSettings,
-        config_module.AlertSettings,
-        config_module.JobSettings,
+        config_tables.HistorySettings,
+        config_tables.UsbSettings,
+        config_tables.ChatSettings,
+        config_tables.AlertSettings,
+        config_tables.JobSettings,
         RetentionSettings,
         *(kind.Settings for kind in sources.kinds().values()),
         *(kind.Settings for kind in stores.kinds().values()),
+        *(kind.Settings for kind in services.kinds().values()),
     ]
     fields = {name for model in models for name in model.model_fields}
     missing = {f for f in fields if not re.search(rf"^(# *)?{f} *=|[\[.]{f}[\].]|\{{ {f} =", text, re.MULTILINE)}

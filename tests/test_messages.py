@@ -44,6 +44,7 @@ def statuses() -> Iterator[tuple[str, str]]:
     yield "status: the first backup is being made", status(problems=(Problem.NO_BACKUP,), **first)
     yield "status: no backup, and no disk for it", status(problems=(Problem.NOT_MARKED, Problem.NO_BACKUP), **nothing)
     for problem, what in (
+        (Problem.SERVICES_DOWN, "something does not run again"),
         (Problem.CANNOT_LOOK, "nobody can look"),
         (Problem.BACKUP_GONE, "backups are missing"),
         (Problem.NOT_MARKED, "the disk is away"),
@@ -71,11 +72,13 @@ def by_itself() -> Iterator[tuple[str, str]]:
     yield "damaged: several", messages.damaged(older, *WHEN)
     yield "space_short", messages.space_short(41_000_000_000, 9)
     yield "no_room", messages.no_room(3_000_000_000)
+    yield "services_down", messages.services_down(["immich_server", "synapse", "element", "nginx"])
     yield "history_away", messages.history_away()
     yield "signed_out", messages.signed_out()
     yield "chat_broken", messages.chat_broken()
     yield "well", messages.well(GOOD, *WHEN)
     yield "well_space", messages.well_space(412_000_000_000)
+    yield "well_services", messages.well_services()
     yield "well_history", messages.well_history()
     yield "well_chat", messages.well_chat()
     yield "completed", messages.completed(GOOD, *WHEN)

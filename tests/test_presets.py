@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from memu_backup import presets
-from memu_backup.config import load, show
+from memu_backup.config import load
+from memu_backup.config_shown import show
 from memu_backup.errors import UsageError
 from memu_backup.presets import write
 from memu_backup.retention import Policy

@@ -182,6 +182,7 @@ def test_every_way_a_backup_can_fail_has_words() -> None:
     ends += [errors.DatabaseAway, errors.StoreError, errors.NotMounted, errors.DiskFull, errors.WriteFailed]
     ends += [errors.NoInodes, errors.QuotaUsedUp]
     ends += [errors.ArchiveError, errors.DamagedArchive]
+    ends += [errors.ServiceError, errors.EngineAway, errors.Disturbed]
     assert {e.code for e in ends} == set(words.REASONS)
     for why in (*words.REASONS.values(), words.UNKNOWN_REASON):
         assert why.what[0].isupper()
@@ -369,7 +370,7 @@ def test_the_details_tell_what_the_last_good_backup_holds_and_how_it_was_made() 
         "Sound box old: 3 of them",
         "Last checked: Today 2:07 AM - every byte was read back",
         "Space: 412 GB left for backups",
-        "Services were stopped for 41 s",
+        "Services stood still for 41 s",
     ]
 
 

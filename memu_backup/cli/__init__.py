@@ -15,6 +15,7 @@ from memu_backup.cli import (  # noqa: F401  each adds its commands
     looking,
     making,
     returning,
+    services,
     settings,
 )
 from memu_backup.cli.shell import app

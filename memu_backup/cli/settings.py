@@ -63,9 +63,9 @@ def _mark_places(file: Path) -> None:
 @command
 async def config_show(json: Json = False) -> None:
     """Every setting in effect, secrets masked."""
-    from memu_backup import config, console
+    from memu_backup import config_shown, console
 
-    shown = config.show(load())
+    shown = config_shown.show(load())
     if json:
         console.print_json(shown)
         return

@@ -39,9 +39,21 @@ class SourceSettings(BaseModel):
     only_folders: ClassVar[bool] = False
     """Whether the place of this kind must be a folder."""
 
+    asks_a_server: ClassVar[bool] = False
+    """Whether this kind needs something that runs to be copied, and so cannot be read while it stands still."""
+
     place: str | None = Field(
         default=None, description="where it stands in the backup: NAME/ unless said otherwise; without / one file"
     )
+
+    needs_stop: bool = Field(default=False, description="whether the job's services have to stand still meanwhile")
+
+    @field_validator("needs_stop")
+    @classmethod
+    def _can_stand_still(cls, needs_stop: bool) -> bool:
+        if needs_stop and cls.asks_a_server:
+            raise ValueError("cannot be true for this kind: what it copies has to run, and is of one moment anyway")
+        return needs_stop
 
     @field_validator("place")
     @classmethod

@@ -35,6 +35,7 @@ _GLOBALS = "globals.sql"
 
 
 class PostgresSettings(SourceSettings):
+    asks_a_server: ClassVar[bool] = True
     kind: Literal["postgres"]
     url: SecretStr | None = Field(default=None, description="postgresql://user@host:5432/database")
     url_file: LocalPath | None = Field(default=None, description="a file that holds the url, instead of url")

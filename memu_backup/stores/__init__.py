@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from functools import cache
@@ -116,7 +116,7 @@ class Store(Protocol):
     def write(
         self,
         label: Label,
-        captured: Sequence[Captured],
+        captured: Iterable[Captured],
         never: frozenset[Identity],
         on_progress: OnProgress,
         stop: Stop,
@@ -124,6 +124,7 @@ class Store(Protocol):
     ) -> Written:
         """Write everything captured, flushed to the disk, under a partial name. On any error nothing of it stays.
 
+        The next of ``captured`` is asked for when the one before was read to its end.
         ``never`` are folders of ours that no source may pull in. What has not changed since ``earlier``, a backup in
         this store, may be taken over from it instead of being read and written again; the manifest says so.
         Raises DiskFull, WriteFailed, StoreError, Interrupted, and SharedDamage where ``earlier`` cannot be read.

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
@@ -99,7 +99,7 @@ class ArchiveStore:
     def write(
         self,
         label: Label,
-        captured: Sequence[Captured],
+        captured: Iterable[Captured],
         never: frozenset[Identity],
         on_progress: OnProgress,
         stop: Stop,
@@ -127,7 +127,7 @@ class ArchiveStore:
         self,
         descriptor: int,
         label: Label,
-        captured: Sequence[Captured],
+        captured: Iterable[Captured],
         never: frozenset[Identity],
         on_progress: OnProgress,
         stop: Stop,

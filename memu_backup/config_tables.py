@@ -1,0 +1,137 @@
+"""The tables of the settings file, one model each, and what each value must look like."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+from memu_backup import cron
+from memu_backup.paths import LocalPath
+from memu_backup.retention_settings import RetentionSettings
+
+_USER = re.compile(r"@[^:\s]+:\S+")
+_ROOM = re.compile(r"![^:\s]+:\S+|![A-Za-z0-9_-]{43}")
+
+
+def _checked_cron(line: str) -> str:
+    cron.normal(line)
+    return line
+
+
+def _checked_time(at: str) -> str:
+    cron.daily(at)
+    return at
+
+
+def checked_room(room: str) -> str:
+    if _ROOM.fullmatch(room) is None:
+        raise ValueError("is not the id of a room, such as !abcdef:example.org (Element: room settings, Advanced)")
+    return room
+
+
+def _checked_user(user: str) -> str:
+    if _USER.fullmatch(user) is None:
+        raise ValueError("is not a Matrix user, such as @anna:example.org")
+    return user
+
+
+def _checked_url(url: SecretStr) -> SecretStr:
+    must_be_an_address(url.get_secret_value())
+    return url
+
+
+def must_be_an_address(url: str) -> None:
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise ValueError("must begin with postgresql://")
+    if not url.partition("://")[2].strip("/?"):
+        raise ValueError("says of no database where it is; write postgresql://USER@HOST:5432/DATABASE")
+
+
+def _checked_channel(url: SecretStr) -> SecretStr:
+    must_be_a_channel(url.get_secret_value())
+    return url
+
+
+def must_be_a_channel(url: str) -> None:
+    """What service it is, and whether it is written as that service wants it, only Apprise can tell: see ``check``."""
+    scheme, sign, rest = url.partition("://")
+    if not (scheme and sign and rest):
+        raise ValueError("is no URL; write it as in ntfys://ntfy.example.org/family or mailtos://USER:PASSWORD@HOST")
+
+
+def _checked_heartbeat(url: SecretStr) -> SecretStr:
+    must_be_a_heartbeat(url.get_secret_value())
+    return url
+
+
+def must_be_a_heartbeat(url: str) -> None:
+    if not url.startswith(("https://", "http://")):
+        raise ValueError("must begin with https:// or http://")
+    if not _has_a_host(url):
+        raise ValueError("is not a whole URL; copy it once more from where the heartbeat is expected")
+
+
+def _has_a_host(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname and parts.port != 0 and not re.search(r"\s", url))
+    except ValueError:  # no port, a bracket that is not closed
+        return False
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class HistorySettings(_Table):
+    """Where ``backup_history`` is kept. With no URL: in a database of our own in the state folder."""
+
+    url: Annotated[SecretStr, AfterValidator(_checked_url)] | None = Field(
+        default=None, description="a Postgres of your own"
+    )
+    url_file: LocalPath | None = Field(default=None, description="a file that holds the URL")
+    password_file: LocalPath | None = Field(default=None, description="a file that holds the password for the URL")
+
+
+class UsbSettings(_Table):
+    overdue_days: int = Field(default=7, ge=0, description="days until a copy is overdue; 0: no drive is expected")
+
+
+class ChatSettings(_Table):
+    """Who may do what in the family's room (``backup_notification_room``). Its members may ask how things stand."""
+
+    admins: tuple[Annotated[str, AfterValidator(_checked_user)], ...] = Field(
+        default=(), description="who may invite the bot, and have things done"
+    )
+
+
+class AlertSettings(_Table):
+    """Ways out of the house for what the chat could not deliver. Each URL holds secrets."""
+
+    fallback: tuple[Annotated[SecretStr, AfterValidator(_checked_channel)], ...] = Field(
+        default=(), description="URLs of Apprise"
+    )
+    fallback_file: LocalPath | None = Field(default=None, description="a file that holds them, one a line")
+    completed: bool = Field(default=False, description="also tell of each backup that went well")
+
+
+class JobSettings(_Table):
+    at: Annotated[str, AfterValidator(_checked_time)] | None = Field(default=None, description="each day at this time")
+    cron: Annotated[str, AfterValidator(_checked_cron)] | None = Field(default=None, description="a crontab line")
+    sources: tuple[str, ...] | None = Field(default=None, min_length=1, description="all of them unless given")
+    store: str | None = Field(default=None, description="the only one unless given")
+    consistency: Literal["hot", "stop"] = Field(
+        default="hot", description="stop: services stand still while the sources are read that need it"
+    )
+    services: tuple[str, ...] | None = Field(default=None, min_length=1, description="all of them unless given")
+    window: Literal["short", "all"] = Field(default="short", description="all: services stand still for every source")
+    retention: RetentionSettings = Field(
+        default=RetentionSettings(), description="the last backup_retention_count unless given"
+    )
+    heartbeat: Annotated[SecretStr, AfterValidator(_checked_heartbeat)] | None = Field(
+        default=None, description="where a dead-man's switch waits for a sign of life"
+    )
+    heartbeat_file: LocalPath | None = Field(default=None, description="a file that holds that URL")
