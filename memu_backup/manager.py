@@ -41,7 +41,7 @@ from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
 from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:  # what does the long work is imported when it is asked for: status is to answer at once
-    from memu_backup import restore
+    from memu_backup import put_back, restore
     from memu_backup.find import Found
 
 log = logging.getLogger(__name__)
@@ -391,6 +391,23 @@ class Manager:
         """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
         async with self._audit.act(asker, "restore", _subject(planned)):
             return await give_back(planned, overwrite=overwrite, on_progress=on_progress)
+
+    async def plan_back(self, stored: Backup, wanted: Sequence[str]) -> list[put_back.Step]:
+        """What it takes to put sources back to where they live, see ``put_back.plan``."""
+        from memu_backup import put_back
+
+        sources = {name: self.config.source(name) for name in self.config.sources}
+        scratch = self.config.state_dir / "returning"
+        return await put_back.plan(stored.path, sources, wanted, scratch, trusted=self.is_ours(stored.path))
+
+    async def put_back(
+        self, step: put_back.Step, asker: Asker, on_progress: OnProgress = _nobody_watches
+    ) -> put_back.Returned:
+        """Carry out one step of ``plan_back``. Raises as ``put_back.carry_out``."""
+        from memu_backup import put_back
+
+        async with self._audit.act(asker, "put back", f"{step.source.name} from {step.unpacking.archive.name}"):
+            return await put_back.carry_out(step, on_progress)
 
 
 def _store(config: Config, job: Job) -> Store:

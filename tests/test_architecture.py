@@ -15,7 +15,7 @@ FLOORS = (
     # The ground: nouns and what has no opinion about backups.
     {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
-    {"work", "process", "walk", "files", "lock", "mark"}
+    {"work", "process", "walk", "files", "lock", "mark", "moving"}
     | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.
@@ -28,6 +28,7 @@ FLOORS = (
         "check",
         "clean",
         "outlook",
+        "put_back",
         "place",
         "rebuild",
         "report",

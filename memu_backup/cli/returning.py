@@ -117,6 +117,9 @@ async def restore(
     to: Annotated[
         Path | None, typer.Option("--to", help="The folder to restore to; a new one here unless given.")
     ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Back to where it lives, as far as nothing is there; replaces nothing.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     trust: Annotated[
         bool,
@@ -129,10 +132,19 @@ async def restore(
     yes: Yes = False,
     json: Json = False,
 ) -> int:
-    """Give back a file, a source or everything, into a folder.
+    """Give back a file, a source or everything: into a folder, or with --in-place to where it lives.
 
     Of a damaged backup it gives what can be read, names the rest, and ends with exit status 3.
     """
+    if in_place:
+        if path or to or overwrite or trust:
+            raise UsageError(
+                "--in-place puts whole sources back to where they live, and goes with --source, --dry-run, --yes and "
+                "--json only. For anything else leave it out, and name a folder with --to."
+            )
+        from memu_backup.cli.in_place import put_back
+
+        return await put_back(backup, source or [], dry_run=dry_run, yes=yes, json=json)
     from memu_backup import console
     from memu_backup import restore as restoring
     from memu_backup.audit import at_the_terminal

@@ -116,6 +116,27 @@ class Source(Protocol):
         """
         ...
 
+    def lives(self) -> str:
+        """Where the data lives, in words for a person: "/srv/photos"; never with a secret. Touches nothing."""
+        ...
+
+    async def landing(self, summary: SourceSummary) -> Path | None:
+        """Where its part of a backup is to be unpacked before ``put_back``: a folder that is not there yet, on the disk
+        where the data lives; None where any disk will do. Changes nothing.
+
+        Raises RestoreError, with what to do, where something lies there already (it is never replaced) or nothing can
+        be put back from here; SourceError where nobody can see.
+        """
+        ...
+
+    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
+        """Bring what was unpacked at ``given`` (the folder or file that is its place) back to where it lives.
+
+        Returns warnings, a sentence each. Raises RestoreError and SourceError; what lived there before is untouched.
+        Cancelling ends every child.
+        """
+        ...
+
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
         """What only this kind can tell of its part of a stored backup (a dump that lists, a database that is whole).

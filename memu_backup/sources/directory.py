@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -12,8 +13,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from memu_backup import words
-from memu_backup.errors import SourceError
+from memu_backup import moving, words
+from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
 from memu_backup.sources import Reader, SourceSettings, look
@@ -79,6 +80,22 @@ class DirectorySource:
             roots=(Root(s.path, self.place, s.exclude, s.cross_filesystems),),
             consistency="each file as it was when it was read",
         )
+
+    def lives(self) -> str:
+        return str(self._settings.path)
+
+    async def landing(self, summary: SourceSummary) -> Path:  # noqa: ARG002  wherever it came from
+        path = self._settings.path
+        if not await look(self.name, lambda: moving.is_free(path)):
+            raise RestoreError(
+                f"{path} (source {self.name}) is not empty, and nothing there is replaced; nothing was changed. "
+                f"Move it away first, or restore to another folder with --to."
+            )
+        return await look(self.name, lambda: moving.landing(path))
+
+    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:  # noqa: ARG002
+        await asyncio.to_thread(moving.move_in, given, self._settings.path)
+        return []
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all

@@ -11,8 +11,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from memu_backup import words
-from memu_backup.errors import SourceError
+from memu_backup import moving, words
+from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
 from memu_backup.sources import Lacking, Reader, SourceSettings, look
@@ -76,6 +76,28 @@ class FilesSource:
             warnings=warnings if self._settings.optional else (),
             missing=() if self._settings.optional else warnings,
         )
+
+    def lives(self) -> str:
+        return ", ".join(map(str, self._settings.paths))
+
+    async def landing(self, summary: SourceSummary) -> Path:  # noqa: ARG002  wherever it came from
+        there, missing = await look(self.name, self._split)
+        if there:
+            raise RestoreError(
+                f"{', '.join(map(str, there))} (source {self.name}) is there, and nothing is replaced; nothing was "
+                "changed. Move it away first, or restore to another folder with --to."
+            )
+        return moving.landing(missing[0].with_name(self.name))
+
+    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:  # noqa: ARG002
+        lacking = []
+        for path in self._settings.paths:
+            one = given / path.name
+            if os.path.lexists(one):
+                await moving.move_beside(one, path)
+            else:
+                lacking.append(f"{path} (source {self.name}) is not in this backup.")
+        return lacking
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from memu_backup import words
-from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, SourceError
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, RestoreError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
 from memu_backup.postgres_connection import Address, connect, count_tables, list_tables, qualified, refused_tables
@@ -193,6 +193,15 @@ class PostgresSource:
             details=details,
             warnings=plan.warnings,
         )
+
+    def lives(self) -> str:
+        return "its database server"
+
+    async def landing(self, summary: SourceSummary) -> Path | None:
+        raise RestoreError(f"source {self.name} cannot be put back yet")
+
+    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
+        raise RestoreError(f"source {self.name} cannot be put back yet")
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from memu_backup import put_back
 from memu_backup.clock import now
-from memu_backup.errors import SourceError
+from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Level
 from memu_backup.sources import Source
 from memu_backup.stores import Store
@@ -42,6 +43,14 @@ class SourceContract:
 
     def compare(self, data: Path, unpacked: Unpacked) -> None:
         raise NotImplementedError
+
+    def lose(self, data: Path) -> None:
+        """Let all of it be gone, as on a machine that was just set up anew."""
+        self.take_away(data)
+
+    def held(self, data: Path) -> object:
+        """All that there is to compare of the data where it lives."""
+        return snapshot(data)
 
     @pytest.fixture
     def data(self, tmp_path: Path) -> Path:
@@ -123,6 +132,32 @@ class SourceContract:
             written = write(store, captured)
         assert written.manifest.partial
         assert store.prove(written.partial_path, Level.FULL, ignore, Stop()).problems == ()
+
+    async def test_what_was_lost_is_put_back_where_it_lives(
+        self, source: Source, data: Path, stage: Path, tmp_path: Path
+    ) -> None:
+        async with source.capture(stage) as captured:
+            archive = back_up(archive_store(tmp_path / "store"), captured)
+        before = self.held(data)
+        self.lose(data)
+        (step,) = await put_back.plan(archive, {source.name: source}, [], tmp_path / "scratch", trusted=True)
+        returned = await put_back.carry_out(step, ignore)
+        assert returned.warnings == ()
+        assert self.held(data) == before
+        assert await source.check() == []
+        assert not step.unpacking.target.exists()
+
+    async def test_what_is_there_is_never_replaced(
+        self, source: Source, data: Path, stage: Path, tmp_path: Path
+    ) -> None:
+        async with source.capture(stage) as captured:
+            archive = back_up(archive_store(tmp_path / "store"), captured)
+        before = self.held(data)
+        with pytest.raises(RestoreError) as met:
+            await put_back.plan(archive, {source.name: source}, [], tmp_path / "scratch", trusted=True)
+        assert source.name in str(met.value)
+        assert "\n" not in str(met.value)
+        assert self.held(data) == before
 
     async def test_two_captures_of_the_same_data_have_the_same_checksum(
         self, source: Source, stage: Path, tmp_path: Path
