@@ -10,7 +10,8 @@
     ├── SourceError            1   something to back up is not there or cannot be read
     │   └── DatabaseError      1   a database refuses, is too new, or is away
     ├── ServiceError           1   what should be stopped for a backup does not stop, or does not come up again
-    │   ├── EngineAway         1   Docker does not answer now
+    │   ├── EngineError        1   Docker refuses; also a SourceError, as volumes and databases are reached by it
+    │   │   └── EngineAway     1   …it does not answer now
     │   └── Disturbed          1   somebody started what stood still while its data was read
     ├── StoreError             1   the place for backups cannot be used
     │   ├── NotMounted         1   the folder does not carry our mark, so nothing is written there
@@ -103,7 +104,11 @@ class ServiceError(MemuError):
     code = "service"
 
 
-class EngineAway(ServiceError):
+class EngineError(ServiceError, SourceError):
+    code = "engine"
+
+
+class EngineAway(EngineError):
     code = "engine_away"
     retryable = True
 

@@ -49,6 +49,7 @@ REASONS: Mapping[str, Reason] = {
     "database": Reason("The database refused to be copied", "Check its password and rights in the settings"),
     "database_away": Reason("The database did not answer", "Check that the database is running"),
     "service": Reason("A service could not be stopped for it", "Look at that service"),
+    "engine": Reason("Docker refused to help with it", "Check Docker, and whether memu-backup may speak to it"),
     "engine_away": Reason("Docker did not answer", "Check that Docker is running"),
     "disturbed": Reason("Something was started in the middle of it", "Start it again or wait for the next one"),
     "archive": Reason("The backup could not be read back", "Start a new backup"),

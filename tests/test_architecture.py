@@ -15,7 +15,7 @@ FLOORS = (
     # The ground: nouns and what has no opinion about backups.
     {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
-    {"work", "process", "walk", "files", "lock", "mark", "moving"}
+    {"work", "process", "walk", "files", "lock", "mark", "moving", "docker_engine"}
     | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
     {"formats"},
     # What there are several kinds of, and the history.

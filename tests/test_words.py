@@ -182,7 +182,7 @@ def test_every_way_a_backup_can_fail_has_words() -> None:
     ends += [errors.DatabaseAway, errors.StoreError, errors.NotMounted, errors.DiskFull, errors.WriteFailed]
     ends += [errors.NoInodes, errors.QuotaUsedUp]
     ends += [errors.ArchiveError, errors.DamagedArchive]
-    ends += [errors.ServiceError, errors.EngineAway, errors.Disturbed]
+    ends += [errors.ServiceError, errors.EngineError, errors.EngineAway, errors.Disturbed]
     assert {e.code for e in ends} == set(words.REASONS)
     for why in (*words.REASONS.values(), words.UNKNOWN_REASON):
         assert why.what[0].isupper()

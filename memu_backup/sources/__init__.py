@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, tzinfo
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from memu_backup import words, work
 from memu_backup.errors import SourceError
@@ -29,6 +30,22 @@ ANSWER_S = 30.0
 """How long a disk may take to say what is there."""
 
 T = TypeVar("T")
+
+
+def _checked_glob(glob: str) -> str:
+    from pathspec import GitIgnoreSpec  # slow to import, and only needed where something is excluded
+
+    try:
+        patterns = GitIgnoreSpec.from_lines([glob]).patterns
+    except (ValueError, re.error):
+        patterns = []
+    if not any(p.include is not None for p in patterns):
+        raise ValueError("leaves nothing out; write it as in .gitignore, with a \\ before # or [ that begins a name")
+    return glob
+
+
+Globs = tuple[Annotated[str, AfterValidator(_checked_glob)], ...]
+"""What to leave out of a tree."""
 
 
 class SourceSettings(BaseModel):

@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from memu_backup import moving, words
 from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.sources import Reader, SourceSettings, look
-
-
-def _checked_glob(glob: str) -> str:
-    from pathspec import GitIgnoreSpec  # slow to import, and only needed where something is excluded
-
-    try:
-        patterns = GitIgnoreSpec.from_lines([glob]).patterns
-    except (ValueError, re.error):
-        patterns = []
-    if not any(p.include is not None for p in patterns):
-        raise ValueError("leaves nothing out; write it as in .gitignore, with a \\ before # or [ that begins a name")
-    return glob
+from memu_backup.sources import Globs, Reader, SourceSettings, look
 
 
 class DirectorySettings(SourceSettings):
     only_folders: ClassVar[bool] = True
     kind: Literal["directory"]
     path: LocalPath = Field(description="the folder")
-    exclude: tuple[Annotated[str, AfterValidator(_checked_glob)], ...] = Field(
-        default=(), description="globs in the manner of .gitignore, relative to the folder"
-    )
+    exclude: Globs = Field(default=(), description="globs in the manner of .gitignore, relative to the folder")
     cross_filesystems: bool = Field(default=False, description="also enter other filesystems mounted below it")
 
 
