@@ -99,6 +99,11 @@ class Address:
         return f"postgresql://{quote(self.user, safe='')}@/{quote(self.database, safe='')}?{query}"
 
     @property
+    def secret_url(self) -> str:
+        """With the password: for ``parse``, and nothing that is shown or run."""
+        return self.url + (f"&password={quote(self.password, safe='')}" if self.password else "")
+
+    @property
     def environment(self) -> Mapping[str, str]:
         """For a program that gets ``url``: the password, a bounded wait, and messages in the one language we read."""
         secret = {"PGPASSWORD": self.password} if self.password else {}

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from memu_backup import files, process, words
 from memu_backup.errors import DatabaseAway, DatabaseError, SourceError
 from memu_backup.postgres_connection import Address
-from memu_backup.postgres_tools import reason
+from memu_backup.postgres_reach import Reach
+from memu_backup.postgres_tools import Tools, reason
 from memu_backup.work import Stop
 
 STALL_S = 1800.0
@@ -24,14 +26,43 @@ _BACKUPS = "the backups"
 """What lies beside them is gone before anybody could look for it there."""
 
 
-async def write_dump(argv: list[str], address: Address, file: Path, stall_s: float) -> None:
+async def write_dump(reach: Reach, argv: list[str], address: Address, file: Path, stall_s: float) -> None:
     """Run pg_dump or pg_dumpall into ``file``, which only we can read. Raises DiskFull, SourceError and its like."""
-    try:
+    with _told(address, file, stall_s) as outcome:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-        # What lies in the stage is copied into the archive and thrown away: the archive is synced, this need not be.
-        more = ["--no-sync", "--no-password", f"--file={file}", f"--dbname={address.url}"]
-        async with _growing(file, stall_s):
-            done = await process.run([*argv, *more], env=address.environment, gentle=True)
+        async with _growing(lambda: file.stat().st_size, stall_s):
+            outcome.done = await reach.into_file(argv, address, file)
+
+
+async def write_copy(reach: Reach, tools: Tools, address: Address, folder: Path, stall_s: float) -> None:
+    """Copy the whole server with pg_basebackup into ``folder``, which is empty, while it runs; with what it takes of
+    the write-ahead log to be whole. Raises as ``write_dump``.
+    """
+    argv = [tools.program("pg_basebackup"), "--checkpoint=fast"]
+    with _told(address, folder, stall_s) as outcome:
+        async with _growing(lambda: _bytes_below(folder), stall_s):
+            outcome.done = await reach.into_folder(argv, address, folder)
+
+
+def _bytes_below(folder: Path) -> int:
+    found = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # it writes meanwhile, and renames
+            found += path.lstat().st_size
+    return found
+
+
+@dataclass(slots=True)
+class _Outcome:
+    done: process.Completed | None = None
+
+
+@contextmanager
+def _told(address: Address, file: Path, stall_s: float) -> Iterator[_Outcome]:
+    """What went wrong in the block, or with the program that it ran, as an error of ours."""
+    outcome = _Outcome()
+    try:
+        yield outcome
     except TimeoutError as error:
         raise DatabaseAway(
             f"{address.server} gave nothing more of database {address.database} for {words.duration(stall_s)}, so its "
@@ -42,7 +73,8 @@ async def write_dump(argv: list[str], address: Address, file: Path, stall_s: flo
             f"Database {address.database} could not be written out beside the backups ({error.strerror}); "
             "older backups are untouched."
         ) from error
-    if done.returncode == 0:
+    done = outcome.done
+    if done is None or done.returncode == 0:
         return
     told = done.stderr.decode(errors="replace")
     why = address.without_secret(reason(done))
@@ -61,14 +93,14 @@ async def write_dump(argv: list[str], address: Address, file: Path, stall_s: flo
 
 
 @asynccontextmanager
-async def _growing(file: Path, stall_s: float) -> AsyncIterator[None]:
-    """Raises TimeoutError, with the block cancelled, once ``file`` has not grown for ``stall_s``, or a tenth more."""
+async def _growing(size: Callable[[], int], stall_s: float) -> AsyncIterator[None]:
+    """Raises TimeoutError, with the block cancelled, once ``size`` has not grown for ``stall_s``, or a tenth more."""
 
     async def watch(limit: asyncio.Timeout) -> None:
         size_bytes = 0
         while True:
             await asyncio.sleep(stall_s / 10)
-            if (grown := file.stat().st_size) != size_bytes and not limit.expired():
+            if (grown := await asyncio.to_thread(size)) != size_bytes and not limit.expired():
                 size_bytes = grown
                 limit.reschedule(asyncio.get_running_loop().time() + stall_s)
 

@@ -333,6 +333,11 @@ def databases(number: int, rows: int | None) -> str:
     return _counted(number, "database") + (f", {_counted(rows, 'row')}" if rows is not None else "")
 
 
+def database_server(major: int, size_bytes: int) -> str:
+    """the whole database server (PostgreSQL 16, 2.1 GB)"""
+    return f"the whole database server (PostgreSQL {major}, {size(size_bytes)})"
+
+
 # --- a file that was found -------------------------------------------------------------------------------------------
 
 

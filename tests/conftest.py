@@ -9,6 +9,8 @@ import asyncpg
 import pytest
 
 from memu_backup.postgres_server import PostgresServer
+from tests import docker_engine
+from tests.docker_engine import Engine
 from tests.home import in_a_loop_of_its_own
 from tests.receiver import Receiver, receiving
 
@@ -33,6 +35,22 @@ async def database(postgres: PostgresServer) -> AsyncIterator[str]:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
     finally:
         await connection.close()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[Engine]:
+    """A Docker Engine that all tests of a process share: give containers and volumes names of your own."""
+    with docker_engine.engine() as found:
+        found.make_busybox()
+        yield found
+
+
+@pytest.fixture(scope="session")
+def postgres_image(engine: Engine) -> str:
+    """An image that behaves as the official one does."""
+    engine.make_postgres()
+    engine.docker("network", "create", "family")
+    return docker_engine.POSTGRES
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ FLOORS = (
     {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
     {"work", "process", "walk", "files", "lock", "mark", "moving", "docker_engine"}
-    | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"},
+    | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"}
+    | {"postgres_by_copy", "postgres_by_dump", "postgres_reach", "postgres_return"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "services", "stores", "history", "alerts"},

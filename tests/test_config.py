@@ -186,7 +186,7 @@ MISTAKES = {
     ),
     "a database without its address": (
         wrong("[sources.db]\nkind = 'postgres'\n"),
-        ["sources.db: needs exactly one of url and url_file"],
+        ["sources.db: does not say where it is; add url, url_file or container"],
     ),
     "a number in a list of paths": (
         wrong("", '[".env", "nginx"]', '[".env", 5]'),
@@ -814,7 +814,7 @@ def test_what_is_shown_of_a_database_is_what_will_be_done(write: Write) -> None:
         "globals": False,
     }
     assert shown(url + "\ndatabases = ['a', 'b']") == everything | {"databases": ["a", "b"]}
-    assert shown("url_file = 'x'") == everything | {"databases": "the one that url_file names"}
+    assert shown("url_file = 'x'") == everything | {"databases": "the one it names itself"}
 
 
 def test_a_folder_has_its_slash_without_being_told(write: Write) -> None:

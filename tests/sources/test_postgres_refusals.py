@@ -197,7 +197,7 @@ async def test_a_dump_that_is_slow_is_waited_for(database: str, stage: Path, tmp
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({}, "exactly one of url and url_file"),
+        ({}, "add url, url_file or container"),
         ({"url": "mysql://u:s3cret@h/d"}, "must begin with postgresql://"),
         ({"url": "postgresql://u:s3cret/x@h/d"}, "cannot be read as an address"),
         ({"url": "postgresql://u:12/s3cret@h/d"}, "cannot be read as an address"),

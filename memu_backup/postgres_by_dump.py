@@ -1,0 +1,342 @@
+"""Databases of a running Postgres, each dumped as of one moment while it is being written to; and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, tzinfo
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from memu_backup import postgres_return, words
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, RestoreError
+from memu_backup.model import Root, SourceSummary
+from memu_backup.postgres_connection import (
+    Address,
+    connect,
+    count_tables,
+    list_tables,
+    qualified,
+    refused_tables,
+)
+from memu_backup.postgres_dump import is_finished, not_listed, write_dump
+from memu_backup.postgres_reach import Server, Taken
+from memu_backup.postgres_tools import Tools, list_dump
+from memu_backup.work import Stop, in_thread
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from memu_backup.sources import Reader
+
+_QUESTION_TIMEOUT_S = 60.0
+_LOCK_TIMEOUT_MS = 300_000
+"""How long another program may keep a table to itself before the dump is given up."""
+
+_SUFFIX = {"custom": ".dump", "plain": ".sql"}
+_GLOBALS = "globals.sql"
+
+
+class _Globals(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    file: str
+
+
+class _Dump(_Globals):
+    format: Literal["custom", "plain"]
+    encoding: str
+    tables: dict[str, int | None]
+    name: str = ""
+    collate: str = ""
+    ctype: str = ""
+
+
+class _Counted(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    tables: dict[str, Annotated[int, Field(ge=0, lt=2**63)] | None] | None = None
+
+
+class _Held(BaseModel):
+    """What is told of a backup: less than a check needs, so that it is told of one too that cannot be checked."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    databases: list[_Counted]
+
+
+class _Details(BaseModel):
+    """What a check needs of the details that a capture has written, in a backup that may be a stranger's."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    pg_restore_major: int = Field(ge=1, le=999)
+    databases: list[_Dump]
+    globals: _Globals | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the settings say of dumps. ``databases`` is "all", or names, or empty for the one of the address."""
+
+    place: str
+    databases: Literal["all"] | tuple[str, ...]
+    format: Literal["custom", "plain"]
+    globals: bool
+    row_counts: bool
+
+    @property
+    def single_file(self) -> bool:
+        return not self.place.endswith("/")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a check found out and a capture goes by."""
+
+    address: Address
+    server_version: str
+    tools: Tools
+    databases: tuple[str, ...]
+    role_passwords: bool
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ByDump:
+    """What a source does whose ``mode`` is "dump"."""
+
+    server: Server
+    wanted: Wanted
+
+    async def check(self) -> list[str]:
+        return list((await self._plan()).warnings)
+
+    async def take(self, stage: Path) -> Taken:
+        plan = await self._plan()
+        dumps = [await self._dump(plan, database, stage) for database in plan.databases]
+        details: dict[str, Any] = {
+            "server_version": plan.server_version,
+            "server_major": int(plan.server_version.split(".")[0]),
+            "pg_dump_version": plan.tools.version,
+            "pg_restore_major": plan.tools.major,
+            "databases": dumps,
+        }
+        if self.wanted.globals:
+            details["globals"] = await self._dump_globals(plan, stage)
+        each = " a database" if len(dumps) > 1 else ""
+        path = stage / self._file_name(plan.databases[0]) if self.wanted.single_file else stage
+        return Taken(
+            roots=(Root(path, self.wanted.place),),
+            consistency=f"pg_dump {plan.tools.version} in one snapshot{each}",
+            details=details,
+            warnings=plan.warnings,
+        )
+
+    async def refuse(self, summary: SourceSummary) -> None:
+        """Raises RestoreError where one of the databases holds tables already."""
+        for dump in _details(summary).databases:
+            if tables := await postgres_return.tables_of(self.server.address, dump.name):
+                raise RestoreError(
+                    f"{self.server.address.server} has a database {dump.name} with {tables:,} "
+                    f"table{'' if tables == 1 else 's'} in it already, and nothing is replaced; nothing was changed. "
+                    "Rename or drop it first, or restore the dump to a folder with --to."
+                )
+
+    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
+        """Roles first, then each database, made anew where it is not there; then its rows are counted."""
+        details, address = _details(summary), self.server.address
+
+        def file(stored: str) -> Path:
+            return given if self.wanted.single_file else given / stored.removeprefix(self.wanted.place)
+
+        warnings = []
+        if details.globals:
+            warnings += await postgres_return.roles(file(details.globals.file), address, details.pg_restore_major)
+        for dump in details.databases:
+            new = postgres_return.New(dump.name, dump.encoding, dump.collate, dump.ctype)
+            counted = {table: rows for table, rows in dump.tables.items() if rows is not None}
+            warnings += await postgres_return.database(
+                file(dump.file), new, address, counted, major=details.pg_restore_major
+            )
+        return warnings
+
+    async def _plan(self) -> _Plan:
+        """Look at everything that a dump will need, in an order in which the first complaint is the helpful one."""
+        address, listed = self.server.address, self.wanted.databases
+        first = address.of(listed[0]) if listed and listed != "all" else address
+        async with connect(first, command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
+            number = int(await connection.fetchval("SHOW server_version_num"))
+            tools = await self.server.reach.tools(number // 10_000)
+            secrets_readable = await connection.fetchval("SELECT has_table_privilege('pg_authid', 'SELECT')")
+            databases = await _every_database(connection) if listed == "all" else listed or (address.database,)
+        for database in databases:
+            async with connect(address.of(database), command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
+                await _require_rights(connection, address.of(database))
+        warnings = []
+        if self.wanted.globals and not secrets_readable:
+            warnings.append(
+                f"{address.server} keeps the passwords of its users from user {address.user}, so {_GLOBALS} lacks "
+                "them: after a restore they have to be set anew. A superuser could back them up."
+            )
+        version = f"{number // 10_000}.{number % 10_000}"
+        return _Plan(address, version, tools, tuple(databases), secrets_readable, tuple(warnings))
+
+    def _file_name(self, database: str) -> str:
+        if self.wanted.single_file:
+            return self.wanted.place.rsplit("/", 1)[-1]
+        safe = quote(database, safe=" ")
+        if safe[0] in ".-" or safe + _SUFFIX[self.wanted.format] == _GLOBALS:
+            safe = f"%{ord(safe[0]):02X}{safe[1:]}"
+        return safe + _SUFFIX[self.wanted.format]
+
+    def _place_of(self, file: Path) -> str:
+        return self.wanted.place if self.wanted.single_file else self.wanted.place + file.name
+
+    async def _dump(self, plan: _Plan, database: str, folder: Path) -> dict[str, Any]:
+        """Dump one database and count its rows, both in the snapshot of one transaction that is held all the while."""
+        file = folder / self._file_name(database)
+        address = plan.address.of(database)
+        async with connect(address, command_timeout_s=self.server.stall_s) as connection:
+            await _hold_still(connection)
+            made = await connection.fetchrow(
+                "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database"
+                " WHERE datname = current_database()"
+            )
+            snapshot_at = (await connection.fetchval("SELECT now()")).astimezone(UTC)
+            snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
+            argv = [
+                plan.tools.program("pg_dump"), f"--format={self.wanted.format}", f"--snapshot={snapshot}",
+                f"--lock-wait-timeout={_LOCK_TIMEOUT_MS}",
+            ]  # fmt: skip
+            if self.wanted.format == "custom":
+                # The archive compresses with several threads and a faster library; pg_dump has one and zlib.
+                argv.append("--compress=0")
+            try:
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(write_dump(self.server.reach, argv, address, file, self.server.stall_s))
+                    counting = both.create_task(_tables(connection, self.wanted.row_counts))
+            except ExceptionGroup as failed:
+                raise failed.exceptions[0] from None  # the other one was cancelled for it
+        return {
+            "name": database,
+            "file": self._place_of(file),
+            "format": self.wanted.format,
+            "encoding": made[0],
+            "collate": made[1],
+            "ctype": made[2],
+            "snapshot_at": snapshot_at.isoformat(),
+            "size_bytes": file.stat().st_size,
+            "tables": counting.result(),
+        }
+
+    async def _dump_globals(self, plan: _Plan, folder: Path) -> dict[str, Any]:
+        file = folder / _GLOBALS
+        argv = [plan.tools.program("pg_dumpall"), "--globals-only"]
+        if not plan.role_passwords:
+            argv.append("--no-role-passwords")
+        await write_dump(self.server.reach, argv, plan.address.of(plan.databases[0]), file, self.server.stall_s)
+        return {"file": self._place_of(file), "size_bytes": file.stat().st_size, "passwords": plan.role_passwords}
+
+
+async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
+    """What ``Source.verify`` says of dumps: does each list, or end, as a whole one does?"""
+    details = _details(summary)
+    problems: list[str] = []
+    unseen: CannotCheck | None = None
+    for dump in details.databases:
+        try:
+            if dump.format == "custom":
+                listing = await list_dump(reader.content(dump.file), details.pg_restore_major)
+                names = [t for t in dump.tables if dump.encoding == "UTF8" or t.isascii()]
+                if unlisted := not_listed(names, listing):
+                    problems.append(f"{dump.file} lacks {_some(unlisted)}.")
+            else:
+                problems += await _unfinished(dump.file, "plain", reader)
+        except DatabaseError as error:
+            problems.append(f"{dump.file}: {error}")
+        except CannotCheck as error:
+            unseen = error  # another dump may yet be found broken, and that is the graver news
+    if details.globals is not None:
+        problems += await _unfinished(details.globals.file, "globals", reader)
+    if unseen is not None and not problems:
+        raise unseen
+    return problems
+
+
+def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
+    """What ``Source.told`` says of dumps."""
+    try:
+        dumps = _Held.model_validate(dict(summary.details)).databases
+    except ValidationError:
+        return words.tree(summary, now, zone)
+    counts = [rows for dump in dumps for rows in ([None] if dump.tables is None else dump.tables.values())]
+    known = [rows for rows in counts if rows is not None]
+    return words.databases(len(dumps), sum(known) if len(known) == len(counts) else None)
+
+
+def _details(summary: SourceSummary) -> _Details:
+    try:
+        return _Details.model_validate(dict(summary.details))
+    except ValidationError as error:
+        raise DamagedArchive(
+            "metadata.json does not say of its dumps what it should, so they cannot be checked or put back by it; "
+            "was it changed by hand? Use another backup, or put them back by hand."
+        ) from error
+
+
+async def _unfinished(file: str, kind: str, reader: Reader) -> list[str]:
+    stop = Stop()
+    if await in_thread(lambda: is_finished(kind, reader.content(file), stop), stop, gentle=True):
+        return []
+    return [f"{file} breaks off: its last line does not say that the dump is complete."]
+
+
+async def _every_database(connection: asyncpg.Connection) -> tuple[str, ...]:
+    # A connection limit of -2 marks what is left of a database whose removal was interrupted.
+    rows = await connection.fetch(
+        "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND datconnlimit <> -2 ORDER BY 1"
+    )
+    return tuple(row[0] for row in rows)
+
+
+async def _require_rights(connection: asyncpg.Connection, address: Address) -> None:
+    unreadable, hidden = await refused_tables(connection)
+    if unreadable:
+        raise DatabaseError(
+            f"{address.server} does not let user {address.user} read {_some(unreadable)} in database "
+            f"{address.database}, so a backup would lack it; nothing was started. "
+            f'Grant it, for example with: GRANT pg_read_all_data TO "{address.user}";'
+        )
+    if hidden:
+        raise DatabaseError(
+            f"{address.server} hides rows of {_some(hidden)} in database {address.database} from user {address.user} "
+            f"(row-level security), so a backup would lack them; nothing was started. "
+            f'Lift it with: ALTER ROLE "{address.user}" BYPASSRLS;'
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+async def _hold_still(connection: asyncpg.Connection) -> None:
+    """Open the transaction whose snapshot is shared; the server's limits on long ones are lifted for it alone."""
+    await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    await connection.execute(
+        "SELECT set_config(name, '0', true) FROM pg_settings"
+        " WHERE name IN ('statement_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout')"
+    )
+    await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_TIMEOUT_MS}")
+
+
+async def _tables(connection: asyncpg.Connection, counted: bool) -> dict[str, int] | dict[str, None]:
+    if counted:
+        return await count_tables(connection)
+    return {qualified(schema, table): None for schema, table in await list_tables(connection)}
