@@ -1,10 +1,5 @@
 """Containers of Docker, by their compose project or by labels, through the Engine API.
 
-The order comes from the label in which compose v2 keeps ``depends_on``: ``db:service_healthy:false,redis:…``, a name of
-a service, then what of it is waited for (https://github.com/docker/compose, pkg/api/labels.go and
-pkg/compose/compose.go); names alone, as older ones wrote it, are understood too. Where no label says anything, what was
-made earlier counts as needed by what was made later: so compose makes them.
-
 A container that was stopped stays off, whatever its restart policy, until the engine itself starts anew. Then
 ``always`` starts it, under the hands of whoever copies its data; ``unless-stopped``, ``on-failure`` and ``no`` leave it
 off, so that after a power cut nobody but us starts it again. A stop that was begun goes on although nobody waits for it
@@ -16,36 +11,27 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from memu_backup import docker_engine
+from memu_backup.compose import ONE_TASK, PROJECT, Container, needed_first
+from memu_backup.docker_engine import ANSWER_S, GONE, NOT_REACHED, SOCKET, answer, docker_error, one_line
 from memu_backup.errors import EngineAway, ServiceError
 from memu_backup.paths import LocalPath
 from memu_backup.services import ServiceSettings, Unit
 
 if TYPE_CHECKING:
-    from aiodocker import Docker, DockerError
+    from aiodocker import Docker
     from aiodocker.containers import DockerContainer
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_SOCKET = "/var/run/docker.sock"
-_PROJECT, _NAME, _NEEDS, _ONE_TASK = (
-    f"com.docker.compose.{label}" for label in ("project", "service", "depends_on", "oneoff")
-)
-
-_ANSWER_S = 30.0
-"""How long the engine may take to tell of its containers."""
 
 _KILL_S = 30.0
 """What is left after SIGKILL waits for a disk."""
@@ -56,17 +42,13 @@ _STEADY_S = 2.0
 _PAUSE_S = 1.0
 _POLL_S = 0.2
 
-_GONE = 404
-_NOT_REACHED = 900
-"""aiodocker's own, among the status codes of HTTP."""
-
 
 class DockerSettings(ServiceSettings):
     kind: Literal["docker"]
     project: str | None = Field(default=None, min_length=1, description="a compose project, with all its containers")
     labels: tuple[str, ...] = Field(default=(), description="instead: containers that have all of these labels")
     socket: LocalPath | None = Field(
-        default=None, description=f"where Docker listens: {_SOCKET}, unless the variable DOCKER_HOST says otherwise"
+        default=None, description=f"where Docker listens: {SOCKET}, unless the variable DOCKER_HOST says otherwise"
     )
     stop_timeout_s: int = Field(default=60, ge=1, description="how long a container may take to end; then it is killed")
     healthy_within_s: int = Field(default=180, ge=1, description="how long one may take to come up again")
@@ -78,22 +60,6 @@ class DockerSettings(ServiceSettings):
         if not self.project and not self.labels:
             raise ValueError('does not say which containers; add project = "memu" or labels = ["backup.stop=yes"]')
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class _Container:
-    """``state`` is the engine's word, ``made`` in seconds since 1970."""
-
-    id: str
-    name: str
-    state: str
-    made: int
-    labels: Mapping[str, str]
-
-    @property
-    def needs(self) -> list[str]:
-        """The services of its project that it depends on."""
-        return [name for one in self.labels.get(_NEEDS, "").split(",") if (name := one.partition(":")[0].strip())]
 
 
 class DockerService:
@@ -124,22 +90,22 @@ class DockerService:
                     )
         return warnings
 
-    def _nothing_chosen(self, everything: Iterable[_Container]) -> str:
+    def _nothing_chosen(self, everything: Iterable[Container]) -> str:
         no = f"so for service {self.name} nothing would be stopped"
         if self._settings.labels:
             return (
                 f"Docker has no container with the label {' and '.join(self._settings.labels)}, {no}. "
                 f"Correct services.{self.name}.labels."
             )
-        projects = sorted({c.labels[_PROJECT] for c in everything if _PROJECT in c.labels})
+        projects = sorted({c.labels[PROJECT] for c in everything if PROJECT in c.labels})
         known = f"it has {', '.join(projects)}" if projects else "it has none"
         return (
             f"Docker has no container of a compose project {self._settings.project} ({known}), {no}. "
             f"Correct services.{self.name}.project, or start the project."
         )
 
-    def _is_chosen(self, container: _Container) -> bool:
-        wanted = (f"{_PROJECT}={self._settings.project}",) if self._settings.project else self._settings.labels
+    def _is_chosen(self, container: Container) -> bool:
+        wanted = (f"{PROJECT}={self._settings.project}",) if self._settings.project else self._settings.labels
         for name, equals, value in (label.partition("=") for label in wanted):
             if name not in container.labels or (equals and container.labels[name] != value):
                 return False
@@ -150,7 +116,7 @@ class DockerService:
         async with self._engine() as engine:
             return [
                 Unit(c.id, c.name)
-                for c in reversed(_needed_first(await _containers(engine)))
+                for c in reversed(needed_first(await _containers(engine)))
                 if self._is_chosen(c) and c.state in ("running", "restarting") and not await _why_left_alone(engine, c)
             ]
 
@@ -168,19 +134,19 @@ class DockerService:
                 return
             grace_s = self._grace_s(seen)
             try:
-                await _answer(container.stop(t=grace_s), grace_s + _KILL_S)
+                await answer(container.stop(t=grace_s), grace_s + _KILL_S)
             except TimeoutError:
                 raise ServiceError(
                     f"Container {unit.name} of service {self.name} does not end, even killed, so its data does not "
                     "hold still. A disk that it waits for may be the cause; restart the machine."
                 ) from None
-            except _docker_error() as error:
-                if error.status == _NOT_REACHED:
+            except docker_error() as error:
+                if error.status == NOT_REACHED:
                     raise
-                if error.status != _GONE:
+                if error.status != GONE:
                     raise ServiceError(
                         f"Container {unit.name} of service {self.name} could not be stopped, so its data does not hold "
-                        f"still. Docker says: {_one_line(error.message)}"
+                        f"still. Docker says: {one_line(error.message)}"
                     ) from error
             ended = await _seen(container)
             if ended and ended["State"].get("ExitCode") == 137 and not ended["State"].get("OOMKilled"):
@@ -218,11 +184,11 @@ class DockerService:
                 "If it was not removed on purpose, make it anew: docker compose up -d"
             )
         try:
-            await _answer(container.start(), max(until - time.monotonic(), _ANSWER_S))
-        except _docker_error() as error:
-            if error.status == _NOT_REACHED:
+            await answer(container.start(), max(until - time.monotonic(), ANSWER_S))
+        except docker_error() as error:
+            if error.status == NOT_REACHED:
                 raise
-            raise self._not_up(unit, f"Docker says: {_one_line(error.message)}") from error
+            raise self._not_up(unit, f"Docker says: {one_line(error.message)}") from error
         began, steady_from = None, 0.0
         while True:
             seen = await _seen(container)
@@ -256,7 +222,7 @@ class DockerService:
         if container is None or seen is None or not seen["State"]["Running"]:
             return 0.0
         longest_s = self._grace_s(seen) + _KILL_S
-        last = await _answer(_last_event(engine, seen["Id"], longest_s))
+        last = await answer(_last_event(engine, seen["Id"], longest_s))
         if last is None or last["Action"] != "kill":
             return 0.0
         until = last["timeNano"] / 1e9 + longest_s
@@ -265,63 +231,22 @@ class DockerService:
             seen = await _seen(container)
         return time.monotonic() - began
 
-    def _address(self) -> str:
-        if self._settings.socket:
-            return f"unix://{self._settings.socket}"
-        return os.environ.get("DOCKER_HOST") or f"unix://{_SOCKET}"
-
-    @asynccontextmanager
-    async def _engine(self) -> AsyncIterator[Docker]:
-        """The engine, and its errors as ours."""
-        import aiodocker  # slow, and not needed by most commands
-        import aiohttp
-
-        address = self._address()
-        where = address.removeprefix("unix://")
+    def _engine(self) -> AbstractAsyncContextManager[Docker]:
         unable = f"so service {self.name} can be neither stopped nor started"
-        try:
-            if not address.startswith(("unix://", "tcp://")):
-                raise ValueError
-            engine = aiodocker.Docker(address)
-        except (ValueError, OSError):  # certificates, by DOCKER_TLS_VERIFY
-            raise ServiceError(
-                f"DOCKER_HOST does not say where Docker listens, {unable}. Write unix:///var/run/docker.sock or "
-                "tcp://HOST:PORT, or set socket in its settings."
-            ) from None
-        try:
-            async with engine:
-                yield engine
-        except (aiodocker.DockerError, aiohttp.ClientError, OSError, TimeoutError) as error:
-            cause = getattr(error.__context__, "os_error", None)
-            if isinstance(cause, PermissionError):
-                raise ServiceError(
-                    f"This user may not speak to Docker at {where}, {unable}. "
-                    "Run memu-backup as root, or put its user into the group docker."
-                ) from error
-            if isinstance(error, aiodocker.DockerError) and error.status != _NOT_REACHED:
-                raise ServiceError(f"Docker at {where} says: {_one_line(error.message)}, {unable}.") from error
-            raise EngineAway(
-                f"Docker does not answer at {where}, {unable}. Does it run? systemctl status docker"
-            ) from error
+        return docker_engine.engine(self._settings.socket, unable)
 
 
-async def _answer(asked: Awaitable[T], limit_s: float | None = None) -> T:
-    """Raises TimeoutError; ``limit_s`` is 30 s unless given."""
-    async with asyncio.timeout(_ANSWER_S if limit_s is None else limit_s):
-        return await asked
-
-
-async def _containers(engine: Docker) -> list[_Container]:
+async def _containers(engine: Docker) -> list[Container]:
     """All there are, also those that are off: what runs may depend on what runs by way of them."""
     return [
-        _Container(
+        Container(
             id=c["Id"],
             name=min(c["Names"], key=lambda name: name.count("/")).removeprefix("/"),  # the others are links
             state=c["State"],
             made=c["Created"],
             labels=c["Labels"] or {},
         )
-        for c in await _answer(engine.containers.list(all=True))
+        for c in await answer(engine.containers.list(all=True))
     ]
 
 
@@ -338,20 +263,20 @@ async def _found(engine: Docker, unit: Unit) -> DockerContainer | None:
 async def _seen(container: DockerContainer | None) -> dict[str, Any] | None:
     """All that the engine knows of it; None where it is gone."""
     try:
-        return await _answer(container.show()) if container else None
-    except _docker_error() as error:
-        if error.status == _GONE:
+        return await answer(container.show()) if container else None
+    except docker_error() as error:
+        if error.status == GONE:
             return None
         raise
 
 
-async def _why_left_alone(engine: Docker, container: _Container) -> str:
+async def _why_left_alone(engine: Docker, container: Container) -> str:
     """Why it is not stopped although it runs; empty where it is."""
     if container.id == _own_container():
         return "memu-backup itself runs in it"
     if container.state == "paused":
         return "it is paused, and would come back as one that runs"
-    if container.labels.get(_ONE_TASK, "").lower() == "true":
+    if container.labels.get(ONE_TASK, "").lower() == "true":
         return "docker compose run has started it for one task, which would begin anew"
     seen = await _seen(engine.containers.container(container.id))
     if seen and seen["HostConfig"].get("AutoRemove"):
@@ -370,29 +295,6 @@ def _own_container() -> str | None:
         if found and mounted_at in ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf"):
             return found[1]
     return None
-
-
-def _needed_first(containers: Iterable[_Container]) -> list[_Container]:
-    """Each after those that it depends on. Of a circle, and of what nobody knows, no more than the order of making."""
-    by_age = sorted(containers, key=lambda c: (c.made, c.name))
-    of_service: dict[tuple[str | None, str | None], list[_Container]] = {}
-    for c in by_age:
-        of_service.setdefault((c.labels.get(_PROJECT), c.labels.get(_NAME)), []).append(c)
-    ordered: list[_Container] = []
-    met: set[str] = set()
-
-    def visit(container: _Container) -> None:
-        if container.id in met:
-            return
-        met.add(container.id)
-        for service in container.needs:
-            for needed in of_service.get((container.labels.get(_PROJECT), service), ()):
-                visit(needed)
-        ordered.append(container)
-
-    for c in by_age:
-        visit(c)
-    return ordered
 
 
 async def _last_event(engine: Docker, container_id: str, of_last_s: float) -> dict[str, Any] | None:
@@ -414,20 +316,8 @@ def _why_not(state: Mapping[str, Any], after_s: int) -> str:
         return f"after {after_s} s it still ends again and again, with exit code {state['ExitCode']}"
     tries = (state.get("Health") or {}).get("Log") or [{}]
     said = next((line for line in reversed(str(tries[-1].get("Output", "")).splitlines()) if line.strip()), "")
-    says = f", which says: {_one_line(said)}" if said else ""
+    says = f", which says: {one_line(said)}" if said else ""
     return f"after {after_s} s its health check still fails{says}"
-
-
-def _one_line(said: str) -> str:
-    """A stranger's words, fit for a sentence of ours: no password out of an address, and no more than a line."""
-    plain = re.sub(r"://[^\s/@]*@", "://********@", " ".join(said.split()))
-    return "".join(c for c in plain if c.isprintable())[:200]
-
-
-def _docker_error() -> type[DockerError]:
-    from aiodocker import DockerError
-
-    return DockerError
 
 
 SERVICE = DockerService
