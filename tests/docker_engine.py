@@ -9,7 +9,6 @@ import io
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tarfile
 import tempfile
@@ -50,6 +49,7 @@ class Engine:
     """``docker`` asks it by Debian's client; the product asks its ``socket``."""
 
     folder: Path
+    _below: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _daemon: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -57,19 +57,25 @@ class Engine:
         return self.folder / "d.sock"
 
     def start(self) -> None:
-        log = (self.folder / "log").open("ab")
-        with log:
-            self._daemon = subprocess.Popen(
-                ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec",
-                 "--pidfile", self.folder / "pid", "-H", f"unix://{self.socket}", "--bridge=none", "--iptables=false",
-                 "--ip-forward=false", "--ip-masq=false"],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        """containerd beside it, as Debian has it: it outlives a dockerd that is killed."""
+        there = self.folder / "containerd.sock"
+        if self._below is None:
+            root, state = self.folder / "containerd", self.folder / "state"
+            self._below = self._begun(["containerd", "--root", root, "--state", state, "--address", there])
+        self._daemon = self._begun(
+            ["dockerd", "--data-root", self.folder / "data", "--exec-root", self.folder / "exec",
+             "--pidfile", self.folder / "pid", "-H", f"unix://{self.socket}", "--containerd", there,
+             "--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false"]
+        )  # fmt: skip
         deadline = time.monotonic() + _UP_S
         while subprocess.run([*self._client, "version"], capture_output=True).returncode != 0:
             if self._daemon.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"dockerd did not start: {(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
+
+    def _begun(self, argv: Sequence[str | Path]) -> subprocess.Popen[bytes]:
+        with (self.folder / "log").open("ab") as log:
+            return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def kill(self) -> None:
         """As a power cut would, but for what runs in containers."""
@@ -81,17 +87,16 @@ class Engine:
 
     def stop(self) -> None:
         """With all that runs in it."""
-        if self._daemon is None:
-            return
-        if self._daemon.poll() is None:
+        if self._daemon and self._daemon.poll() is None:
             for container in self.docker("ps", "--quiet").split():
                 self.docker("rm", "--force", container)
-            self._daemon.send_signal(signal.SIGTERM)
+        for daemon in filter(None, (self._daemon, self._below)):
+            daemon.terminate()
             try:
-                self._daemon.wait(20)
+                daemon.wait(20)
             except subprocess.TimeoutExpired:
-                self._daemon.kill()
-                self._daemon.wait()
+                daemon.kill()
+                daemon.wait()
 
     @property
     def _client(self) -> list[str]:
@@ -154,6 +159,18 @@ class Engine:
             ],
         )
 
+    def make_system(self, name: str, files: Mapping[str, str]) -> None:
+        """What is to have this machine's /usr mounted, with these ``files`` besides."""
+        root = _Root(("etc", "dev", "proc", "sys", "tmp", "run", "usr", "var", "root"))
+        for link in ("bin", "sbin", "lib", "lib64"):
+            root.link(link, f"usr/{link}")
+        root.text("etc/passwd", "root:x:0:0::/root:/bin/sh\n")
+        root.text("etc/group", "root:x:0:\n")
+        root.text("etc/machine-id", "")
+        for path, text in files.items():
+            root.text(path, text)
+        self._make(name, root, [])
+
     def _make(self, name: str, root: _Root, changes: Sequence[str]) -> None:
         argv = [word for change in changes for word in ("--change", change)]
         self.docker("import", *argv, "-", name, stdin=root.packed())
@@ -162,11 +179,11 @@ class Engine:
 class _Root:
     """A root filesystem made of files of this machine, with the libraries that its programs ask for."""
 
-    def __init__(self) -> None:
+    def __init__(self, folders: Sequence[str] = ("tmp", "etc", "bin", "usr/bin", "dev", "proc", "sys")) -> None:
         self._content = io.BytesIO()
         self._tar = tarfile.open(fileobj=self._content, mode="w")  # noqa: SIM115  until it is packed
         self._there: set[str] = set()
-        for folder in ("tmp", "etc", "bin", "usr/bin", "dev", "proc", "sys"):
+        for folder in folders:
             self.folder(folder, 0o1777 if folder == "tmp" else 0o755)
 
     def folder(self, path: str, mode: int, owner: int = 0) -> None:

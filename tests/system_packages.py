@@ -14,6 +14,7 @@ NEEDED = {
     "setfattr": ("attr", "extended attributes"),
     "/usr/lib/postgresql/15/bin/postgres": ("postgresql-15", "a second, older Postgres beside the embedded one"),
     "faketime": ("faketime", "the service at two in the night, and when the clocks change"),
+    "dockerd": ("docker.io", "containers: their volumes, and that they run again after a backup"),
     "systemd-analyze": ("systemd", "the service's unit file"),
     "fusermount3": ("fuse3", "a disk that gives errors on demand"),
     "strace": ("strace", "a run that is killed at an exact moment"),
