@@ -34,35 +34,42 @@ class Container:
     labels: Mapping[str, str]
 
     @property
-    def needs(self) -> list[str]:
-        """The services of its project that it depends on."""
+    def needs(self) -> list[str] | None:
+        """The services of its project that it depends on; None where nothing tells."""
         told = self.labels.get(_NEEDS)
         if told is None:
-            return _told_in_files(self.labels).get(self.labels.get(_NAME, ""), [])
+            return _told_in_files(self.labels).get(self.labels.get(_NAME, ""))
         return [name for one in told.split(",") if (name := one.partition(":")[0].strip())]
 
 
-def needed_first(containers: Iterable[Container]) -> list[Container]:
-    """Each after those that it depends on. Of a circle, and of what nobody knows, no more than the order of making."""
+def ranks(containers: Iterable[Container]) -> dict[str, int]:
+    """By id: each has a higher rank than all that it depends on, and those of one rank do not need each other.
+
+    Of a circle nothing more is known. One of which nobody tells needs those that were made before it.
+    """
     by_age = sorted(containers, key=lambda c: (c.made, c.name))
     of_service: dict[tuple[str | None, str | None], list[Container]] = {}
     for c in by_age:
         of_service.setdefault((c.labels.get(PROJECT), c.labels.get(_NAME)), []).append(c)
-    ordered: list[Container] = []
-    met: set[str] = set()
-
-    def visit(container: Container) -> None:
-        if container.id in met:
-            return
-        met.add(container.id)
-        for service in container.needs:
-            for needed in of_service.get((container.labels.get(PROJECT), service), ()):
-                visit(needed)
-        ordered.append(container)
-
+    needed, before = dict[str, list[Container]](), list[Container]()
     for c in by_age:
-        visit(c)
-    return ordered
+        services = c.needs
+        if services is None:
+            needed[c.id] = before[-1:]
+            before.append(c)
+        else:
+            needed[c.id] = [n for service in services for n in of_service.get((c.labels.get(PROJECT), service), ())]
+    found: dict[str, int] = {}
+
+    def rank(container: Container, above: frozenset[str]) -> int:
+        if container.id not in found:
+            inner = above | {container.id}
+            found[container.id] = max(
+                (rank(n, inner) + 1 for n in needed[container.id] if n.id not in inner), default=0
+            )
+        return found[container.id]
+
+    return {c.id: rank(c, frozenset()) for c in by_age}
 
 
 def _told_in_files(labels: Mapping[str, str]) -> dict[str, list[str]]:

@@ -15,7 +15,8 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from memu_backup import lock
@@ -78,9 +79,8 @@ async def standstill(services: Sequence[Service], folder: Path, run_id: str) -> 
         starting = asyncio.create_task(_start_when(released, ran, still, path), name="services")
         starting.add_done_callback(lambda _: held.close())  # the next may begin while this one reads on
         try:
-            for service, unit in ran:
-                log.info("Stopping %s.", unit.name)
-                await service.stop(unit)
+            for together in _groups(ran):
+                await _stopped(together)
             yield still
         finally:
             released.set()
@@ -107,12 +107,7 @@ async def _start_when(released: asyncio.Event, ran: _Running, still: Still, path
     begun = time.monotonic()
     await released.wait()
     still.disturbed = await _running_already(ran)
-    down: list[tuple[Service, Unit]] = []
-    for service, unit in reversed(ran):
-        problem = await _started(service, unit)
-        if problem:
-            still.problems.append(problem)
-            down.insert(0, (service, unit))
+    still.problems, down, _ = await _brought_up(ran)
     still.downtime_s = round(time.monotonic() - begun, 3)
     await asyncio.to_thread(_leave, path, down)
 
@@ -128,8 +123,36 @@ async def _running_already(ran: _Running) -> list[str]:
     return names
 
 
+def _groups(units: _Running) -> list[_Running]:
+    """Those that may be stopped, or started, at once; in the order in which they are stopped."""
+    return [list(group) for _, group in groupby(units, key=lambda one: (one[0].name, one[1].rank))]
+
+
+async def _stopped(together: _Running) -> None:
+    """Raises ServiceError once all of them were tried."""
+    log.info("Stopping %s.", ", ".join(unit.name for _, unit in together))
+    outcomes = await asyncio.gather(*(service.stop(unit) for service, unit in together), return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
+
+
+async def _brought_up(ran: _Running) -> tuple[list[str], _Running, list[str]]:
+    """Start all of it in the opposite order: sentences about what does not run, what that is, and names of the rest.
+
+    One that does not come up must not cost the others.
+    """
+    problems, down, up = list[str](), list[tuple[Service, Unit]](), list[str]()
+    for together in reversed(_groups(ran)):
+        outcomes = await asyncio.gather(*(_started(service, unit) for service, unit in together))
+        problems += filter(None, outcomes)
+        down[:0] = [one for one, problem in zip(together, outcomes, strict=True) if problem]
+        up += [unit.name for (_, unit), problem in zip(together, outcomes, strict=True) if not problem]
+    return problems, down, up
+
+
 async def _started(service: Service, unit: Unit) -> str:
-    """Empty where it runs; else a sentence. What one cannot do must not cost the others."""
+    """Empty where it runs; else a sentence."""
     try:
         await service.start(unit)
     except MemuError as error:
@@ -191,7 +214,7 @@ def _no_journal(folder: Path, error: OSError | StoreError) -> ServiceError:
 
 
 def _told(units: _Running) -> bytes:
-    return json.dumps({"units": [{"service": s.name, "id": u.id, "name": u.name} for s, u in units]}, indent=1).encode()
+    return json.dumps({"units": [{"service": s.name, **asdict(u)} for s, u in units]}, indent=1).encode()
 
 
 def _leave(path: Path, down: _Running) -> None:
@@ -241,25 +264,22 @@ async def recover(services: Mapping[str, Service], folder: Path) -> tuple[list[s
 async def _bring_back(
     services: Mapping[str, Service], path: Path, stopped: Sequence[_Stopped], back: list[str]
 ) -> list[str]:
-    problems: list[str] = []
-    down: list[tuple[Service, Unit]] = []
-    for one in reversed(stopped):
+    known: list[tuple[Service, Unit]] = []
+    unknown: list[str] = []
+    for one in stopped:
         service = services.get(one.service)
-        if service is None:
-            problems.append(
+        if service:
+            known.append((service, one.unit))
+        else:
+            unknown.append(
                 f"{one.unit.name} was stopped for a backup, and the settings have no service {one.service} any more to "
                 f"start it with. Start it by hand, then remove {path}."
             )
-            continue
-        problem = await _started(service, one.unit)
-        if problem:
-            problems.append(problem)
-            down.insert(0, (service, one.unit))
-        else:
-            back.append(one.unit.name)
-    if len(problems) == len(down):  # else it is the only place where a service that nobody knows is named
+    problems, down, up = await _brought_up(known)
+    back += up
+    if not unknown:  # else it is the only place where those are named
         await asyncio.to_thread(_leave, path, down)
-    return problems
+    return [*unknown, *problems]
 
 
 def left_down(folder: Path) -> list[str]:
@@ -287,4 +307,4 @@ def _left(folder: Path) -> list[Path]:
 def _read(journal: bytes) -> list[_Stopped]:
     """Raises ValueError, KeyError or TypeError where it is no journal of ours."""
     told = json.loads(journal)["units"]
-    return [_Stopped(str(one["service"]), Unit(str(one["id"]), str(one["name"]))) for one in told]
+    return [_Stopped(str(one["service"]), Unit(str(one["id"]), str(one["name"]), int(one["rank"]))) for one in told]

@@ -25,12 +25,14 @@ class ServiceSettings(BaseModel):
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One thing that runs. ``id`` is what it is called now, ``name`` also what it is called when it was made anew.
+    Those of one service with the same ``rank`` do not need each other, and are stopped and started at once.
 
-    Both are plain texts: they are written down before anything is stopped, and read by whoever starts it again.
+    All of it is plain: it is written down before anything is stopped, and read by whoever starts it again.
     """
 
     id: str
     name: str
+    rank: int = 0
 
 
 class Service(Protocol):
@@ -50,7 +52,7 @@ class Service(Protocol):
         ...
 
     async def running(self) -> list[Unit]:
-        """What of it runs now, in the order in which it has to be stopped: first what depends on others.
+        """What of it runs now, in the order in which it has to be stopped: by rank, first what depends on others.
 
         What was switched off by somebody is not in it, and neither is what could not be started again. Raises
         ServiceError.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from memu_backup import docker_engine
-from memu_backup.compose import ONE_TASK, PROJECT, Container, needed_first
+from memu_backup.compose import ONE_TASK, PROJECT, Container, ranks
 from memu_backup.docker_engine import ANSWER_S, GONE, NOT_REACHED, SOCKET, answer, docker_error, one_line
 from memu_backup.errors import EngineAway, ServiceError
 from memu_backup.paths import LocalPath
@@ -114,11 +114,14 @@ class DockerService:
     async def running(self) -> list[Unit]:
         """What is just being restarted by the engine runs: it would be there again in the middle of a copy."""
         async with self._engine() as engine:
-            return [
-                Unit(c.id, c.name)
-                for c in reversed(needed_first(await _containers(engine)))
+            everything = await _containers(engine)
+            rank = ranks(everything)
+            found = [
+                Unit(c.id, c.name, rank[c.id])
+                for c in everything
                 if self._is_chosen(c) and c.state in ("running", "restarting") and not await _why_left_alone(engine, c)
             ]
+        return sorted(found, key=lambda unit: (-unit.rank, unit.name))
 
     async def runs(self, unit: Unit) -> bool:
         async with self._engine() as engine:

@@ -55,7 +55,8 @@ class SystemdService:
         return warnings
 
     async def running(self) -> list[Unit]:
-        return [Unit(unit, unit) for unit in self._settings.units if await self._is_on(unit)]
+        units = self._settings.units
+        return [Unit(unit, unit, len(units) - n) for n, unit in enumerate(units) if await self._is_on(unit)]
 
     async def runs(self, unit: Unit) -> bool:
         return await self._is_on(unit.id)

@@ -67,6 +67,8 @@ async def test_what_needs_others_is_stopped_before_them(engine: Engine, project:
     found = await names(service(engine, project))
     assert set(found) == {"web", "redis", "server", "db", "alone"}
     assert found.index("web") < found.index("server") < min(found.index("db"), found.index("redis"))
+    rank = {unit.name.partition("-")[2]: unit.rank for unit in await service(engine, project).running()}
+    assert rank == {"web": 2, "server": 1, "db": 0, "redis": 0, "alone": 0}
 
 
 async def test_without_such_a_label_the_compose_file_tells(engine: Engine, project: str, tmp_path: Path) -> None:
