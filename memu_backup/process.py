@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -22,6 +23,10 @@ _KILL_GRACE_S = 2.0
 
 _FIRST_POLL_S, _LONGEST_POLL_S = 0.01, 0.25
 """Each look reads all of /proc: what does not end at once is looked at less and less often."""
+
+_BLOCK_BYTES = 1 << 20
+_COMPLAINTS_BYTES = 1 << 16
+"""How much is kept of what a child complains of beside a long output: the end of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,42 +50,85 @@ async def run(
     *,
     env: Mapping[str, str] | None = None,
     stdin: bytes | FileIO | None = None,
+    stdout: int = asyncio.subprocess.PIPE,
     timeout_s: float | None = None,
     gentle: bool = False,
     stop_with: signal.Signals = signal.SIGTERM,
     folder: Path | None = None,
 ) -> Completed:
-    """Run ``argv`` to its end and return what it printed, which is held in memory.
+    """Run ``argv`` to its end and return what it printed, which is held in memory unless ``stdout`` leads elsewhere.
 
     ``env`` is added to our own environment: the place for passwords, which never go into argv. ``gentle`` gives way
     to everything else on the machine, as in ``work.in_thread``. ``folder`` is where it runs, ours unless given. Raises
     FileNotFoundError when there is no such program and TimeoutError after ``timeout_s``. In that case and on
     cancellation the child's process group gets ``stop_with`` and after 3 s SIGKILL, and has ended before this returns.
     """
-    spawning = asyncio.create_subprocess_exec(
-        *argv,
-        stdin=asyncio.subprocess.PIPE if isinstance(stdin, bytes) else stdin or asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, **(env or {})},
-        cwd=folder,
-        start_new_session=True,
-    )
-    child = await _spawned(asyncio.ensure_future(spawning), stop_with)
-    if gentle:
-        work.be_gentle(child.pid)
+    given = asyncio.subprocess.PIPE if isinstance(stdin, bytes) else stdin or asyncio.subprocess.DEVNULL
+    child = await _started(argv, given, stdout, env, folder, stop_with, gentle=gentle)
     try:
         async with asyncio.timeout(timeout_s):
-            stdout, stderr = await child.communicate(stdin if isinstance(stdin, bytes) else None)
+            printed, stderr = await child.communicate(stdin if isinstance(stdin, bytes) else None)
     except BaseException:
         await _end_group(child, stop_with)
         raise
     assert child.returncode is not None
-    return Completed(tuple(argv), child.returncode, stdout, stderr)
+    return Completed(tuple(argv), child.returncode, printed or b"", stderr)
+
+
+async def run_into(
+    argv: Sequence[str],
+    write: Callable[[bytes], None],
+    *,
+    stall_s: float,
+    env: Mapping[str, str] | None = None,
+    gentle: bool = False,
+    folder: Path | None = None,
+) -> Completed:
+    """As ``run``, with what it prints given to ``write`` in blocks, each in a thread; of its stderr the end is kept.
+
+    It is done once nobody holds its output any more, children of its own neither. Raises TimeoutError when it has
+    printed nothing for ``stall_s``, and what ``write`` raises; it has ended then.
+    """
+    void, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    child = await _started(argv, void, pipe, env, folder, signal.SIGTERM, gentle=gentle)
+    assert child.stdout and child.stderr
+    complaining = asyncio.ensure_future(_end_of(child.stderr))
+    try:
+        async with asyncio.timeout(stall_s) as limit:
+            while block := await child.stdout.read(_BLOCK_BYTES):
+                limit.reschedule(None)  # a slow disk is no fault of the child's
+                await work.in_thread(partial(write, block), work.Stop(), gentle=gentle)
+                limit.reschedule(asyncio.get_running_loop().time() + stall_s)
+            stderr = await complaining
+            returncode = await child.wait()
+    except BaseException:
+        complaining.cancel()
+        await _end_group(child, signal.SIGTERM)
+        raise
+    return Completed(tuple(argv), returncode, b"", stderr)
+
+
+async def _end_of(stream: asyncio.StreamReader) -> bytes:
+    end = b""
+    while block := await stream.read(_COMPLAINTS_BYTES):
+        end = (end + block)[-_COMPLAINTS_BYTES:]
+    return end
+
+
+def _write(file: FileIO, block: bytes) -> None:
+    rest = memoryview(block)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 async def run_fed(
-    argv: Sequence[str], blocks: Iterator[bytes], *, env: Mapping[str, str] | None = None, gentle: bool = False
+    argv: Sequence[str],
+    blocks: Iterator[bytes],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdout: int = asyncio.subprocess.PIPE,
+    gentle: bool = False,
+    folder: Path | None = None,
 ) -> Completed:
     """As ``run``, with ``blocks`` for stdin. One thread takes, writes and closes them: the next may be long in coming.
 
@@ -93,7 +141,7 @@ async def run_fed(
 
         async def read() -> Completed:
             with reading:  # once it is closed here too, whoever still writes learns that nobody reads
-                return await run(argv, env=env, stdin=reading, gentle=gentle)
+                return await run(argv, env=env, stdin=reading, stdout=stdout, gentle=gentle, folder=folder)
 
         try:
             async with asyncio.TaskGroup() as both:
@@ -109,12 +157,36 @@ def _feed(pipe: FileIO, blocks: Iterator[bytes], stop: work.Stop) -> None:
         with pipe, suppress(BrokenPipeError):
             for block in blocks:
                 stop.check()
-                rest = memoryview(block)
-                while rest:
-                    rest = rest[pipe.write(rest) :]
+                _write(pipe, block)
     finally:
         if isinstance(blocks, Generator):
             blocks.close()  # and with it the file that it reads
+
+
+async def _started(
+    argv: Sequence[str],
+    stdin: int | FileIO,
+    stdout: int,
+    env: Mapping[str, str] | None,
+    folder: Path | None,
+    stop_with: signal.Signals,
+    *,
+    gentle: bool,
+) -> asyncio.subprocess.Process:
+    spawning = asyncio.create_subprocess_exec(
+        *argv,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, **(env or {})},
+        cwd=folder,
+        start_new_session=True,
+        limit=_BLOCK_BYTES,
+    )
+    child = await _spawned(asyncio.ensure_future(spawning), stop_with)
+    if gentle:
+        work.be_gentle(child.pid)
+    return child
 
 
 async def _spawned(

@@ -257,3 +257,26 @@ async def test_what_takes_long_to_end_is_looked_at_less_and_less_often() -> None
 
     await process._wait_for(never, 2)
     assert looks < 20  # each reads all of /proc
+
+
+async def test_a_long_output_is_given_on_in_blocks_however_slowly_they_are_taken() -> None:
+    taken: list[int] = []
+
+    def slowly(block: bytes) -> None:
+        taken.append(len(block))
+        time.sleep(0.3)
+
+    argv = ["sh", "-c", "head -c 5000000 /dev/zero; echo no >&2; exit 3"]
+    done = await process.run_into(argv, slowly, stall_s=0.2)
+    assert sum(taken) == 5_000_000 and max(taken) <= 1 << 20
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"", b"no\n")
+
+
+async def test_where_the_output_cannot_be_taken_the_child_and_its_children_are_ended(tmp_path: Path) -> None:
+    def full(_: bytes) -> None:
+        raise OSError(28, "full")
+
+    argv = ["sh", "-c", f"sleep 300 & echo $$ $! >{tmp_path}/numbers; yes"]
+    with pytest.raises(OSError, match="full"):
+        await process.run_into(argv, full, stall_s=30)
+    assert not any(map(alive, map(int, (tmp_path / "numbers").read_text().split())))
