@@ -164,7 +164,8 @@ class SourceContract:
     ) -> None:
         sums = []
         for name in ("one", "two"):
-            async with source.capture(stage) as captured:
+            (stage / name).mkdir(mode=0o700)
+            async with source.capture(stage / name) as captured:
                 summary = write(archive_store(tmp_path / name), captured).manifest.sources[0]
             sums.append((summary.checksum, summary.modes_checksum))
         assert sums[0] == sums[1]
