@@ -154,7 +154,7 @@ class Config(BaseSettings):
 
     def _needs_stop(self, source: str, job: JobSettings) -> bool:
         settings = self.sources[source]
-        return not settings.asks_a_server and (job.window == "all" or settings.needs_stop)
+        return settings.needs_stop or (job.window == "all" and not settings.asks_a_server)
 
     def source(self, name: str) -> Source:
         """The source of that name, ready to be checked and captured. Raises UsageError when there is none."""

@@ -17,6 +17,7 @@ NEEDED = {
     "dockerd": ("docker.io", "containers: their volumes, and that they run again after a backup"),
     "systemd-analyze": ("systemd", "the service's unit file"),
     "fusermount3": ("fuse3", "a disk that gives errors on demand"),
+    "sqlite3": ("sqlite3", "a database that a command of one's own writes out"),
     "strace": ("strace", "a run that is killed at an exact moment"),
     "mkfs.ext4": ("e2fsprogs", "a really full disk"),
     "mkfs.btrfs": ("btrfs-progs", "sharing blocks between archives"),
