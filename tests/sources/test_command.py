@@ -217,6 +217,8 @@ async def test_one_that_hangs_is_given_up_with_its_children_and_one_that_is_slow
     begun = time.monotonic()
     told = await refused(command("sh", "-c", f"echo a; sleep {NAP} & sleep {NAP}", stall_s=1), stage)
     assert "wrote nothing more for 1 s and was ended" in told and "stall_s" in told
+    (stage / "diary").unlink()
+    assert "wrote nothing more" in await refused(command("sleep", NAP, stall_s=1), stage)
     assert time.monotonic() - begun < 10
     assert _napping() == []
     (stage / "diary").unlink()
