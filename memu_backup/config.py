@@ -17,14 +17,14 @@ name in ``$CREDENTIALS_DIRECTORY`` counts like the variable. Memu's own ``BACKUP
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from memu_backup import config_file, cron, environment, mistakes
@@ -46,7 +46,7 @@ from memu_backup.retention import Policy
 from memu_backup.retention_settings import RetentionSettings
 from memu_backup.services import Service, ServiceSettings
 from memu_backup.services import kinds as service_kinds
-from memu_backup.sources import Source, SourceSettings
+from memu_backup.sources import House, Source, SourceSettings
 from memu_backup.sources import kinds as source_kinds
 from memu_backup.stores import StoreSettings
 from memu_backup.stores import kinds as store_kinds
@@ -59,6 +59,8 @@ def _any_of(kinds: Mapping[str, Any]) -> Any:
 
 
 if TYPE_CHECKING:
+    from memu_backup.history import History
+
     AnySource = SourceSettings
     AnyStore = StoreSettings
     AnyService = ServiceSettings
@@ -156,10 +158,13 @@ class Config(BaseSettings):
         settings = self.sources[source]
         return settings.needs_stop or (job.window == "all" and not settings.asks_a_server)
 
-    def source(self, name: str) -> Source:
-        """The source of that name, ready to be checked and captured. Raises UsageError when there is none."""
+    def source(self, name: str, history: History | None = None) -> Source:
+        """The source of that name, ready to be checked and captured. Raises UsageError when there is none.
+
+        ``history`` is what a source of our own state is to bring along, and to take back.
+        """
         _must_be_among(name, self.sources, "source")
-        settings = self.sources[name]
+        settings = self.sources[name].at_home(House(self.path, self.state_dir, self.secret_files(), history))
         return next(kind for kind in source_kinds().values() if kind.Settings is type(settings))(name, settings)
 
     def service(self, name: str) -> Service:
@@ -172,6 +177,10 @@ class Config(BaseSettings):
         """The settings of the job's store, its ``dir`` filled in."""
         settings = self.stores[job.store]
         return settings.model_copy(update={"dir": settings.dir or self.backup_dir})
+
+    def secret_files(self) -> dict[str, Path]:
+        """The files that hold secrets, by the setting that names each, such as ``history.url_file``. Reads none."""
+        return dict(_named_files(self))
 
     def history_url(self) -> str | None:
         """The URL with its password, a secret; None for the embedded server.
@@ -252,6 +261,17 @@ class Config(BaseSettings):
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text"
             raise SettingsError([f"{key}: {file} cannot be read ({reason})"], str(self.path)) from error
+
+
+def _named_files(table: BaseModel, above: str = "") -> Iterator[tuple[str, Path]]:
+    for name in type(table).model_fields:
+        value, key = getattr(table, name), f"{above}{name}"
+        if isinstance(value, Path) and name.endswith("_file") and name != "log_file":
+            yield key, value
+        inner = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, dict) else {key: value}
+        for where, one in inner.items():
+            if isinstance(one, BaseModel):
+                yield from _named_files(one, f"{where}.")
 
 
 def _must_be_among(name: str, names: Iterable[str], what: str) -> None:

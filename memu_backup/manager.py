@@ -147,7 +147,7 @@ class Manager:
         order = backup.Order(
             run_id=str(uuid.uuid4()),
             job=job,
-            sources=tuple(self.config.source(name) for name in settings.sources),
+            sources=tuple(self.config.source(name, self.history) for name in settings.sources),
             store=self.store(settings),
             keep=settings.retention,
             host=self.config.host,
@@ -396,7 +396,7 @@ class Manager:
         """What it takes to put sources back to where they live, see ``put_back.plan``."""
         from memu_backup import put_back
 
-        sources = {name: self.config.source(name) for name in self.config.sources}
+        sources = {name: self.config.source(name, self.history) for name in self.config.sources}
         scratch = self.config.state_dir / "returning"
         return await put_back.plan(stored.path, sources, wanted, scratch, trusted=self.is_ours(stored.path))
 

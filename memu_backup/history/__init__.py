@@ -171,6 +171,33 @@ class History:
             await look(partial(dump.keep, former), _SAVE_S)
         await look(partial(dump.publish, content, path), _SAVE_S)
 
+    async def dump_into(self, folder: Path, clock: Clock = now) -> Path | None:
+        """Write all that has ended into a dump in ``folder``, where the history is our own; its path, else None.
+
+        Raises HistoryAway, OSError.
+        """
+        if not self._database.embedded:
+            return None
+
+        async def work(connection: Connection) -> bytes:
+            await self._empty_spool(connection)
+            return await dump.packed(connection, self._host, clock(), ended=True)
+
+        path = dump.path_in(folder, self._host)
+        await asyncio.to_thread(dump.publish, await self._database.ask(work), path)
+        return path
+
+    async def take_in(self, path: Path) -> None:
+        """Add the rows of a dump that are not there yet. Raises HistoryAway, OSError, dump.Unreadable."""
+        saved = await look(partial(dump.fetched, path), _SAVE_S)
+
+        async def work(connection: Connection) -> None:
+            await self._empty_spool(connection)
+            async with alone(connection):
+                await dump.load(connection, saved)
+
+        await self._database.ask(work)
+
     async def runs(
         self,
         *,

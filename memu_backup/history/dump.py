@@ -23,7 +23,7 @@ from memu_backup.files import rename_without_replacing, write_atomically
 from memu_backup.history import rows
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection
-from memu_backup.model import Run
+from memu_backup.model import Run, Status
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +188,9 @@ def _batches(content: bytes) -> Iterator[list[Note]]:
         raise Unreadable(f"{nonsense} of its lines {'is' if nonsense == 1 else 'are'} damaged")
 
 
-async def packed(connection: Connection, host: str, made_at: datetime) -> bytes:
-    """What a dump holds: all rows as they are at one moment, in the order in which they were first written.
+async def packed(connection: Connection, host: str, made_at: datetime, *, ended: bool = False) -> bytes:
+    """What a dump holds: all rows as they are at one moment, in the order in which they were first written; with
+    ``ended`` without the runs that are under way, of which nobody elsewhere could tell how they ended.
 
     Unpacked, only a few hundred rows are in memory at once. Lets asyncpg's errors through.
     """
@@ -198,7 +199,8 @@ async def packed(connection: Connection, host: str, made_at: datetime) -> bytes:
         head = {"format": FORMAT, "host": host, "made_at": made_at.isoformat()}
         lines.write(json.dumps(head).encode() + b"\n")
         async for notes in rows.everything(connection, _BATCH):
-            await asyncio.to_thread(lines.writelines, [rows.to_json(note, indent=None) + b"\n" for note in notes])
+            told = [n for n in notes if not (ended and isinstance(n, Run) and n.status is Status.IN_PROGRESS)]
+            await asyncio.to_thread(lines.writelines, [rows.to_json(note, indent=None) + b"\n" for note in told])
     return out.getvalue()
 
 

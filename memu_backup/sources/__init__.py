@@ -12,16 +12,20 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from memu_backup import words, work
 from memu_backup.errors import SourceError
 from memu_backup.model import Captured, SourceSummary
+
+if TYPE_CHECKING:
+    from memu_backup.history import History
 
 RESERVED = frozenset({"metadata.json", "SHA256SUMS", "index.jsonl"})
 """Names at the top of a backup that are ours."""
@@ -46,6 +50,20 @@ def _checked_glob(glob: str) -> str:
 
 Globs = tuple[Annotated[str, AfterValidator(_checked_glob)], ...]
 """What to leave out of a tree."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What memu-backup itself consists of on this machine, for a source that backs it up.
+
+    ``secret_files`` are by the setting that names each, such as ``history.url_file``; ``history`` is None where nobody
+    asked for it.
+    """
+
+    config_file: Path
+    state_dir: Path
+    secret_files: Mapping[str, Path]
+    history: History | None
 
 
 class SourceSettings(BaseModel):
@@ -87,6 +105,10 @@ class SourceSettings(BaseModel):
     def place_of(self, name: str) -> str:
         """Where the source with this name stands in a backup."""
         return self.place or f"{name}/"
+
+    def at_home(self, house: House) -> Self:  # noqa: ARG002  most kinds do not care
+        """The settings of the same source in this house."""
+        return self
 
     def in_effect(self, name: str) -> dict[str, Any]:
         """Every setting as it counts for the source with this name, also where nothing was said."""
