@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import tarfile
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -188,23 +187,34 @@ def test_secrets_are_in_the_files_of_their_own_and_nowhere_else(machine: Machine
     assert CANARY not in json.dumps([run.error for run in machine.runs()])
 
 
-def test_a_strangers_backup_with_links_in_it_is_not_put_back(machine: Machine) -> None:
-    archive = archives(machine.folder)[-1]
-    elsewhere = machine.folder.parent / "elsewhere"
-    elsewhere.mkdir()
-    with tempfile.TemporaryDirectory() as folder:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder)
-        shutil.rmtree(Path(folder) / "ours" / "chat")
-        (Path(folder) / "ours" / "chat").symlink_to(elsewhere)
-        hostile = machine.folder.parent / "hostile.tar.gz"
-        with tarfile.open(hostile, "w:gz") as tar:
-            tar.add(folder, arcname=".")
+def test_a_strangers_backup_with_links_in_it_is_not_put_back_and_its_rights_do_not_count(
+    machine: Machine, tmp_path: Path
+) -> None:
+    elsewhere, unpacked = tmp_path / "elsewhere", tmp_path / "unpacked"
+    elsewhere.mkdir(mode=0o755)
+    with tarfile.open(archives(machine.folder)[-1]) as tar:
+        tar.extractall(unpacked)
     shutil.rmtree(machine.folder / "state" / "chat")
-    ran = machine.run("restore", str(hostile), "--in-place", "--source", "ours", "--yes")
+    chat = unpacked / "ours" / "chat"
+
+    def put_back(name: str) -> Ran:
+        with tarfile.open(tmp_path / name, "w:gz") as tar:
+            tar.add(unpacked, arcname=".")
+        return machine.run("restore", str(tmp_path / name), "--in-place", "--source", "ours", "--yes")
+
+    for path in (chat, *chat.rglob("*")):
+        path.chmod(0o777)
+    chat.rename(tmp_path / "chat")
+    chat.symlink_to(elsewhere)
+    ran = put_back("links.tar.gz")
     assert ran.status == 1 and "In the backup chat (source ours) is a link" in ran.err, ran
     assert not (machine.folder / "state" / "chat").is_symlink()
-    assert stat.S_IMODE(elsewhere.stat().st_mode) != 0o700
+    assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o755
+    chat.unlink()
+    (tmp_path / "chat").rename(chat)
+    assert put_back("wide.tar.gz").status == 0
+    for path in (machine.folder / "state" / "chat").rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
 
 
 def test_a_history_that_is_away_is_a_warning_of_the_backup(machine: Machine) -> None:
