@@ -8,7 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests import docker_engine
 from tests.docker_engine import Engine
 from tests.home import in_a_loop_of_its_own

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from memu_backup import words
-from memu_backup.postgres_connection import count_rows
-from memu_backup.postgres_server import PostgresServer
-from memu_backup.postgres_tools import put_back
+from memu_backup.postgres.connection import count_rows
+from memu_backup.postgres.server import PostgresServer
+from memu_backup.postgres.tools import put_back
 from tests.household import Household
 
 DEMO = Path(".demo").absolute()

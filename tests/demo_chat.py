@@ -21,7 +21,7 @@ from memu_backup import lock
 from memu_backup.chat.account import Safe
 from memu_backup.errors import MemuError
 from memu_backup.lock import NAME as LOCK
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.chat_client import DEMO, Login
 from tests.demo import PROGRAM, DemoError, say, step
 from tests.household import Household

@@ -29,8 +29,8 @@ from memu_backup.config import load
 from memu_backup.lock import NAME as LOCK
 from memu_backup.manager import Manager, history_of, places
 from memu_backup.mark import NAME as MARK
-from memu_backup.postgres_programs import programs
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.programs import programs
+from memu_backup.postgres.server import PostgresServer
 from tests import warm
 
 PROGRAM = str(Path(sys.executable).with_name("memu-backup"))

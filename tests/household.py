@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 
 PHOTOS = 120
 _NAMES = ("anna", "ben", "grandma", "tim")

@@ -15,9 +15,7 @@ FLOORS = (
     # The ground: nouns and what has no opinion about backups.
     {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
-    {"work", "process", "walk", "files", "lock", "mark", "moving", "sqlite", "docker_engine", "compose"}
-    | {"postgres_programs", "postgres_server", "postgres_connection", "postgres_dump", "postgres_tools"}
-    | {"postgres_by_copy", "postgres_by_dump", "postgres_reach", "postgres_return"},
+    {"work", "process", "walk", "files", "lock", "mark", "moving", "sqlite", "docker_engine", "compose"} | {"postgres"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "services", "stores", "history", "alerts"},

@@ -18,7 +18,7 @@ from memu_backup.audit import SCHEDULER
 from memu_backup.config import load
 from memu_backup.manager import Manager
 from memu_backup.model import Status, Trigger
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.home import Home, children, fingerprints, managed
 
 

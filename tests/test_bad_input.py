@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.home import Home, Ran, fingerprints, in_a_loop_of_its_own, query
 from tests.sources.conftest import DebianServer, debian
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import __version__
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.home import ODD_NAMES, PROGRAM, Home, Ran, a_database, alive, in_a_loop_of_its_own, query, ran, wait_until
 
 ESCAPE = "\x1b"

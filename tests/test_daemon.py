@@ -15,7 +15,7 @@ import pytest
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from memu_backup.daemon import mend
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from memu_backup.schedule import timetable
 from tests.service import PROGRAM, Clock, Service, archives, audit, command, rows, settings
 

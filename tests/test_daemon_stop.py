@@ -15,7 +15,7 @@ import asyncpg
 import psutil
 import pytest
 
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.service import PROGRAM, Clock, Service, archives, command, rows, settings
 
 

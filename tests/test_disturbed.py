@@ -16,7 +16,7 @@ import pytest
 from memu_backup import files, lock
 from memu_backup.audit import SCHEDULER
 from memu_backup.model import Phase, Status, Trigger
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.home import Home, alive, children, command_of, end, fingerprints, locked_table, managed, query, wait_until
 
 

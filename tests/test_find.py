@@ -23,7 +23,7 @@ from memu_backup.find import Found, fits
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.tar import Type
 from memu_backup.model import Backup, Progress, Trigger
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from memu_backup.work import Stop
 from tests.archives import archive_store, back_up, ignore, odd_tree, tree
 from tests.home import ODD_NAMES, PROGRAM, Home, a_database, in_a_loop_of_its_own, managed

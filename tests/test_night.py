@@ -19,7 +19,7 @@ from memu_backup.history import History
 from memu_backup.manager import Manager
 from memu_backup.model import Status, Trigger
 from memu_backup.nights import Nights
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.archives import needs_root
 from tests.contracts.stores import small_disk
 from tests.service import PROGRAM, Clock, Service, archives, rows, settings

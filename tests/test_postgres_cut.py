@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.home import Home, children, frozen, locked_table, query, stop_immediately, wait_until
 from tests.killing import assert_tidy, hashes, told
 

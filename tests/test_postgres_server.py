@@ -19,15 +19,15 @@ import psutil
 import pytest
 
 from memu_backup.errors import DatabaseAway, DatabaseError
-from memu_backup.postgres_programs import as_another_user, programs
-from memu_backup.postgres_server import PostgresServer
-from memu_backup.postgres_tools import tool_folders
+from memu_backup.postgres.programs import as_another_user, programs
+from memu_backup.postgres.server import PostgresServer
+from memu_backup.postgres.tools import tool_folders
 from tests.home import fingerprints
 
 USER = """
 import asyncio, sys
 from pathlib import Path
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 
 async def main():
     async with PostgresServer(Path(sys.argv[1])):
@@ -524,7 +524,7 @@ async def test_a_folder_that_is_gone_under_its_user_is_made_anew(stopped: Postgr
 
 @needs_root
 def test_a_disk_that_is_full_is_said_and_not_what_initdb_removes_for_it(tmp_path: Path) -> None:
-    made = "import asyncio, pathlib, sys; from memu_backup.postgres_server import PostgresServer\n"
+    made = "import asyncio, pathlib, sys; from memu_backup.postgres.server import PostgresServer\n"
     made += "asyncio.run(PostgresServer(pathlib.Path(sys.argv[1])).start())"
     script = 'mount -t tmpfs -o size=4m none "$0" && exec "$@"'
     argv = ["unshare", "--mount", "sh", "-c", script, str(tmp_path), sys.executable, "-c", made, f"{tmp_path}/postgres"]

@@ -15,10 +15,10 @@ import pytest
 
 from memu_backup import process
 from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseAway, DatabaseError, RestoreError
-from memu_backup.postgres_connection import Address, connect, count_tables, qualified
-from memu_backup.postgres_programs import programs
-from memu_backup.postgres_server import PostgresServer
-from memu_backup.postgres_tools import find_tools, list_dump, put_back, tool_folders
+from memu_backup.postgres.connection import Address, connect, count_tables, qualified
+from memu_backup.postgres.programs import programs
+from memu_backup.postgres.server import PostgresServer
+from memu_backup.postgres.tools import find_tools, list_dump, put_back, tool_folders
 
 NEWEST = 18
 

@@ -18,9 +18,9 @@ from memu_backup import restore
 from memu_backup.errors import Interrupted, RestoreError
 from memu_backup.formats import gzip
 from memu_backup.formats.reader import ArchiveReader
-from memu_backup.postgres_connection import count_rows
-from memu_backup.postgres_server import PostgresServer
-from memu_backup.postgres_tools import put_back
+from memu_backup.postgres.connection import count_rows
+from memu_backup.postgres.server import PostgresServer
+from memu_backup.postgres.tools import put_back
 from memu_backup.work import Stop
 from tests.archives import needs_root
 from tests.home import (

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup import postgres_tools, sources, verify
+from memu_backup import sources, verify
 from memu_backup.audit import SCHEDULER
 from memu_backup.catalog import backups
 from memu_backup.formats import gzip
 from memu_backup.model import Level, Status, Trigger
-from memu_backup.postgres_programs import programs
+from memu_backup.postgres import tools
+from memu_backup.postgres.programs import programs
 from tests import archives
 from tests.home import Home, in_a_loop_of_its_own, managed, query
 
@@ -232,7 +233,7 @@ async def chat(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "programs").mkdir()
     for name in ("pg_dump", "pg_dumpall", "pg_restore", "psql"):
         script(tmp_path / "programs" / name, f'exec "{programs() / name}" "$@"')
-    monkeypatch.setattr(postgres_tools, "tool_folders", lambda: [tmp_path / "programs"])
+    monkeypatch.setattr(tools, "tool_folders", lambda: [tmp_path / "programs"])
     return home
 
 

@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from memu_backup.errors import DatabaseError, HistoryAway, HistoryRefused
 from memu_backup.history import schema
 from memu_backup.history.schema import Connection
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from memu_backup import postgres_by_copy, postgres_by_dump, postgres_reach
 from memu_backup.errors import DatabaseError, SourceError
 from memu_backup.model import Captured, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.postgres_by_copy import ByCopy, CopyHome
-from memu_backup.postgres_by_dump import ByDump, Wanted
-from memu_backup.postgres_connection import Address
-from memu_backup.postgres_dump import STALL_S
-from memu_backup.postgres_reach import Here, InContainer, Reach, Server
+from memu_backup.postgres import by_copy, by_dump
+from memu_backup.postgres import reach as reaching
+from memu_backup.postgres.by_copy import ByCopy, CopyHome
+from memu_backup.postgres.by_dump import ByDump, Wanted
+from memu_backup.postgres.connection import Address
+from memu_backup.postgres.dump import STALL_S
+from memu_backup.postgres.reach import Here, InContainer, Reach, Server
 from memu_backup.sources import Reader, SourceSettings
 
 _OF_DUMPS = frozenset({"databases", "format", "globals", "row_counts"})
@@ -146,13 +147,13 @@ class PostgresSource:
         return "its database"
 
     async def landing(self, summary: SourceSummary) -> Path | None:
-        if postgres_by_copy.is_one(summary):
+        if by_copy.is_one(summary):
             return await self._copy_home().landing(summary)
         await self._by_dump(await self._server("put back")).refuse(summary)
         return None
 
     async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
-        if postgres_by_copy.is_one(summary):
+        if by_copy.is_one(summary):
             return await self._copy_home().put_back(given, summary)
         return await self._by_dump(await self._server("put back")).put_back(given, summary)
 
@@ -162,15 +163,15 @@ class PostgresSource:
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
-        if postgres_by_copy.is_one(summary):
-            return await postgres_by_copy.verify(summary, reader)
-        return await postgres_by_dump.verify(summary, reader)
+        if by_copy.is_one(summary):
+            return await by_copy.verify(summary, reader)
+        return await by_dump.verify(summary, reader)
 
     @staticmethod
     def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
-        if postgres_by_copy.is_one(summary):
-            return postgres_by_copy.told(summary, now, zone)
-        return postgres_by_dump.told(summary, now, zone)
+        if by_copy.is_one(summary):
+            return by_copy.told(summary, now, zone)
+        return by_dump.told(summary, now, zone)
 
     async def _way(self) -> ByDump | ByCopy:
         """How it is copied. Raises SourceError."""
@@ -191,7 +192,7 @@ class PostgresSource:
             assert asked
             return Server(asked, reach or Here(), self._stall_s)
         unable = f"so {owner} cannot be {to_be}"
-        address = await postgres_reach.in_container(s.container, s.socket, asked, unable, owner)
+        address = await reaching.in_container(s.container, s.socket, asked, unable, owner)
         if asked is None and s.password_file:
             address = replace(address, password=self._read("password_file", s.password_file))
         return Server(address, reach or InContainer(s.container, s.socket, unable), self._stall_s)

@@ -23,7 +23,7 @@ import psutil
 from memu_backup import lock
 from memu_backup.chat.account import Safe
 from memu_backup.chat.login import log_in
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.bench import corpus, measure
 from tests.bench.corpus import MB, Size
 from tests.bench.table import mark

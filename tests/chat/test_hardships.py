@@ -29,7 +29,7 @@ from memu_backup.errors import ChatError
 from memu_backup.lock import held
 from memu_backup.manager import Manager, history_of
 from memu_backup.model import StatusReport
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from memu_backup.teller import Teller
 from tests.chat.conftest import Person
 from tests.chat.family import Family, configure, joined, start, until

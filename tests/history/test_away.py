@@ -16,13 +16,13 @@ from urllib.parse import quote
 import asyncpg
 import pytest
 
-from memu_backup import postgres_server
 from memu_backup.errors import HistoryAway, HistoryRefused
 from memu_backup.history import History
 from memu_backup.history.database import Database
 from memu_backup.history.schema import Connection
 from memu_backup.model import Status
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres import server as postgres_server
+from memu_backup.postgres.server import PostgresServer
 from tests.history.samples import a_good_run, a_run, an_event
 from tests.history.test_history import connected
 

@@ -27,8 +27,8 @@ import pytest
 from memu_backup.errors import StoreError
 from memu_backup.history import History, dump, rows
 from memu_backup.model import Run
-from memu_backup.postgres_programs import as_another_user, programs
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.programs import as_another_user, programs
+from memu_backup.postgres.server import PostgresServer
 from tests.faulty_disk import faulty_disk, needs_fuse
 from tests.history.samples import NIGHT, a_good_run, a_run, an_event
 from tests.home import in_a_loop_of_its_own

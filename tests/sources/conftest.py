@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.server import PostgresServer
 from tests.sources.dumps import execute
 
 

@@ -21,8 +21,8 @@ from pydantic import ValidationError
 
 from memu_backup import put_back
 from memu_backup.errors import DiskFull, RestoreError, SourceError
-from memu_backup.postgres_connection import count_rows
-from memu_backup.postgres_programs import programs
+from memu_backup.postgres.connection import count_rows
+from memu_backup.postgres.programs import programs
 from memu_backup.sources import Source, kinds
 from memu_backup.sources.command import CommandSettings, CommandSource
 from tests.archives import Unpacked, archive_store, back_up, ignore, needs_root, program

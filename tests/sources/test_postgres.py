@@ -15,10 +15,10 @@ import pytest
 from memu_backup import process
 from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError
 from memu_backup.model import Captured
-from memu_backup.postgres_connection import count_rows
-from memu_backup.postgres_programs import programs
-from memu_backup.postgres_server import PostgresServer
-from memu_backup.postgres_tools import put_back
+from memu_backup.postgres.connection import count_rows
+from memu_backup.postgres.programs import programs
+from memu_backup.postgres.server import PostgresServer
+from memu_backup.postgres.tools import put_back
 from memu_backup.sources import kinds, told
 from memu_backup.sources.postgres import PostgresSource
 from tests.sources.conftest import DebianServer

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from memu_backup import process
 from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, SourceError
-from memu_backup.postgres_connection import Address, connect
-from memu_backup.postgres_programs import programs
-from memu_backup.postgres_server import PostgresServer
+from memu_backup.postgres.connection import Address, connect
+from memu_backup.postgres.programs import programs
+from memu_backup.postgres.server import PostgresServer
 from memu_backup.sources.postgres import PostgresSettings
 from tests.home import frozen, stop_immediately
 from tests.sources.conftest import DebianServer

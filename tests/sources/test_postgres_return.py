@@ -13,7 +13,7 @@ import pytest
 
 from memu_backup import put_back
 from memu_backup.errors import DamagedArchive, DatabaseError, RestoreError
-from memu_backup.postgres_connection import count_rows
+from memu_backup.postgres.connection import count_rows
 from memu_backup.put_back import Step
 from memu_backup.sources.postgres import PostgresSource
 from tests.archives import archive_store, back_up, give_back, ignore, needs_root

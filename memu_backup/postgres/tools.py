@@ -15,8 +15,8 @@ from pathlib import Path
 
 from memu_backup import process
 from memu_backup.errors import CannotCheck, DatabaseError, RestoreError
-from memu_backup.postgres_connection import Address
-from memu_backup.postgres_programs import programs
+from memu_backup.postgres.connection import Address
+from memu_backup.postgres.programs import programs
 
 _NEEDED = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 _CUSTOM_MAGIC = b"PGDMP"

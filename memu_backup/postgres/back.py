@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from memu_backup import process
 from memu_backup.errors import DatabaseError, RestoreError
-from memu_backup.postgres_connection import Address, connect, count_tables, list_tables
-from memu_backup.postgres_tools import find_tools, put_back, reason
+from memu_backup.postgres.connection import Address, connect, count_tables, list_tables
+from memu_backup.postgres.tools import find_tools, put_back, reason
 
 if TYPE_CHECKING:
     import asyncpg

@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memu_backup import postgres_return, words
+from memu_backup import words
 from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, RestoreError
 from memu_backup.model import Root, SourceSummary
-from memu_backup.postgres_connection import (
+from memu_backup.postgres import back
+from memu_backup.postgres.connection import (
     Address,
     connect,
     count_tables,
@@ -23,9 +24,9 @@ from memu_backup.postgres_connection import (
     qualified,
     refused_tables,
 )
-from memu_backup.postgres_dump import is_finished, not_listed, write_dump
-from memu_backup.postgres_reach import Server, Taken
-from memu_backup.postgres_tools import Tools, list_dump
+from memu_backup.postgres.dump import is_finished, not_listed, write_dump
+from memu_backup.postgres.reach import Server, Taken
+from memu_backup.postgres.tools import Tools, list_dump
 from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class ByDump:
     async def refuse(self, summary: SourceSummary) -> None:
         """Raises RestoreError where one of the databases holds tables already."""
         for dump in _details(summary).databases:
-            if tables := await postgres_return.tables_of(self.server.address, dump.name):
+            if tables := await back.tables_of(self.server.address, dump.name):
                 raise RestoreError(
                     f"{self.server.address.server} has a database {dump.name} with {tables:,} "
                     f"table{'' if tables == 1 else 's'} in it already, and nothing is replaced; nothing was changed. "
@@ -157,13 +158,11 @@ class ByDump:
 
         warnings = []
         if details.globals:
-            warnings += await postgres_return.roles(file(details.globals.file), address, details.pg_restore_major)
+            warnings += await back.roles(file(details.globals.file), address, details.pg_restore_major)
         for dump in details.databases:
-            new = postgres_return.New(dump.name, dump.encoding, dump.collate, dump.ctype)
+            new = back.New(dump.name, dump.encoding, dump.collate, dump.ctype)
             counted = {table: rows for table, rows in dump.tables.items() if rows is not None}
-            warnings += await postgres_return.database(
-                file(dump.file), new, address, counted, major=details.pg_restore_major
-            )
+            warnings += await back.database(file(dump.file), new, address, counted, major=details.pg_restore_major)
         return warnings
 
     async def _plan(self) -> _Plan:

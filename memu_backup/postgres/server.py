@@ -28,7 +28,7 @@ from urllib.parse import quote
 from memu_backup import process
 from memu_backup.clock import now
 from memu_backup.errors import DatabaseAway, DatabaseError
-from memu_backup.postgres_programs import as_another_user, programs
+from memu_backup.postgres.programs import as_another_user, programs
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memu_backup import docker_engine, moving, words
 from memu_backup.errors import DamagedArchive, DatabaseError, RestoreError
 from memu_backup.model import Root, SourceSummary
-from memu_backup.postgres_connection import Address, connect
-from memu_backup.postgres_dump import write_copy
-from memu_backup.postgres_reach import Server, Taken, data_folder
-from memu_backup.postgres_tools import Tools
+from memu_backup.postgres.connection import Address, connect
+from memu_backup.postgres.dump import write_copy
+from memu_backup.postgres.reach import Server, Taken, data_folder
+from memu_backup.postgres.tools import Tools
 from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from memu_backup import files, process, words
 from memu_backup.errors import DatabaseAway, DatabaseError, SourceError
-from memu_backup.postgres_connection import Address
-from memu_backup.postgres_reach import Reach
-from memu_backup.postgres_tools import Tools, reason
+from memu_backup.postgres.connection import Address
+from memu_backup.postgres.reach import Reach
+from memu_backup.postgres.tools import Tools, reason
 from memu_backup.work import Stop
 
 STALL_S = 1800.0
@@ -113,7 +113,7 @@ async def _growing(size: Callable[[], int], stall_s: float) -> AsyncIterator[Non
 
 
 def not_listed(tables: Sequence[str], listing: Sequence[str]) -> list[str]:
-    """Those of the ``tables`` (each as ``postgres_connection.qualified``) that are not in a dump's own list."""
+    """Those of the ``tables`` (each as ``connection.qualified``) that are not in a dump's own list."""
     listed: set[str] = set()
     for line in listing:
         words = line.partition(" TABLE DATA ")[2].split(" ")

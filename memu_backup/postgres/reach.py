@@ -21,8 +21,8 @@ from urllib.parse import quote
 from memu_backup import docker_engine, process
 from memu_backup.errors import DatabaseAway, DatabaseError, MemuError
 from memu_backup.model import Root
-from memu_backup.postgres_connection import Address, connect
-from memu_backup.postgres_tools import Tools, find_tools
+from memu_backup.postgres.connection import Address, connect
+from memu_backup.postgres.tools import Tools, find_tools
 from memu_backup.process import Completed
 from memu_backup.work import Stop, in_thread
 
