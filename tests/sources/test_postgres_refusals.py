@@ -172,7 +172,7 @@ async def test_a_server_that_hangs_in_the_middle_is_given_up(tmp_path: Path, sta
             with frozen(server):
                 began = time.monotonic()
                 with pytest.raises(
-                    DatabaseAway, match="gave nothing more of database postgres for 1 s, so|did not answer"
+                    DatabaseAway, match=r"gave nothing more of database postgres for 1 s, so|did not answer"
                 ):
                     await asyncio.wait_for(dump, 20)
                 assert time.monotonic() - began < 10
