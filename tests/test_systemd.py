@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -77,9 +78,11 @@ def _unit() -> configparser.SectionProxy:
     return parsed["Service"]
 
 
+needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs Debian's systemd package")
+
+
+@needs_systemd
 def test_systemd_finds_no_mistake_in_the_unit(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("needs Debian's systemd package")
     # It also looks for the program, which is installed elsewhere here.
     command = _unit()["ExecStart"]
     ours = Path(sys.executable).with_name("memu-backup")
@@ -88,11 +91,51 @@ def test_systemd_finds_no_mistake_in_the_unit(tmp_path: Path) -> None:
     assert (done.stdout + done.stderr, done.returncode) == ("", 0)
 
 
+def _exposure(unit: Path) -> float:
+    """From 0, of no danger to anything, to 10, as systemd counts it."""
+    argv = ["systemd-analyze", "security", "--offline=true", "--no-pager", str(unit)]
+    said = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C.UTF-8"})
+    found = re.search(r"exposure level for .*: ([0-9.]+) ", said.stdout)
+    assert found, said
+    return float(found[1])
+
+
+@needs_systemd
+def test_the_service_may_do_no_more_than_it_has_to(tmp_path: Path) -> None:
+    limit = 4.6  # with nothing of all that it is 9.6
+    assert _exposure(UNIT) <= limit
+    # What holds it down has to be seen to be missed. What is not listed here counts a tenth or less.
+    for option in ("CapabilityBoundingSet", "SystemCallFilter", "RestrictAddressFamilies", "NoNewPrivileges"):
+        without = tmp_path / UNIT.name
+        without.write_text(re.sub(rf"^{option}=.*\n", "", UNIT.read_text(), flags=re.MULTILINE))
+        assert _exposure(without) > limit, option
+
+
+def test_the_service_may_do_what_it_is_for() -> None:
+    unit = _unit()
+    may = unit["CapabilityBoundingSet"].split()
+    assert {"CAP_DAC_READ_SEARCH", "CAP_SYS_ADMIN", "CAP_SETFCAP"} <= set(may)
+    assert "@mount" in unit["SystemCallFilter"].split() and unit["RestrictNamespaces"] == "user"
+    no_mounts = {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock"}
+    assert not no_mounts & set(unit)
+
+
+def test_each_option_that_is_left_out_has_a_reason() -> None:
+    left_out = re.findall(
+        r"^# ([\w=, ]+=[^:]*): \S", UNIT.read_text().partition("Left out on purpose")[2], re.MULTILINE
+    )
+    names = [name for line in left_out for name in re.findall(r"(\w+)=", line)]
+    assert len(names) > 12
+    assert [name for name in names if name in _unit() and name != "ProtectSystem"] == []
+
+
 def test_the_unit_runs_a_command_that_there_is_and_gives_it_time_to_stop() -> None:
     unit = _unit()
     program, *arguments = unit["ExecStart"].split()
     assert Path(program).name == "memu-backup"
     ours = str(Path(sys.executable).with_name(Path(program).name))
     subprocess.run([ours, *arguments, "--help"], check=True, stdout=subprocess.DEVNULL)
-    assert int(unit["TimeoutStopSec"]) > 10
+    # Whatever ended it: what it had stopped runs again. That has as much time as the service itself.
+    assert unit["ExecStopPost"] == f"-{program} services recover"
+    assert unit["TimeoutStopSec"] == "3min"
     assert (unit["Type"], unit["UMask"], unit["KillMode"]) == ("notify", "0077", "mixed")
