@@ -1,7 +1,7 @@
 # make demo    does the main job on a sample household under .demo/, without root
 # make demo-chat   the same household with its Matrix room, the bot in it, until Ctrl-C
 # make test    ruff, mypy and all tests; this is what CI runs
-# make test-all   the same with the long matrices
+# make test-all   the same with the long matrices, on a fresh Debian and in a container
 # make bench   measures against tar, restic and borg (make bench BENCH='--size-mb 500 --rounds 1')
 # make bench-chat    how soon the bot answers, and what the service costs at rest (make bench-chat BENCH='--rest-s 60')
 # make bench-large   memory with a million files
@@ -54,4 +54,4 @@ $(STAMP)-%: $(BIN)/python pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .bench .demo .demo-chat .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) .bench .debian .demo .demo-chat .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -16,6 +16,8 @@ NEEDED = {
     "faketime": ("faketime", "the service at two in the night, and when the clocks change"),
     "dockerd": ("docker.io", "containers: their volumes, and that they run again after a backup"),
     "systemd-analyze": ("systemd", "the service's unit file"),
+    "debootstrap": ("debootstrap", "installing on a fresh Debian, with systemd"),
+    "shellcheck": ("shellcheck", "the installer"),
     "fusermount3": ("fuse3", "a disk that gives errors on demand"),
     "sqlite3": ("sqlite3", "a database that a command of one's own writes out"),
     "strace": ("strace", "a run that is killed at an exact moment"),
