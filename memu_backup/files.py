@@ -38,6 +38,17 @@ def shown(path: str) -> str:
     return plain if len(plain) <= 200 else f"{plain[:100]}…{plain[-99:]}"
 
 
+def may_give_away() -> bool:
+    """Whether this process may set owners: root, or an account that was given CAP_CHOWN, as in a container.
+
+    The set of effective capabilities is in /proc/self/status, see proc(5); CAP_CHOWN is its lowest bit.
+    """
+    if os.geteuid() == 0:
+        return True
+    status = Path("/proc/self/status").read_text()
+    return bool(int(status.partition("CapEff:")[2].split()[0], 16) & 1)
+
+
 def data_extents(descriptor: int, size_bytes: int) -> tuple[tuple[int, int], ...]:
     """The stretches (offset, length) of a file that hold data; what lies between them is holes. lseek(2), SEEK_DATA.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
-from memu_backup.files import Settling, rename_without_replacing, shown, sync_filesystem
+from memu_backup.files import Settling, may_give_away, rename_without_replacing, shown, sync_filesystem
 from memu_backup.formats.tar import Header, Type
 from memu_backup.walk import DEEPEST
 from memu_backup.work import Stop
@@ -334,7 +334,7 @@ class Unpacker:
 
     def _own(self, entry: int | str, header: Header, folder: int | None = None) -> bool:
         """Whether its owner and group are those of the archive now."""
-        if os.geteuid() != 0:
+        if not may_give_away():
             return False
         try:
             # A descriptor is what it is; only a name could be a link.

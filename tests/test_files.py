@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -95,3 +97,13 @@ def test_holes_are_found_and_a_map_of_them_stays_small(tmp_path: Path) -> None:
         extents = files.data_extents(file.fileno(), 401 << 20)
     assert len(extents) == 400
     assert all(start % (1 << 20) == 0 and 0 < length < 1 << 16 for start, length in extents)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize(("rights", "may"), [("-all,+dac_override", "False"), ("-all,+dac_override,+chown", "True")])
+def test_an_account_that_was_given_the_right_may_set_owners(rights: str, may: str) -> None:
+    asked = [sys.executable, "-c", "from memu_backup import files; print(files.may_give_away())"]
+    drop = ["setpriv", "--reuid=12345", f"--inh-caps={rights}", f"--ambient-caps={rights}"]
+    said = subprocess.run([*drop, *asked], capture_output=True, text=True)
+    assert said.stdout == f"{may}\n", said
+    assert files.may_give_away()
