@@ -17,6 +17,7 @@ NEEDED = {
     "dockerd": ("docker.io", "containers: their volumes, and that they run again after a backup"),
     "systemd-analyze": ("systemd", "the service's unit file"),
     "debootstrap": ("debootstrap", "installing on a fresh Debian, with systemd"),
+    "docker-compose": ("docker-compose", "the service in a container"),
     "shellcheck": ("shellcheck", "the installer"),
     "fusermount3": ("fuse3", "a disk that gives errors on demand"),
     "sqlite3": ("sqlite3", "a database that a command of one's own writes out"),
