@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from memu_backup import (
 )
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
-from memu_backup.check import Finding
+from memu_backup.checks import Finding
 from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
@@ -314,9 +314,13 @@ class Manager:
         """What to say where there is no backup at all, see ``catalog.none_yet``. Raises StoreError."""
         return await catalog.none_yet(self.stores(), self.history, self.config.host)
 
-    async def check(self) -> list[Finding]:
-        """Look at everything that the settings name, without changing it."""
-        return await check.check(self.config, self.stores(), self.history)
+    async def check(self) -> AsyncIterator[Finding]:
+        """Look at everything that a backup will need, without changing it; each thing as soon as it was looked at."""
+        jobs = {name: self.store(self.config.job(name)) for name in self.config.jobs}
+        stores = {store: [n for n, s in jobs.items() if s.directory == store.directory] for store in self.stores()}
+        reports = await self.reports()
+        async for finding in check.check(self.config, stores, self.history, reports, self.left_down(), self._clock):
+            yield finding
 
     async def reports(self) -> dict[str, StatusReport]:
         """Where each job stands. Always answers, see ``report.of_job``."""

@@ -111,7 +111,7 @@ class Teller:
         if self._room is None:
             raise ChatAway(
                 "The bot is not in the family's room, or its homeserver does not answer. Let one of the admins invite "
-                "it. Whether it is signed in tells: memu-backup config check"
+                "it. Whether it is signed in tells: memu-backup check"
             )
         return await self._room.test()
 

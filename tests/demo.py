@@ -77,7 +77,7 @@ async def main() -> None:
     say("   Settings:  .demo/config.toml")
     say("\nNow yours:")
     say("   .venv/bin/memu-backup init --preset memu     writes a config.toml to look over")
-    say("   .venv/bin/memu-backup config check           says what is still missing")
+    say("   .venv/bin/memu-backup check                  says what is still missing")
     say("   .venv/bin/memu-backup start                  makes the first backup")
 
 

@@ -25,6 +25,7 @@ FLOORS = (
         "alarms",
         "backup",
         "check",
+        "checks",
         "clean",
         "outlook",
         "put_back",

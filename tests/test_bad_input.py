@@ -83,7 +83,7 @@ def test_a_source_that_is_not_there(home: Home) -> None:
     failed(home, f"{home.photos} (source photos) is not there", "Is its disk mounted?")
     told = home.run("start", "--json")
     assert (told.status, told.json["status"], told.json["error_code"]) == (1, "failed", "source")
-    checked = home.run("config", "check")
+    checked = home.run("check")
     assert checked.status == 1 and f" NO  source photos: {home.photos} (source photos) is not there" in checked.out
     assert "Mend what says NO" in checked.err
     home.photos.write_text("a file in its place")
@@ -92,7 +92,7 @@ def test_a_source_that_is_not_there(home: Home) -> None:
 
 def test_a_check_says_no_to_what_would_make_every_backup_incomplete(home: Home) -> None:
     (home.folder / ".env").unlink()
-    checked = home.run("config", "check")
+    checked = home.run("check")
     assert checked.status == 1 and f" NO  source config: {home.folder}/.env (source config) is not there" in checked.out
 
 
@@ -131,7 +131,7 @@ def test_a_backup_directory_that_cannot_be_written(home: Home) -> None:
     for place in ("file", "file/below"):
         home.configure(top=f'backup_dir = "{place}"')
         failed(home, f"{home.folder}/{place} is not a folder, so no backup could be stored")
-        checked = home.run("config", "check")
+        checked = home.run("check")
         assert checked.status == 1 and f"{home.folder}/file is a file and not a folder" in checked.out
         assert home.run("status").status == 1
     assert (home.folder / "file").read_text() == "mine"
@@ -150,7 +150,7 @@ def test_a_disk_that_cannot_be_written_to(home: Home) -> None:
     assert ran.out == "1\n"
     assert f"{home.backups} is read-only, so no backup could be stored." in ran.err
     assert home.rows()[0]["status"] == "failed"
-    checked = in_a_mount(home, "ro", "config", "check", then="true")
+    checked = in_a_mount(home, "ro", "check", then="true")
     assert f"{home.backups} cannot be written to" in checked.out
 
 

@@ -53,6 +53,7 @@ def test_the_program_says_what_it_can_do_and_does_so_quickly(home: Home) -> None
         "verify",
         "restore",
         "clean",
+        "check",
         "config",
         "init",
         "log",
@@ -74,11 +75,11 @@ def test_a_first_day(empty: Home) -> None:
     nothing = empty.run("status")
     assert nothing.status == 2 and "there is no such file" in nothing.err
     made = ran([PROGRAM, "init", "--preset", "memu"], empty.folder, os.environ)
-    assert made.status == 0 and made.out.splitlines()[-1] == "  memu-backup config check"
+    assert made.status == 0 and made.out.splitlines()[-1] == "  memu-backup check"
     assert config.stat().st_mode & 0o777 == 0o600
     again = ran([PROGRAM, "init"], empty.folder, os.environ)
     assert again.status == 2 and "is there already and was left as it is" in again.err
-    checked = empty.run("config", "check")
+    checked = empty.run("check")
     assert checked.status == 1
     assert " NO  source pgdata:" in checked.out and " ok  source photos: can be backed up" in checked.out
 
@@ -91,10 +92,11 @@ def test_a_first_day(empty: Home) -> None:
     latest = empty.run("show", "latest")
     assert latest.status == 2
     assert latest.err == empty.run("list").out
-    good = empty.run("config", "check")
-    assert (good.status, good.err) == (0, "")
-    assert f"backups in {empty.backups}: " in good.out and good.out.count(" free\n") == 1
-    assert empty.run("config", "check", "--json").json[0]["good"] is True
+    good = empty.run("check")
+    lacking = [line.partition(":")[0] for line in good.out.splitlines() if line.startswith(" NO")]
+    assert lacking == [" NO  the service", " NO  alerts"]
+    assert f"backups in {empty.backups}: " in good.out
+    assert empty.run("check", "--json").json["findings"][0]["good"] is True
 
     first = empty.run("start")
     assert first.status == 0
@@ -221,11 +223,11 @@ def test_without_an_address_the_history_is_our_own(empty: Home) -> None:
     empty.mark()
     for looking in ("status", "list", "log"):
         assert "yet" in empty.run(looking).out
-    checked = empty.run("config", "check")
-    assert checked.status == 0 and "history: embedded PostgreSQL; will be made by the first backup" in checked.out
+    checked = empty.run("check")
+    assert " ok  history: embedded PostgreSQL; will be made by the first backup" in checked.out
     assert not (empty.folder / "state").exists()
     assert empty.run("start").status == 0
-    assert "ok  history: embedded PostgreSQL 18" in empty.run("config", "check").out
+    assert "ok  history: embedded PostgreSQL 18" in empty.run("check").out
     assert empty.run("start").status == 0
     first, _ = empty.archives
     assert empty.run("show", first.name.removesuffix(".tar.gz"), "--json").json["path"] == str(first)

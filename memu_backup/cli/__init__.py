@@ -10,6 +10,7 @@ import sys
 from memu_backup.cli import (  # noqa: F401  each adds its commands
     alerts,
     chat,
+    checking,
     finding,
     history,
     looking,

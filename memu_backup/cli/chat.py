@@ -11,7 +11,7 @@ from memu_backup.cli.shell import Json, app, command, load
 from memu_backup.errors import ChatError, UsageError
 
 if TYPE_CHECKING:
-    from memu_backup.check import Finding
+    from memu_backup.checks import Finding
     from memu_backup.config import Config
 
 _PATIENCE_S = 60.0
@@ -102,9 +102,9 @@ def _first_line(file: Path) -> str:
 
 
 def check(settings: Config) -> list[Finding]:
-    """What ``config check`` says of the chat, nothing where none is wanted. The homeserver is not asked."""
+    """What ``check`` says of the chat, nothing where none is wanted. The homeserver is not asked."""
     from memu_backup.chat.account import Safe
-    from memu_backup.check import Finding
+    from memu_backup.checks import Finding
 
     room, admins = settings.backup_notification_room, settings.chat.admins
     try:

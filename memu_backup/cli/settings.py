@@ -1,4 +1,4 @@
-"""Commands about the settings: init, config show, config check."""
+"""Commands about the settings: init, config show."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from memu_backup.cli import chat
-from memu_backup.cli.shell import EXIT_FAILED, Json, app, command, load, the_manager
+from memu_backup.cli.shell import Json, app, command, load
 from memu_backup.errors import MemuError
 
 config_app = typer.Typer(help="Look at the settings.", no_args_is_help=True, rich_markup_mode=None)
@@ -41,7 +40,7 @@ async def init(
     for path in missing:
         console.say(f"  {path}")
     console.say("Now look at each line of it that says CHECK, then type:")
-    console.say(f"  memu-backup {'' if found else f'--config {shlex.quote(str(to))} '}config check")
+    console.say(f"  memu-backup {'' if found else f'--config {shlex.quote(str(to))} '}check")
 
 
 def _mark_places(file: Path) -> None:
@@ -88,22 +87,3 @@ def _written(value: Any) -> str:
     import json
 
     return json.dumps(value, ensure_ascii=False, default=str)
-
-
-@config_app.command("check")
-@command
-async def config_check(json: Json = False) -> int:
-    """Are the settings right, and is everything there that they name? Changes nothing."""
-    from memu_backup import console
-
-    async with the_manager() as manager:
-        findings = [*await manager.check(), *chat.check(manager.config)]
-    if json:
-        console.print_json([{"what": f.what, "good": f.good, "says": f.says} for f in findings])
-    for found in findings if not json else ():
-        console.say(f"{'ok' if found.good else 'NO':>3}  {found.what}: {found.says}")
-    if all(f.good for f in findings):
-        return 0
-    if not json:
-        console.complain("Mend what says NO, then type the same again.")
-    return EXIT_FAILED
