@@ -17,7 +17,7 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-PROJECT, _NAME, _NEEDS, ONE_TASK, _FILES, _FOLDER = (
+PROJECT, SERVICE, _NEEDS, ONE_TASK, FILES, FOLDER = (
     f"com.docker.compose.{label}"
     for label in ("project", "service", "depends_on", "oneoff", "project.config_files", "project.working_dir")
 )
@@ -38,7 +38,7 @@ class Container:
         """The services of its project that it depends on; None where nothing tells."""
         told = self.labels.get(_NEEDS)
         if told is None:
-            return _told_in_files(self.labels).get(self.labels.get(_NAME, ""))
+            return _told_in_files(self.labels).get(self.labels.get(SERVICE, ""))
         return [name for one in told.split(",") if (name := one.partition(":")[0].strip())]
 
 
@@ -50,7 +50,7 @@ def ranks(containers: Iterable[Container]) -> dict[str, int]:
     by_age = sorted(containers, key=lambda c: (c.made, c.name))
     of_service: dict[tuple[str | None, str | None], list[Container]] = {}
     for c in by_age:
-        of_service.setdefault((c.labels.get(PROJECT), c.labels.get(_NAME)), []).append(c)
+        of_service.setdefault((c.labels.get(PROJECT), c.labels.get(SERVICE)), []).append(c)
     needed, before = dict[str, list[Container]](), list[Container]()
     for c in by_age:
         services = c.needs
@@ -76,8 +76,8 @@ def _told_in_files(labels: Mapping[str, str]) -> dict[str, list[str]]:
     """What each service of a project depends on, by the compose files that made it; nothing where they cannot be read:
     they may lie on the machine of whoever made it.
     """
-    folder, needs = labels.get(_FOLDER, ""), dict[str, list[str]]()
-    for name in filter(None, labels.get(_FILES, "").split(",")):
+    folder, needs = labels.get(FOLDER, ""), dict[str, list[str]]()
+    for name in filter(None, labels.get(FILES, "").split(",")):
         for service, told in _services(Path(folder, name)).items():
             needs[service] = [*needs.get(service, []), *told]
     return needs

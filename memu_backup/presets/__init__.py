@@ -1,52 +1,85 @@
-"""One TOML a system: the settings that ``init`` writes for it to be looked over."""
+"""What ``init`` knows of a system, in one TOML: its settings, with places such as {photos} for what is looked for on
+the machine. What that is, and how it is told there, says NAME.host.toml beside it, if anything is looked for.
+"""
 
 from __future__ import annotations
 
 import difflib
-import os
 import tomllib
 from importlib import resources
-from pathlib import Path
 
-from memu_backup import files
+from pydantic import BaseModel, ConfigDict
+
 from memu_backup.errors import UsageError
+
+_RULES = ".host.toml"
+
+
+class _Rule(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Setting(_Rule):
+    """A setting at the top of the file, out of ``variable`` in .env; else a ``folder`` below the system's own or a
+    ``number``. An ``example`` alone stays a comment. ``says`` is what it is for.
+    """
+
+    variable: str
+    says: str
+    folder: str | None = None
+    number: int | None = None
+    example: str | None = None
+
+
+class Data(_Rule):
+    """What a service that matches ``of`` has mounted at one of ``inside``; each in order of preference. Else where
+    ``variable`` in .env says; else a ``volume`` of the project or a ``folder`` of the system, and a ``container``.
+    """
+
+    of: tuple[str, ...]
+    inside: tuple[str, ...]
+    variable: str | None = None
+    volume: str | None = None
+    folder: str | None = None
+    container: str | None = None
+
+
+class Files(_Rule):
+    """Files and folders by ``names`` in the system's folder, ``compose_files`` with them."""
+
+    names: tuple[str, ...]
+    compose_files: bool = False
+
+
+class Rules(_Rule):
+    """What is looked for. ``of``, ``looks_like`` and the keys of ``left_out`` (with the reason) are globs in lower
+    case, for the name of a compose service or of its image without registry and tag.
+    """
+
+    system: str = "the system"
+    looks_like: tuple[str, ...] = ()
+    at_least: int = 1
+    settings: dict[str, Setting] = {}
+    data: dict[str, Data] = {}
+    files: dict[str, Files] = {}
+    left_out: dict[str, str] = {}
 
 
 def names() -> list[str]:
-    return sorted(f.name.removesuffix(".toml") for f in resources.files(__name__).iterdir() if f.name.endswith(".toml"))
+    files = (f.name for f in resources.files(__name__).iterdir())
+    return sorted(f.removesuffix(".toml") for f in files if f.endswith(".toml") and not f.endswith(_RULES))
 
 
-def write(name: str, to: Path, home: Path) -> list[Path]:
-    """Write the preset, for a system that lies in ``home``, to a new file (0600: it may come to hold a password).
-
-    Both paths are absolute. Returns what it names to be backed up or read and what is not there; nothing more than a
-    look. Raises UsageError.
-    """
+def template(name: str) -> str:
+    """The settings, with their places. Raises UsageError where there is no such preset."""
     if name not in names():
         close = difflib.get_close_matches(name, names(), 1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UsageError(f"There is no preset {name}; there are: {', '.join(names())}.{hint}")
-    content = resources.files(__name__).joinpath(f"{name}.toml").read_text("utf-8")
-    for mark, folder in (("{home}", home), ("{here}", to.parent)):
-        content = content.replace(mark, _in_quotes(folder))
-    try:
-        files.write_atomically(to, content.encode(), 0o600, replace=False)
-    except FileExistsError as error:
-        raise UsageError(f"{to} is there already and was left as it is. Write to another file with --to.") from error
-    except OSError as error:
-        raise UsageError(f"{to} cannot be written ({error.strerror}). Write to another file with --to.") from error
-    return [path for path in _named(content) if not os.path.lexists(path)]
+    return resources.files(__name__).joinpath(f"{name}.toml").read_text("utf-8")
 
 
-def _in_quotes(folder: Path) -> str:
-    """As it stands between the quotes of a TOML text; ``/`` as nothing, for the ``/`` that follows."""
-    text = str(folder).rstrip("/")
-    if not text.isprintable():
-        raise UsageError(f"{text!r} has characters in its name that a settings file cannot hold. Name another folder.")
-    return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-def _named(content: str) -> list[Path]:
-    sources = tomllib.loads(content)["sources"].values()
-    found = [path for s in sources for path in (s.get("path"), s.get("url_file"), *s.get("paths", ())) if path]
-    return [Path(path) for path in found]
+def rules(name: str) -> Rules:
+    """What is looked for, for a preset that is there."""
+    file = resources.files(__name__).joinpath(f"{name}{_RULES}")
+    return Rules.model_validate(tomllib.loads(file.read_text("utf-8"))) if file.is_file() else Rules()
