@@ -32,6 +32,8 @@ async def check(
         yield await sources.source(config, name)
     for name in config.services:
         yield await sources.service(config, name)
+    for finding in await machine.programs(config):
+        yield finding
     for finding in (*sources.left_down(left_down), *(f for job in config.jobs for f in sources.window(config, job))):
         yield finding
     for store, jobs in stores.items():

@@ -95,6 +95,13 @@ def one_line(said: str) -> str:
     return "".join(c for c in plain if c.isprintable())[:200]
 
 
+async def version(socket: Path | None, unable: str) -> str:
+    """Which engine listens there, in words. Raises EngineError."""
+    async with engine(socket, unable) as docker:
+        told = await answer(docker.version())
+    return f"Docker Engine {one_line(str(told['Version']))} at {address(socket).removeprefix('unix://')}"
+
+
 async def container(docker: Docker, name: str) -> dict[str, Any] | None:
     """All that the engine knows of a container, by name or id; None where there is none."""
     try:

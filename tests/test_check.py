@@ -126,6 +126,8 @@ def test_what_would_be_stopped_in_which_order_and_what_is_read_then(home: Home, 
     assert line(checked, "window of nightly") == (
         " ok  window of nightly: memu stands still for photos and config; read while all runs: models"
     )
+    version = engine.docker("version", "--format", "{{.Server.Version}}")
+    assert line(checked, "programs") == f" ok  programs: Docker Engine {version} at {engine.socket}"
     assert engine.runs(f"{project}-server") and not engine.runs(f"{project}-off")
     left = home.folder / "state" / "stopped"
     left.mkdir(parents=True)
@@ -134,6 +136,12 @@ def test_what_would_be_stopped_in_which_order_and_what_is_read_then(home: Home, 
         "memu_db had been stopped for a backup and may not run; type: memu-backup services recover"
     )
     engine.docker("volume", "rm", project)
+
+
+def test_the_programs_for_a_database_are_told(home: Home, database: str) -> None:
+    home.configure(sources=f'[sources.pgdata]\nkind = "postgres"\nurl = "{database}"\n')
+    said = line(home.run("check"), "programs")
+    assert said.startswith(" ok  programs: pg_dump and pg_restore 1") and said.endswith("(source pgdata)")
 
 
 def test_the_last_backup_tells_how_much_the_next_one_takes(home: Home) -> None:

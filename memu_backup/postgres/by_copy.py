@@ -53,6 +53,10 @@ class ByCopy:
         await self._look()
         return []
 
+    async def programs(self) -> str:
+        details, tools = await self._look()
+        return f"pg_basebackup {tools.version} for PostgreSQL {details.server_version}"
+
     async def take(self, stage: Path) -> Taken:
         details, tools = await self._look()
         await write_copy(self.server.reach, tools, self.server.address, stage, self.server.stall_s)

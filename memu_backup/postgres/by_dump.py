@@ -118,6 +118,10 @@ class ByDump:
     async def check(self) -> list[str]:
         return list((await self._plan()).warnings)
 
+    async def programs(self) -> str:
+        plan = await self._plan()
+        return f"pg_dump and pg_restore {plan.tools.version} for PostgreSQL {plan.server_version}"
+
     async def take(self, stage: Path) -> Taken:
         plan = await self._plan()
         dumps = [await self._dump(plan, database, stage) for database in plan.databases]

@@ -90,6 +90,10 @@ class DockerService:
                     )
         return warnings
 
+    async def programs(self) -> list[str]:
+        """See ``checks.machine``."""
+        return [await docker_engine.version(self._settings.socket, "so its version is not known")]
+
     def _nothing_chosen(self, everything: Iterable[Container]) -> str:
         no = f"so for service {self.name} nothing would be stopped"
         if self._settings.labels:

@@ -128,6 +128,10 @@ class PostgresSource:
     async def check(self) -> list[str]:
         return await (await self._way()).check()
 
+    async def programs(self) -> list[str]:
+        """See ``checks.machine``."""
+        return [f"{await (await self._way()).programs()} (source {self.name})"]
+
     @asynccontextmanager
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:
         taken = await (await self._way()).take(stage)

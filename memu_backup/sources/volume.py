@@ -51,6 +51,10 @@ class VolumeSource:
         await self._found()
         return []
 
+    async def programs(self) -> list[str]:
+        """See ``checks.machine``."""
+        return [await docker_engine.version(self._settings.socket, "so its version is not known")]
+
     async def _found(self) -> tuple[Path, Mapping[str, Any]]:
         """Where the volume lies, and what Docker knows of it. Raises SourceError."""
         wanted = self._settings.volume
