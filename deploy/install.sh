@@ -15,7 +15,7 @@ Installs memu-backup out of this folder, or upgrades what is installed. What it 
   /etc/systemd/system/memu-backup.service     the service
   /etc/memu-backup                            settings, if there are none; those that are there stay as they are
 
-  --home DIR        the folder of Memu's docker-compose.yml; /srv/memu unless given
+  --home DIR        the folder of Memu's docker-compose.yml; looked for unless given
   --with-packages   also install the Debian package that makes virtual environments, if it is missing
   --uninstall       remove the program, the command and the service; settings, history and backups stay
   --purge           with --uninstall: remove settings and history (/var/lib/memu-backup) too; never a backup
@@ -61,8 +61,8 @@ look_first() {
         fail "This machine has no systemd, which runs the service. docs/admin.md says how to run it in a container."
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "memu-backup needs Python 3.11 or newer, and python3 is older or not there. Debian 12 and newer have it: sudo apt install python3"
-    if [ ! -e "$settings/config.toml" ] && [ ! -d "$home" ]; then
-        fail "Memu is not in $home. Say where its docker-compose.yml lies: sudo deploy/install.sh --home DIR" 2
+    if [ ! -e "$settings/config.toml" ] && [ -n "$home" ] && [ ! -d "$home" ]; then
+        fail "$home is not there. Say where Memu's docker-compose.yml lies: sudo deploy/install.sh --home DIR" 2
     fi
     for file in "$command" "$unit"; do
         [ ! -d "$file" ] || fail "$file is a folder, and a file of ours belongs there. Look what it is, and move it away."
@@ -134,7 +134,7 @@ put_by_rename() { cp "$1" "$2.new" && chmod 644 "$2.new" && mv -fT "$2.new" "$2"
 
 first_settings() {
     { [ -d "$settings" ] || mkdir -m 700 "$settings"; } &&
-        "$link/bin/memu-backup" init --preset memu --home "$home" --to "$settings/config.toml"
+        "$link/bin/memu-backup" init --preset memu ${home:+--home "$home"} --to "$settings/config.toml"
 }
 
 sweep_older() {
@@ -154,7 +154,7 @@ go_back() {
             fail "The new version did not start, so the one before is at work again and backups go on. See why: journalctl -u memu-backup"
         fi
     fi
-    fail "The service does not start, and no backup is made until it does. See why: sudo memu-backup config check, and: journalctl -u memu-backup"
+    fail "The service does not start, and no backup is made until it does. See why: sudo memu-backup check, and: journalctl -u memu-backup"
 }
 
 install_or_upgrade() {
@@ -187,8 +187,8 @@ install_or_upgrade() {
     if [ -e "$settings/config.toml" ]; then
         say "Leaving the settings in $settings as they are."
     else
-        step "Writing first settings for Memu in $home to $settings." \
-            "The settings could not be written. The program is installed; type the same again." first_settings
+        step "Looking for Memu, and writing first settings to $settings." \
+            "The settings could not be written. The program is installed; type the same again, with --home DIR where Memu was not found." first_settings
     fi
     if service_runs; then
         say "Starting the service anew, with this version."
@@ -209,7 +209,7 @@ say_what_next() {
         say "$("$command" --version) is installed. What is left to do:"
         if ! service_is is-enabled; then
             left_to_do "nano $settings/config.toml" "look at each line that says CHECK"
-            left_to_do "memu-backup config check" "says what is still missing"
+            left_to_do "memu-backup check" "each line is ok, or says what to do"
             left_to_do "memu-backup start" "the first backup, now"
         fi
         left_to_do "systemctl enable --now memu-backup" "and from now on each night"
@@ -272,7 +272,7 @@ say_what_is_left() {
 
 # --- what was asked --------------------------------------------------------------------------------------------------
 
-home=/srv/memu dry=no packages=no purge=no yes=no what=install home_given=no
+home="" dry=no packages=no purge=no yes=no what=install home_given=no
 while [ $# -gt 0 ]; do
     case $1 in
         --home)

@@ -42,7 +42,7 @@ def test_shellcheck_finds_nothing() -> None:
         (("--purge",), "--purge removes; it goes with --uninstall."),
         (("--uninstall", "--yes"), "--yes goes with --purge"),
         (("--uninstall", "--home", "/srv"), "--home and --with-packages are for installing"),
-        (("--dry-run", "--home", "/nowhere"), "Memu is not in /nowhere."),
+        (("--dry-run", "--home", "/nowhere"), "/nowhere is not there."),
     ],
 )
 def test_what_makes_no_sense_is_told_in_one_sentence(argv: tuple[str, ...], says: str) -> None:
@@ -65,7 +65,7 @@ def test_a_dry_run_tells_each_step_and_does_none(tmp_path: Path) -> None:
     if "virtual environments" in said.stderr:
         pytest.skip("needs Debian's python3-venv package")
     assert (said.returncode, said.stderr) == (0, "")
-    for made in (OPT, LINK, "/usr/local/bin/memu-backup", "/etc/systemd/system/memu-backup.service", str(tmp_path)):
+    for made in (OPT, LINK, "/usr/local/bin/memu-backup", "/etc/systemd/system/memu-backup.service"):
         assert made in said.stdout
     assert said.stdout.endswith("Nothing was changed.\n")
     assert not Path(OPT).exists() and not Path("/etc/systemd/system/memu-backup.service").exists()
@@ -117,8 +117,8 @@ def _break(debian: Machine, file: str, old: str, new: str) -> Callable[[], None]
 def test_a_fresh_debian_is_installed_upgraded_and_left_as_it_was(debian: Machine) -> None:
     # Refusals, each of which changes nothing.
     new = _files(debian)
-    ran = debian.run(INSTALL)
-    assert (ran.status, ran.out) == (2, "") and ran.err.startswith("Memu is not in /srv/memu.")
+    ran = debian.run(INSTALL, "--home", "/srv/memu")
+    assert (ran.status, ran.out) == (2, "") and ran.err.startswith("/srv/memu is not there.")
     debian.make_photos()
     new |= {"/srv/memu/photos/lake.jpg"}
     ran = debian.run(INSTALL)
@@ -132,12 +132,12 @@ def test_a_fresh_debian_is_installed_upgraded_and_left_as_it_was(debian: Machine
     new = _files(debian)
     debian.good("python3", "-m", "venv", "--without-pip", LINK)
     debian.good("ln", "-s", f"{LINK}/bin/memu-backup", "/usr/local/bin/")
-    killed = debian.start(INSTALL)
+    killed = debian.start(INSTALL, "--home", "/srv/memu")
     until(lambda: list(debian.path(f"{OPT}/versions").glob("*/bin/pip")))
     signal_all(killed, signal.SIGKILL)
     killed.wait()
     assert not debian.path(LINK).is_symlink()
-    installed = debian.good(INSTALL)
+    installed = debian.good(INSTALL, "--home", "/srv/memu")
     assert "memu-backup 0.1.0 is installed." in installed and "sudo memu-backup start" in installed
     assert debian.good("memu-backup", "--version") == "memu-backup 0.1.0"
     assert _versions(debian) == [debian.good("readlink", LINK)]

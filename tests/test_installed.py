@@ -62,8 +62,9 @@ def _drop_in(debian: Machine, lines: str) -> None:
 
 
 def _brought_back(debian: Machine) -> bool:
-    """Whether what ExecStopPost names was run since the last start."""
-    return "pid=0 ;" not in _shown(debian, "ExecStopPost")
+    """Whether what ExecStopPost names was run since the last start, and ended well."""
+    told = _shown(debian, "ExecStopPost")
+    return "pid=0 ;" not in told and "status=0 }" in told
 
 
 def test_systemd_runs_it_and_brings_it_back(debian: Machine) -> None:

@@ -134,7 +134,8 @@ def test_the_unit_runs_a_command_that_there_is_and_gives_it_time_to_stop() -> No
     program, *arguments = unit["ExecStart"].split()
     assert Path(program).name == "memu-backup"
     ours = str(Path(sys.executable).with_name(Path(program).name))
-    subprocess.run([ours, *arguments, "--help"], check=True, stdout=subprocess.DEVNULL)
+    for words in (arguments, unit["ExecStopPost"].split()[1:]):
+        subprocess.run([ours, *words, "--help"], check=True, stdout=subprocess.DEVNULL)
     # Whatever ended it: what it had stopped runs again. That has as much time as the service itself.
     assert unit["ExecStopPost"] == f"-{program} services recover"
     assert unit["TimeoutStopSec"] == "3min"
