@@ -31,13 +31,13 @@ class Listed:
 
 async def backups(stores: Sequence[Store]) -> list[tuple[Store, Backup]]:
     """Everything stored, newest first. Raises StoreError, also where a disk does not answer."""
-    found = [(store, stored) for store in stores for stored in await place.asked(store, store.backups)]
+    found = [(store, stored) for store in stores for stored in await place.seen(store, store.backups)]
     return sorted(found, key=lambda both: both[1].created_at, reverse=True)
 
 
 async def of_job(store: Store, host: str, job: str, history: History) -> list[Backup]:
     """The backups of one job of one machine in ``store``, newest first, as ``with_rows``. Raises StoreError."""
-    stored = await place.asked(store, store.backups)
+    stored = await place.seen(store, store.backups)
     mine = [b for b in stored if b.manifest and b.manifest.made_by(host, job)]
     rows, _ = await history.known_runs(called=[b.manifest.run_id for b in mine if b.manifest])
     return with_rows(mine, rows)
@@ -90,7 +90,7 @@ async def none_yet(stores: Sequence[Store], history: History, host: str) -> Unkn
         if why := await place.amiss(store, host, history):
             return UnknownBackup(f"{why} Mount it and type the same again.")
     places = ", ".join(str(s.directory) for s in stores)
-    if all([await place.asked(s, s.marked) for s in stores]):
+    if all([await place.seen(s, s.marked) for s in stores]):
         return UnknownBackup(f"There is no backup in {places} yet. Make one with: memu-backup start")
     return UnknownBackup(
         f"There is no backup in {places}. If its disk is not mounted, mount it and type the same again; if there "

@@ -337,7 +337,7 @@ class Manager:
         """Whether somebody works in the place of a job, in this process or another; True where that cannot be seen."""
         store = self.store(self.config.job(job))
         try:
-            return await place.asked(store, partial(lock.taken, store.directory))
+            return await place.seen(store, partial(lock.taken, store.directory))
         except StoreError:
             return True
 

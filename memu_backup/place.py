@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from threading import Event
 from typing import TypeVar
 
 from memu_backup.clock import Clock
@@ -17,6 +19,8 @@ from memu_backup.work import look
 T = TypeVar("T")
 
 _ANSWER_S = 60.0
+_LOOK_S = 15.0
+"""A disk that was asleep spins up in ten; nobody who only wants to know waits longer."""
 _ANEW = "if backups are to begin anew here, type: memu-backup start --new-place"
 
 
@@ -27,10 +31,40 @@ async def asked(store: Store, question: Callable[[], T], answer_s: float | None 
     try:
         return await look(question, _ANSWER_S if answer_s is None else answer_s)
     except TimeoutError as error:
-        raise NotMounted(
-            f"The disk that holds {store.directory} does not answer: it hangs, or the network to it does. Nothing was "
-            "begun; backups that lie there are untouched. Connect it again, or restart the machine that it belongs to."
-        ) from error
+        raise _unanswered(store) from error
+
+
+def _unanswered(store: Store) -> NotMounted:
+    return NotMounted(
+        f"The disk that holds {store.directory} does not answer: it hangs, or the network to it does. Nothing was "
+        "begun; backups that lie there are untouched. Connect it again, or restart the machine that it belongs to."
+    )
+
+
+_silent: dict[Path, Event] = {}
+"""The last question that a place left unanswered, and whether it has answered since."""
+
+
+async def seen(store: Store, question: Callable[[], T]) -> T:
+    """As ``asked``, for who only wants to know: after 15 s, and at once while an earlier question stands unanswered.
+
+    So whoever asks in the chat is not kept waiting, and no thread is left behind for each who asks.
+    """
+    if (earlier := _silent.get(store.directory)) and not earlier.is_set():
+        raise _unanswered(store)
+    answered = Event()
+
+    def ask() -> T:
+        try:
+            return question()
+        finally:
+            answered.set()
+
+    try:
+        return await asked(store, ask, _LOOK_S)
+    except NotMounted:
+        _silent[store.directory] = answered
+        raise
 
 
 async def found(store: Store, host: str, history: History) -> None:

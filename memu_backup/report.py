@@ -83,7 +83,7 @@ async def _seen(store: Store) -> list[Backup] | None:
     disk does not answer.
     """
     try:
-        stored = await place.asked(store, store.backups)
+        stored = await place.seen(store, store.backups)
     except StoreError as error:
         log.warning("%s", error)
         return None
@@ -94,6 +94,6 @@ async def _seen(store: Store) -> list[Backup] | None:
 async def _busy_and_marked(store: Store) -> tuple[bool, bool]:
     """Whether a run is under way there, and the mark is. As if all were well where nobody can look: ``_seen`` tells."""
     try:
-        return await place.asked(store, lambda: (lock.taken(store.directory), store.marked()))
+        return await place.seen(store, lambda: (lock.taken(store.directory), store.marked()))
     except StoreError:
         return False, True

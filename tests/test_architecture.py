@@ -15,7 +15,8 @@ FLOORS = (
     # The ground: nouns and what has no opinion about backups.
     {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
-    {"work", "process", "walk", "files", "lock", "mark", "moving", "sqlite", "docker_engine", "compose", "survey"} | {"postgres"},
+    {"work", "process", "walk", "files", "lock", "mark", "moving", "sqlite", "docker_engine", "compose", "survey"}
+    | {"postgres"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "services", "stores", "history", "alerts"},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,10 +17,11 @@ import pytest
 from memu_backup import mark, place
 from memu_backup.audit import SCHEDULER
 from memu_backup.errors import NotMounted
-from memu_backup.model import Health, Status, Trigger
+from memu_backup.model import Health, Problem, Status, Trigger
 from tests.archives import archive_store, needs_root
 from tests.contracts.stores import small_disk
 from tests.home import Home, fingerprints, managed
+from tests.sources.test_directory import dead_share
 
 pytestmark = needs_root
 
@@ -119,6 +122,29 @@ async def test_a_disk_that_does_not_answer_is_as_good_as_none(tmp_path: Path) ->
         assert told.value.retryable
     finally:
         hangs.set()
+
+
+async def test_who_only_asks_how_things_stand_waits_once_for_a_disk_that_hangs_and_leaves_one_thread(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "_LOOK_S", 0.5)
+    assert home.run("start").status == 0
+    before = threading.active_count()
+    with dead_share(home.backups):
+        async with managed(home, [NIGHT]) as manager:
+            for longest_s in (2.0, 0.3, 0.3):
+                began = time.monotonic()
+                report = (await manager.reports())["nightly"]
+                assert report.problems[0] is Problem.CANNOT_LOOK and time.monotonic() - began < longest_s
+                assert await manager.at_work("nightly")
+            with pytest.raises(NotMounted, match="does not answer"):
+                await manager.listing()
+            assert threading.active_count() == before + 1
+    async with managed(home, [NIGHT]) as manager:
+        deadline = time.monotonic() + 10
+        while Problem.CANNOT_LOOK in (await manager.reports())["nightly"].problems:
+            assert time.monotonic() < deadline, "it is asked again when it answers"
+            await asyncio.sleep(0.05)
 
 
 async def test_not_even_the_folder_is_made_at_night(home: Home) -> None:
