@@ -34,6 +34,7 @@ AGAIN = (timedelta(days=1), timedelta(days=3), timedelta(days=7))
 _FORGOTTEN = timedelta(days=7)
 """Nobody wants to hear that all is well again of what they have forgotten."""
 
+_CLOSE = timedelta(days=2)
 _REMINDER_WEEKDAY, _REMINDER_HOUR = 6, 10  # Sunday, as the Memu specification has it
 
 
@@ -171,6 +172,15 @@ def last_reminder(now: datetime, zone: tzinfo) -> datetime:
         day -= timedelta(days=7)
         at = datetime(day.year, day.month, day.day, _REMINDER_HOUR, tzinfo=zone)
     return at.astimezone(UTC)
+
+
+def reminder_due(last: datetime | None, now: datetime, zone: tzinfo) -> bool:
+    """Whether a Sunday has come since the ``last`` was dealt with; None, and nobody waits for one. One that was missed
+    is made up for, unless the next is less than two days away: two within a day look like a mistake.
+    """
+    if last is None or last >= last_reminder(now, zone):
+        return False
+    return last_reminder(now + timedelta(days=7), zone) - now > _CLOSE
 
 
 def _raised(alarm: Alarm | None, trouble: Trouble, now: datetime, snoozed_until: datetime | None) -> Alarm:

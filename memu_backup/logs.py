@@ -53,7 +53,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the moment: a progress bar puts something else there to stay below the lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.setStream(sys.stderr)
+        self.stream = sys.stderr  # setStream would flush the old one, which may be closed by now
         super().emit(record)
 
 

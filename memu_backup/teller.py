@@ -248,9 +248,7 @@ class Teller:
         return found
 
     def _is_reminded(self, now: datetime) -> bool:
-        """Whether a reminder may be owed: a Sunday has come since the last was dealt with."""
-        last = self._book.reminded_at
-        return last is not None and last < alarms.last_reminder(now, self._manager.config.zone)
+        return alarms.reminder_due(self._book.reminded_at, now, self._manager.config.zone)
 
     def _is_snoozed(self, now: datetime) -> bool:
         return self._book.snoozed_until is not None and now < self._book.snoozed_until

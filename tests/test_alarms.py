@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memu_backup.alarms import FALLBACK, ROOM, Alarm, Book, Told, Trouble, last_reminder, owed, review
+from memu_backup.alarms import FALLBACK, ROOM, Alarm, Book, Told, Trouble, last_reminder, owed, reminder_due, review
 
 NOW = datetime(2026, 11, 20, 1, 5, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -196,3 +196,24 @@ def test_the_book_comes_back_as_it_was() -> None:
 def test_a_book_that_is_none_is_said_to_be_none(content: bytes) -> None:
     with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
         Book.from_json(content)
+
+
+@pytest.mark.parametrize(
+    ("day", "hour", "due"),
+    [
+        (4, 9, False),  # Sunday, not yet ten
+        (4, 10, True),
+        (5, 3, True),  # the machine was off on Sunday
+        (8, 9, True),
+        (10, 9, False),  # Saturday: tomorrow is Sunday
+        (11, 9, False),
+        (11, 10, True),
+    ],
+)
+def test_a_missed_reminder_is_made_up_for_unless_the_next_is_near(day: int, hour: int, due: bool) -> None:
+    """January 2026 begins on a Thursday; the last reminder was dealt with on Sunday, 28 December."""
+    zone = ZoneInfo("Europe/Berlin")
+    last = datetime(2025, 12, 28, 10, 0, 5, tzinfo=zone)
+    now = datetime(2026, 1, day, hour, 0, 1, tzinfo=zone)
+    assert reminder_due(last, now, zone) is due
+    assert not reminder_due(None, now, zone)

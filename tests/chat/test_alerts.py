@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -244,7 +245,8 @@ async def test_should_send_usb_reminder(family: Family) -> None:
         await family.look()
         reminder = await family.hears()
         copied = (await query(family.home.history, "SELECT usb_copied_at FROM backup_history"))[0]["usb_copied_at"]
-        days = ((sunday + timedelta(days=14)).astimezone().date() - copied.astimezone().date()).days
+        zone = ZoneInfo("Europe/Berlin")
+        days = ((sunday + timedelta(days=14)).astimezone(zone).date() - copied.astimezone(zone).date()).days
         lines = reminder.split("\n")
         assert lines[:4] == [
             "Weekly Backup Reminder",
@@ -302,8 +304,6 @@ def expected_at(family: Family, receiver: Receiver) -> None:
 
 
 def next_sunday_at_ten(after: datetime) -> datetime:
-    from zoneinfo import ZoneInfo
-
     from memu_backup.alarms import last_reminder
 
     return last_reminder(after + timedelta(days=7), ZoneInfo("Europe/Berlin")).astimezone(UTC)
