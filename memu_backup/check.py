@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 from memu_backup.checks import Finding, machine, places, sources, telling
 from memu_backup.clock import Clock
@@ -16,12 +16,12 @@ async def check(
     config: Config,
     stores: Mapping[Store, Sequence[str]],
     history: History,
-    reports: Mapping[str, StatusReport],
+    ask_reports: Callable[[], Awaitable[Mapping[str, StatusReport]]],
     left_down: Sequence[str],
     clock: Clock,
 ) -> AsyncIterator[Finding]:
-    """Each thing as soon as it was looked at. ``stores`` are the places, with the jobs that use each; ``reports`` say
-    where each job stands; ``left_down`` is what a backup had stopped and what may not run.
+    """Each thing as soon as it was looked at. ``stores`` are the places, with the jobs that use each; ``ask_reports``
+    tells where each job stands; ``left_down`` is what a backup had stopped and what may not run.
 
     Raises nothing that belongs to the household: what is wrong is a finding.
     """
@@ -36,6 +36,7 @@ async def check(
         yield finding
     for finding in (*sources.left_down(left_down), *(f for job in config.jobs for f in sources.window(config, job))):
         yield finding
+    reports = await ask_reports()
     for store, jobs in stores.items():
         yield await places.store(store, config.host, history, {job: reports[job] for job in jobs})
     for finding in places.drive(config, reports, clock):

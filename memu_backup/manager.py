@@ -318,8 +318,8 @@ class Manager:
         """Look at everything that a backup will need, without changing it; each thing as soon as it was looked at."""
         jobs = {name: self.store(self.config.job(name)) for name in self.config.jobs}
         stores = {store: [n for n, s in jobs.items() if s.directory == store.directory] for store in self.stores()}
-        reports = await self.reports()
-        async for finding in check.check(self.config, stores, self.history, reports, self.left_down(), self._clock):
+        left = self.left_down()
+        async for finding in check.check(self.config, stores, self.history, self.reports, left, self._clock):
             yield finding
 
     async def reports(self) -> dict[str, StatusReport]:

@@ -131,7 +131,7 @@ def test_what_would_be_stopped_in_which_order_and_what_is_read_then(home: Home, 
     assert engine.runs(f"{project}-server") and not engine.runs(f"{project}-off")
     left = home.folder / "state" / "stopped"
     left.mkdir(parents=True)
-    (left / "run.json").write_text('{"units": [{"service": "memu", "id": "x", "name": "memu_db"}]}')
+    (left / "run.json").write_text('{"units": [{"service": "memu", "id": "x", "name": "memu_db", "rank": 0}]}')
     assert line(home.run("check"), "services left down").endswith(
         "memu_db had been stopped for a backup and may not run; type: memu-backup services recover"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tarfile
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -116,6 +117,26 @@ def test_memu_is_found_by_its_containers_and_written_down_with_comments(
     assert assumed[1] == f"  backup_dir: {memu}/backups" and assumed[2] == "Not in the backup:"
     assert lines[-1] == "  memu-backup check"
     assert "s3cret" not in text + done.out
+
+
+def test_from_there_the_first_backup_holds_what_the_specification_names(
+    engine: Engine, compose: Compose, folder: Path, memu: Path
+) -> None:
+    up(compose, memu)
+    for volume, name in (("memu_pgdata", "PG_VERSION"), ("memu_ollama_data", "models"), ("memu_redisdata", "dump.rdb")):
+        (engine.mountpoint(volume) / name).write_text(volume)
+    assert init(folder, engine=engine).status == 0
+    environ = {"MEMU_BACKUP_STATE_DIR": f"{folder}/state", "PATH": "/usr/bin:/bin"}
+    made = ran([PROGRAM, "start"], folder, environ)
+    assert made.status == 0, made.err
+    (archive,) = (memu / "backups").glob("memu_backup_*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = tar.getnames()
+    places = {name.partition("/")[0] for name in names}
+    specified = {"pgdata", "ollama", "photos", "synapse", "config", "metadata.json"}
+    assert places == specified | {"SHA256SUMS", "index.jsonl", "memu-backup"}
+    assert {"pgdata/PG_VERSION", "ollama/models", "config/.env", "config/element-config.json"} <= set(names)
+    assert "config/nginx" in names and not any("dump.rdb" in name for name in names)
 
 
 def test_nothing_is_written_in_a_dry_run_and_json_tells_it_all(
