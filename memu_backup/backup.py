@@ -36,7 +36,7 @@ from memu_backup.sources import Source
 from memu_backup.standstill import Still, standstill
 from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
-from memu_backup.work import Stop, in_thread
+from memu_backup.work import Stop, ended, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -290,12 +290,7 @@ async def _published(store: Store, written: Written, sha256: str) -> Path:
     meanwhile hears of it only at the next ``await``, which is that of the row.
     """
     publishing = asyncio.ensure_future(asyncio.to_thread(store.publish, written, sha256))
-    cancelled = False
-    while not publishing.done():
-        try:
-            await asyncio.wait({publishing})
-        except asyncio.CancelledError:
-            cancelled = True
+    cancelled = await ended(publishing)
     task = asyncio.current_task()
     if cancelled and task:
         task.uncancel()

@@ -193,13 +193,7 @@ async def _spawned(
     spawning: asyncio.Future[asyncio.subprocess.Process], stop_with: signal.Signals
 ) -> asyncio.subprocess.Process:
     """Cancelled while it waits, asyncio would end the child alone, and not what that may have started already."""
-    cancelled = False
-    while not spawning.done():
-        try:
-            await asyncio.wait({spawning})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
+    if await work.ended(spawning):
         if spawning.exception() is None:
             await _end_group(spawning.result(), stop_with)
         raise asyncio.CancelledError

@@ -23,6 +23,7 @@ from memu_backup import lock
 from memu_backup.errors import LockHeld, MemuError, ServiceError, StoreError
 from memu_backup.files import sync_folder, write_atomically
 from memu_backup.services import Service, Unit
+from memu_backup.work import ended
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,11 @@ async def standstill(services: Sequence[Service], folder: Path, run_id: str) -> 
             yield still
         finally:
             released.set()
-            await _to_its_end(starting)
+            # Who is cancelled meanwhile hears of it once they run: nothing is worse than to leave them down.
+            cancelled = await ended(starting)
+            starting.result()
+            if cancelled:
+                raise asyncio.CancelledError
 
 
 async def _alone(folder: Path, held: ExitStack) -> None:
@@ -163,19 +168,6 @@ async def _started(service: Service, unit: Unit) -> str:
         return f"{unit.name} did not come up again ({type(error).__name__}). The log tells more."
     log.info("%s runs again.", unit.name)
     return ""
-
-
-async def _to_its_end(task: asyncio.Task[None]) -> None:
-    """Whoever is cancelled meanwhile hears of it once the services run: nothing is worse than to leave them down."""
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    task.result()
-    if cancelled:
-        raise asyncio.CancelledError
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from memu_backup.errors import Interrupted
 
@@ -63,14 +63,8 @@ async def in_thread(work: Callable[[], T], stop: Stop, *, gentle: bool = False) 
     ``gentle`` gives way to everything else on the machine: nice 10 and idle I/O, for this thread and those it starts.
     """
     thread, done = _started(work, gentle)
-    cancelled = False
-    while not done.done():
-        try:
-            await asyncio.wait({done})
-        except asyncio.CancelledError:
-            # The caller is about to delete what the thread writes to: it has to have ended first.
-            cancelled = True
-            stop.set()
+    # The caller is about to delete what the thread writes to: it has to have ended first.
+    cancelled = await ended(done, stop.set)
     thread.join()
     outcome = done.result()
     if not cancelled:
@@ -80,6 +74,20 @@ async def in_thread(work: Callable[[], T], stop: Stop, *, gentle: bool = False) 
     if outcome.failure is not None and not isinstance(outcome.failure, Interrupted):
         log.warning("While it was being stopped: %s", outcome.failure)
     raise asyncio.CancelledError
+
+
+async def ended(work: asyncio.Future[Any], on_cancelled: Callable[[], object] = lambda: None) -> bool:
+    """Wait until ``work`` has ended, however often we are cancelled meanwhile; ``on_cancelled`` is told each time.
+    Returns whether we were; whoever was has to raise CancelledError.
+    """
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            cancelled = True
+            on_cancelled()
+    return cancelled
 
 
 async def look(question: Callable[[], T], timeout_s: float) -> T:

@@ -24,7 +24,7 @@ from memu_backup.model import Root
 from memu_backup.postgres.connection import Address, connect
 from memu_backup.postgres.tools import Tools, find_tools
 from memu_backup.process import Completed
-from memu_backup.work import Stop, in_thread
+from memu_backup.work import Stop, ended, in_thread
 
 if TYPE_CHECKING:
     from aiodocker import Docker
@@ -126,7 +126,9 @@ class InContainer:
                 with FileIO(writing, "w") as pipe, suppress(BrokenPipeError):  # what tar has against it is told below
                     done = await self._run(argv, address, pipe.fileno())
             finally:
-                unpacked = await _at_its_end(unpacking)
+                if await ended(unpacking):  # it has nothing more to read
+                    raise asyncio.CancelledError
+        unpacked = unpacking.result()
         return unpacked if done is None or unpacked.returncode != 0 else done
 
     async def _run(self, argv: Sequence[str], address: Address, output: int) -> Completed:
@@ -170,19 +172,6 @@ def _write(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
-
-
-async def _at_its_end(task: asyncio.Future[Completed]) -> Completed:
-    """It has nothing more to read: it ends by itself."""
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    return task.result()
 
 
 @asynccontextmanager
