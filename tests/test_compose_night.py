@@ -119,7 +119,7 @@ def in_the_window(family: Family) -> subprocess.Popen[str]:
     big = family.engine.mountpoint(family.name("pgdata")) / "pg_wal" / "ballast"
     big.write_bytes(os.urandom(400_000_000))
     running = family.home.started("start")
-    wait_until(lambda: not any(family.states().values()), 60)
+    wait_until(lambda: not any(family.states().values()) and any(family.home.backups.glob("*.partial")), 60)
     assert running.poll() is None
     return running
 
