@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from memu_backup import (
     alarms,
+    anywhere,
     catalog,
     check,
     clean,
@@ -25,6 +26,7 @@ from memu_backup import (
     status,
     verify,
 )
+from memu_backup.anywhere import nobody_watches
 from memu_backup.audit import Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.checks import Finding
@@ -33,56 +35,15 @@ from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
-from memu_backup.model import Backup, Level, Problem, Progress, Run, StatusReport, Trigger
-from memu_backup.paths import absolute
+from memu_backup.model import Backup, Level, Problem, Run, StatusReport, Trigger
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
-from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
-from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:  # what does the long work is imported when it is asked for: status is to answer at once
     from memu_backup import put_back, restore
     from memu_backup.find import Found
 
 log = logging.getLogger(__name__)
-
-
-def _nobody_watches(_: Progress) -> None:
-    return
-
-
-def look(file: Path) -> tuple[Store, Backup]:
-    """A backup that lies anywhere, such as on a drive; needs no settings.
-
-    Raises UnknownBackup, ArchiveError, UsageError.
-    """
-    file = absolute(file)
-    store = ArchiveStore(file.parent, ArchiveSettings(kind="archive"))
-    return store, store.look(file)
-
-
-async def prove(store: Store, stored: Backup, level: Level, on_progress: OnProgress = _nobody_watches) -> Verdict:
-    """Re-read a backup that lies anywhere; needs no settings, and writes nothing down. Raises NotAnArchive."""
-    return await verify.prove(store, stored.path, stored.manifest, on_progress, level)
-
-
-async def give_back(
-    planned: restore.Plan, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
-) -> restore.Restored:
-    """Carry out a plan of ``restore.plan``; needs no settings, and writes nothing down. Raises as ``carry_out``."""
-    from memu_backup import restore
-
-    stop = Stop()
-    work = partial(restore.carry_out, planned, overwrite=overwrite, on_progress=on_progress, stop=stop)
-    return await in_thread(work, stop)
-
-
-async def search(backups: Sequence[Backup], pattern: str, on_progress: OnProgress = _nobody_watches) -> Found:
-    """Look for a file in backups that lie anywhere; needs no settings. Raises UsageError for an empty pattern."""
-    from memu_backup import find
-
-    stop = Stop()
-    return await in_thread(lambda: find.find(backups, pattern, on_progress, stop), stop)
 
 
 def places(config: Config) -> list[Store]:
@@ -123,7 +84,7 @@ class Manager:
         job: str,
         trigger: Trigger,
         asker: Asker,
-        on_progress: OnProgress = _nobody_watches,
+        on_progress: OnProgress = nobody_watches,
         on_removed: Callable[[Backup], None] | None = None,
         *,
         attempt: int = 1,
@@ -299,7 +260,7 @@ class Manager:
         """A backup by name, see ``catalog.named``. Raises UnknownBackup, StoreError."""
         return await catalog.named(name, self.stores(), self.history, self.config.host)
 
-    async def search(self, pattern: str, on_progress: OnProgress = _nobody_watches) -> tuple[list[Backup], Found]:
+    async def search(self, pattern: str, on_progress: OnProgress = nobody_watches) -> tuple[list[Backup], Found]:
         """Look for a file in all backups, of every job, machine and place; these backups, and what was found.
 
         Raises UnknownBackup where there is none yet, UsageError, StoreError.
@@ -308,7 +269,7 @@ class Manager:
         stored = [there for _, there in await catalog.backups(stores)]
         if not stored:
             raise await self.none_yet()
-        return stored, await search(stored, pattern, on_progress)
+        return stored, await anywhere.search(stored, pattern, on_progress)
 
     async def none_yet(self) -> UnknownBackup:
         """What to say where there is no backup at all, see ``catalog.none_yet``. Raises StoreError."""
@@ -364,7 +325,12 @@ class Manager:
     # --- is it good, and the way back --------------------------------------------------------------------------------
 
     async def verify(
-        self, store: Store, stored: Backup, level: Level, asker: Asker, on_progress: OnProgress = _nobody_watches
+        self,
+        store: Store,
+        stored: Backup,
+        level: Level,
+        asker: Asker,
+        on_progress: OnProgress = nobody_watches,
     ) -> Verdict:
         """Re-read a backup. The outcome goes into its row, unless it is a copy that lies elsewhere.
 
@@ -375,7 +341,7 @@ class Manager:
                 host = self.config.host
                 verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
             else:
-                verdict = await prove(store, stored, level, on_progress)
+                verdict = await anywhere.prove(store, stored, level, on_progress)
             deed.outcome = "good" if verdict.good else "damaged" if verdict.problems else "not checked"
             return verdict
 
@@ -390,11 +356,11 @@ class Manager:
             raise
 
     async def restore(
-        self, planned: restore.Plan, asker: Asker, *, overwrite: bool, on_progress: OnProgress = _nobody_watches
+        self, planned: restore.Plan, asker: Asker, *, overwrite: bool, on_progress: OnProgress = nobody_watches
     ) -> restore.Restored:
         """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
         async with self._audit.act(asker, "restore", _subject(planned)):
-            return await give_back(planned, overwrite=overwrite, on_progress=on_progress)
+            return await anywhere.give_back(planned, overwrite=overwrite, on_progress=on_progress)
 
     async def plan_back(self, stored: Backup, wanted: Sequence[str]) -> list[put_back.Step]:
         """What it takes to put sources back to where they live, see ``put_back.plan``."""
@@ -405,7 +371,7 @@ class Manager:
         return await put_back.plan(stored.path, sources, wanted, scratch, trusted=self.is_ours(stored.path))
 
     async def put_back(
-        self, step: put_back.Step, asker: Asker, on_progress: OnProgress = _nobody_watches
+        self, step: put_back.Step, asker: Asker, on_progress: OnProgress = nobody_watches
     ) -> put_back.Returned:
         """Carry out one step of ``plan_back``. Raises as ``put_back.carry_out``."""
         from memu_backup import put_back

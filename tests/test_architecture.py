@@ -24,6 +24,7 @@ FLOORS = (
     {"config", "config_file", "config_shown", "config_tables", "environment", "mistakes", "presets"}
     | {
         "alarms",
+        "anywhere",
         "backup",
         "check",
         "checks",

@@ -33,7 +33,7 @@ async def find(
 ) -> int:
     """In which backups a file is, and which versions of it. Exit status 1 when it is in none."""
     from memu_backup import console
-    from memu_backup.manager import search
+    from memu_backup.anywhere import search
 
     async with manager_unless_file(backup or "latest") as manager:
         zone = manager.config.zone if manager else None

@@ -39,8 +39,8 @@ async def verify(
 ) -> int:
     """Re-read a backup and compare it with what it says of itself. Exit status 1 unless all of it is good."""
     from memu_backup import console
+    from memu_backup.anywhere import prove
     from memu_backup.audit import at_the_terminal
-    from memu_backup.manager import prove
 
     depth = _level(level)
     async with manager_unless_file(backup) as manager:
@@ -147,8 +147,8 @@ async def restore(
         return await put_back(backup, source or [], dry_run=dry_run, yes=yes, json=json)
     from memu_backup import console
     from memu_backup import restore as restoring
+    from memu_backup.anywhere import give_back
     from memu_backup.audit import at_the_terminal
-    from memu_backup.manager import give_back
     from memu_backup.paths import absolute
     from memu_backup.work import Stop, in_thread
 

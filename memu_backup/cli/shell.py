@@ -179,7 +179,7 @@ async def manager_unless_file(backup: str) -> AsyncIterator[Manager | None]:
 
 async def find(manager: Manager | None, backup: str) -> tuple[Store, Backup]:
     """The backup that was meant. Raises UnknownBackup, NotAnArchive, UsageError."""
-    from memu_backup.manager import look
+    from memu_backup.anywhere import look
 
     if manager is None or is_file(backup):
         return look(Path(backup))
