@@ -166,6 +166,7 @@ def test_a_night_with_everything_and_the_database_comes_back_row_by_row(family: 
     assert "not properly shut down" not in engine.docker("logs", db)
 
 
+@pytest.mark.slow  # as tests/test_standstill.py has it with two scripts
 def test_the_photos_are_read_when_all_runs_again(family: Family) -> None:
     (family.home.photos / "film.mp4").write_bytes(os.urandom(900_000_000))
     running = family.home.started("start")
@@ -189,6 +190,7 @@ def test_killed_in_the_window_the_unit_brings_all_of_it_back(family: Family) -> 
     assert family.states() == ALL_BUT_ONE and journals(family) == []
 
 
+@pytest.mark.slow
 async def test_killed_in_the_window_the_service_brings_it_back_when_it_starts(family: Family) -> None:
     running = in_the_window(family)
     running.send_signal(signal.SIGKILL)

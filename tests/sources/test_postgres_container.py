@@ -16,9 +16,11 @@ import pytest
 from memu_backup import put_back
 from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, RestoreError
 from memu_backup.model import Level
+from memu_backup.sources import Source
 from memu_backup.sources.postgres import PostgresSettings, PostgresSource
 from memu_backup.work import Stop
-from tests.archives import archive_store, back_up, ignore, needs_root
+from tests.archives import Unpacked, archive_store, back_up, ignore, needs_root
+from tests.contracts.sources import SourceContract
 from tests.docker_engine import Engine
 from tests.sources.dumps import capture
 
@@ -99,6 +101,55 @@ async def stored(taken: PostgresSource, tmp_path: Path) -> Path:
     (tmp_path / "stage").mkdir(mode=0o700)
     async with taken.capture(tmp_path / "stage") as captured:
         return back_up(archive_store(tmp_path / "store"), captured)
+
+
+class TestPostgresInAContainerIsASource(SourceContract):
+    @pytest.fixture(autouse=True)
+    def _with(self, engine: Engine, container: str, postgres_image: str) -> None:
+        self.engine, self.name, self.image = engine, container, postgres_image
+
+    def household(self, folder: Path) -> Path:
+        return folder
+
+    def make(self, data: Path) -> PostgresSource:
+        return source(self.name, self.engine)
+
+    def take_away(self, data: Path) -> None:
+        self.engine.docker("stop", self.name)
+
+    def lose(self, data: Path) -> None:
+        forget(self.engine, self.name, self.image)
+        self.engine.docker("start", self.name)
+        self.engine.until_postgres_answers(self.name)
+
+    def held(self, data: Path) -> object:
+        return rows(self.engine, self.name)
+
+    def compare(self, data: Path, unpacked: Unpacked) -> None:
+        """What is in them is compared where they are put back."""
+        names = sorted(path.name for path in (unpacked.target / "pgdata").iterdir())
+        assert names == ["family.dump", "globals.sql"]
+        assert (unpacked.target / "pgdata" / "family.dump").read_bytes().startswith(b"PGDMP")
+
+    async def test_what_goes_away_after_the_check_makes_the_backup_partial(
+        self, source: Source, data: Path, stage: Path, tmp_path: Path
+    ) -> None:
+        """A dump does not: it is written out by then."""
+        async with source.capture(stage) as captured:
+            self.take_away(data)
+            back_up(archive_store(tmp_path / "store"), captured)
+        assert not captured.missing
+
+    async def test_two_captures_of_the_same_data_have_the_same_checksum(
+        self, source: Source, data: Path, tmp_path: Path
+    ) -> None:
+        """A dump tells when it was made: what it counted is the same."""
+        counted = []
+        for name in ("one", "two"):
+            (tmp_path / f"stage {name}").mkdir()
+            async with source.capture(tmp_path / f"stage {name}") as captured:
+                counted.append([dump["tables"] for dump in captured.details["databases"]])
+        assert counted[0] == counted[1] == [{"public.notes": 0, "public.photos": 20000}]
 
 
 async def test_a_dump_holds_what_its_own_snapshot_counted_and_comes_back(
