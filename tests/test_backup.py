@@ -19,7 +19,7 @@ from memu_backup.config import load
 from memu_backup.manager import Manager
 from memu_backup.model import Status, Trigger
 from memu_backup.postgres.server import PostgresServer
-from tests.home import Home, children, fingerprints, managed
+from tests.home import Home, children, fingerprints, in_a_loop_of_its_own, managed, query
 
 
 @pytest.fixture
@@ -160,6 +160,10 @@ def test_a_secret_is_nowhere_to_be_seen(tmp_path: Path, postgres: PostgresServer
     canary = "c4n4ry-kP9"
     home = Home(tmp_path / "home", database)
     (home.folder / "history-password").write_text(f"{canary}-file\n")
+    # So that pg_dump takes long enough to be seen.
+    in_a_loop_of_its_own(
+        query(database, "CREATE TABLE t AS SELECT n, repeat('x', 100) FROM generate_series(1, 300000) n")
+    )
     place = database.partition("?")[2]
     name = database.partition("@/")[2].partition("?")[0]
     home.configure(

@@ -45,10 +45,11 @@ _KEPT_ASIDE = 2
 _YOUNG_S = 3600.0
 _LONGEST_LOG_BYTES = 4_000_000
 
+_ANOTHER = (b" is still in use", b'.pid" already exists', b'.lock" already exists')
+"""One that was killed, or whose start was cancelled, has not ended yet."""
+
 _PASSING = (
-    b" is still in use",
-    b'.pid" already exists',  # of the one that was there, and did not end in time
-    b'.lock" already exists',
+    *_ANOTHER,
     b"No space left on device",
     b"Cannot allocate memory",
     b"Too many open files",
@@ -278,9 +279,9 @@ class PostgresServer:
             if await self._up():
                 return
             said = self._log.read_bytes()[told_before:]
-            if b" is still in use" not in said or pause_s is None:
+            if pause_s is None or not any(sign in said for sign in _ANOTHER):
                 break
-            await asyncio.sleep(pause_s)  # the last processes of one that was killed are about to notice it
+            await asyncio.sleep(pause_s)
         if b"unshare: unshare failed" in said:
             raise DatabaseError(self._forbidden())
         if any(passing in said for passing in _PASSING):
