@@ -62,6 +62,7 @@ REASONS: Mapping[str, Reason] = {
 
 _SOURCES_LISTED = 50
 _LONGEST_NAME = 60
+_LONGEST_ERROR = 400
 
 Tell = Callable[[SourceSummary, datetime, tzinfo], str]
 """The phrase for what a backup holds of one source, ``now`` (aware), in the household's zone: ``sources.told``."""
@@ -182,14 +183,17 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
 
 
 def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> list[str]:
-    """What somebody may want to know beyond the status, in lines of printable text: what the last good backup holds, by
-    ``tell``, and how it was made. Nothing where there is none.
+    """What somebody may want to know beyond the status, in lines of printable text: why the last backup failed, in the
+    words of its error, what the last good one holds, by ``tell``, and how that was made.
     """
+    lines = []
+    if report.last and report.last.status is Status.FAILED and report.last.error:
+        lines.append(f"What went wrong: {_cut(_one_line(report.last.error), _LONGEST_ERROR)}")
     run = report.last_good
     if run is None:
-        return []
-    lines = [_source(s, tell(s, now, zone)) for s in report.sources[:_SOURCES_LISTED]]
-    if (more := len(report.sources) - len(lines)) > 0:
+        return lines
+    lines += [_source(s, tell(s, now, zone)) for s in report.sources[:_SOURCES_LISTED]]
+    if (more := len(report.sources[_SOURCES_LISTED:])) > 0:
         lines.append(f"… and {more:,} more")
     lines.append(f"Last checked: {_checked(run, report.history_away, now, zone)}")
     if report.free_bytes is not None:
@@ -202,11 +206,15 @@ def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> li
 def _source(summary: SourceSummary, told: str) -> str:
     """Names come out of an archive that may be a stranger's, and have to fit on a line and into a message."""
     name = _one_line(summary.name.replace("-", " ").replace("_", " "))
-    name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+    name = _cut(name, _LONGEST_NAME)
     # Sockets, which every running service has, are counted but not warned of: nobody needs to hear of them alone.
     left_out = f"; {summary.skipped:,} left out" if summary.skipped and summary.warnings else ""
     lacks = "; something is missing" if summary.missing else ""
     return f"{name[:1].upper()}{name[1:]}: {_one_line(told)}{left_out}{lacks}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}…"
 
 
 def _one_line(text: str) -> str:

@@ -60,6 +60,9 @@ def statuses() -> Iterator[tuple[str, str]]:
     away = {"history_away": True, "usb_copied_at": None}
     yield "status: the history is away", status(problems=(Problem.HISTORY_AWAY,), **away)
     yield "status: what is folded away below it", "\n".join(words.details(DETAILED, sources.told, *WHEN))
+    said = "/srv/memu/photos (source photos) is not there, so it cannot be backed up. Is its disk mounted?"
+    gone = replace(DETAILED, last=replace(FAILED, error_code="source", error=said), last_good=BEFORE)
+    yield "status: what is folded away below a failure", "\n".join(words.details(gone, sources.told, *WHEN))
 
 
 def by_itself() -> Iterator[tuple[str, str]]:

@@ -374,6 +374,15 @@ def test_the_details_tell_what_the_last_good_backup_holds_and_how_it_was_made() 
     ]
 
 
+def test_the_details_of_a_failure_begin_with_what_exactly_went_wrong() -> None:
+    failed = replace(LAST, status=Status.FAILED, error_code="source", error="/srv/photos is\nnot there. \x1b[2J")
+    report = replace(HEALTHY, last=failed, last_good=LAST, sources=(PHOTOS,))
+    assert told(report)[:2] == ["What went wrong: /srv/photos is not there. \ufffd[2J", "Photos: 12,431 of them"]
+    assert told(replace(report, last_good=None)) == told(report)[:1]
+    assert told(replace(report, last=LAST)) == told(report)[1:]
+    assert len(told(replace(report, last=replace(failed, error="x" * 10_000)))[0]) < 500
+
+
 def test_details_that_nobody_knows_are_left_out() -> None:
     unknown = replace(HEALTHY, last_good=replace(LAST, verified_at=None))
     assert told(unknown) == ["Last checked: never in full"]
