@@ -11,7 +11,8 @@ WORDS = ("status", "list", "help", "now", "verify", "snooze", "yes")
 
 _LONGEST = 200
 _ASKED = re.compile(
-    r"(?P<mark>//|/|!|)backup(?:(?P<gap>-|\s+)(?P<word>\S+)(?:\s+(?P<more>\S.*))?)?", re.DOTALL | re.IGNORECASE
+    r"(?P<mark>//|/|!|)backup(?:(?P<gap>-|\s+|[_:.,]?\s*)(?P<word>\S+)(?:\s+(?P<more>\S.*))?)?",
+    re.DOTALL | re.IGNORECASE,
 )
 _FORMS = {("/", "-"), ("//", "-"), ("/", " "), ("!", "-"), ("!", " "), ("", " ")}
 """Mark and gap. Element Web sends ``//backup-status`` as ``/backup-status``; other clients send it as it is."""
@@ -39,16 +40,18 @@ class Slip:
 
 def parse(text: str) -> Command | Slip | None:
     """What a message asks for, and None where it is no business of the bot's: everything that does not begin with
-    ``!backup`` or ``/backup``, but for a plain ``backup WORD`` and nothing else.
+    ``!backup`` or ``/backup`` (``!backupstatus`` does, ``!backups`` does not), but for a plain ``backup WORD`` and
+    nothing else.
     """
     found = _ASKED.fullmatch(text.strip()) if len(text) <= _LONGEST else None
     if found is None:
         return None
     mark, gap, word, more = found["mark"], found["gap"] or "", (found["word"] or "").casefold(), found["more"] or ""
     fits = not more or (word in _OF_A_JOB and len(more.split()) == 1)
-    if (mark, gap if gap == "-" else " ") in _FORMS and word in WORDS and fits:
+    apart = " " if gap.isspace() else gap
+    if (mark, apart) in _FORMS and word in WORDS and fits:
         return Command(word, more, bool(mark))
-    if mark == "":
-        return None
     near = get_close_matches(word, WORDS, 1)
+    if mark == "" or (word and apart not in ("-", " ") and not near):  # as !backups is: another word
+        return None
     return Slip(near[0] if near else None)

@@ -30,8 +30,8 @@ def test_a_backup_now_may_be_of_a_job() -> None:
     [
         "", " ", "status", "help", "backup", "Backup!", "backup-status", "backup status please", "backup the photos",
         "backup now or never", "/status", "/me backup status", "is the backup status good?", "!status",
-        "! backup status", "//", "/backups-status", "!backups", "backupstatus", "the backup status", "> !backup status",
-        "!backup status" + " " * 300,
+        "! backup status", "//", "!backups", "/backups are good", "/backup_photos", "!backup, please",
+        "backupstatus", "the backup status", "> !backup status", "!backup status" + " " * 300,
     ],
 )  # fmt: skip
 def test_whatever_else_is_said_is_left_alone(text: str) -> None:
@@ -43,7 +43,9 @@ def test_whatever_else_is_said_is_left_alone(text: str) -> None:
     [
         ("!backup", None), ("/backup", None), ("//backup", None), ("!backup xyz", None), ("!backup stauts", "status"),
         ("/backup-lsit", "list"), ("!backup hlep", "help"), ("!backup status?", "status"),
-        ("/backup status please", "status"), ("//backup status", "status"),
+        ("/backup status please", "status"), ("//backup status", "status"), ("!backupstatus", "status"),
+        ("/Backup_Status", "status"), ("!backup: status", "status"), ("!backup.stauts", "status"),
+        ("/backups-status", "status"), ("!backup - status", None),
     ],
 )  # fmt: skip
 def test_a_slip_of_the_finger_gets_a_suggestion(text: str, meant: str | None) -> None:
