@@ -45,7 +45,7 @@ def debian(tmp_path: Path) -> Iterator[Machine]:
     with machine(tmp_path) as made:
         made.clone()
         made.make_photos()
-        made.good(INSTALL, "--with-packages")
+        made.good(INSTALL, "--with-packages", "--home", "/srv/memu")
         made.path("/etc/memu-backup/config.toml").write_text(EACH_MINUTE)
         yield made
 
