@@ -8,7 +8,7 @@ import logging
 import signal
 import time
 from collections.abc import Coroutine, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,11 +61,12 @@ class Daemon:
         self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_signed_in(config) is not None)
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
+        self._new_login = asyncio.Event()
 
     @property
     def answers(self) -> bell.Answers:
         """What a command may ask of the service that runs."""
-        return {"chat test": self._teller.test_room}
+        return {"chat test": self._teller.test_room, "chat login": self._take_up}
 
     async def serve(self) -> None:
         """Start, say so to systemd, work, and stop in order: no new work, then what runs ends, within 6 s."""
@@ -149,6 +150,7 @@ class Daemon:
                 account = Safe(self._config.state_dir).account()
                 if account and account != ended:
                     await self._chat_as(account)
+                    continue
             except LoginEnded as error:
                 ended = account
                 if _signed_in(self._config) == ended:
@@ -160,8 +162,20 @@ class Daemon:
                     known = isinstance(error, ChatError)
                     log.error("The chat does not work: %s", error, exc_info=None if known else error)
                 self._teller.room_is_lost(signed_out=False)
-                await asyncio.sleep(min(_LONGEST_PAUSE_S, _SIGNED_IN_S * failures))
-            await asyncio.sleep(_SIGNED_IN_S)
+                await self._wait_for_login(min(_LONGEST_PAUSE_S, _SIGNED_IN_S * failures))
+            await self._wait_for_login(_SIGNED_IN_S)
+
+    async def _take_up(self) -> None:
+        """The command line has signed the bot in anew: what is asked next is not for the login before."""
+        self._teller.room_is_away()
+        self._new_login.set()
+
+    async def _wait_for_login(self, timeout_s: float) -> None:
+        """For one that we are told of; others show when we look."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._new_login.wait()
+        self._new_login.clear()
 
     async def _chat_as(self, account: Account) -> None:
         """Until somebody signs the bot in anew. Raises whatever ends it before."""
@@ -170,12 +184,15 @@ class Daemon:
         running = asyncio.ensure_future(bot.run(self._manager, self._teller, self._start, self._clock, account))
         try:
             while not running.done() and _signed_in(self._config) in (account, None):
-                await asyncio.wait({running}, timeout=_SIGNED_IN_S)
+                told = asyncio.ensure_future(self._wait_for_login(_SIGNED_IN_S))
+                await asyncio.wait({running, told}, return_when=asyncio.FIRST_COMPLETED)
+                told.cancel()
             if running.done():
                 running.result()
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
+            self._teller.room_is_away()
 
     async def _replay(self) -> None:
         try:

@@ -32,6 +32,9 @@ _LATE_HISTORY = timedelta(hours=1)
 _LOOK_AT = time_of_day(10)
 """Each day at this time by the household's clocks everything is looked at, whether or not a row has changed."""
 
+_ON_ITS_WAY_S = 10.0
+"""The bot gets into its room within this, or something keeps it out."""
+
 _SETTLE_AGAIN = timedelta(minutes=10)
 _SNOOZE = timedelta(days=7)
 
@@ -72,6 +75,7 @@ class Teller:
         self._fallback = fallback
         self.expects_room = expects_room
         self._room: Room | None = None
+        self._opened = asyncio.Event()
         self._lost: Trouble | None = None
         self._file = alarms.file_in(manager.config.state_dir)
         self._book = alarms.read(self._file)
@@ -88,11 +92,17 @@ class Teller:
         """What waits can be said there."""
         self._room, self.expects_room, self._lost = room, True, None
         self._closed.pop(ROOM, None)
+        self._opened.set()
         self._wake.set()
+
+    def room_is_away(self) -> None:
+        """Until it is open again; the bot is on its way there."""
+        self._room = None
+        self._opened.clear()
 
     def room_is_lost(self, *, signed_out: bool) -> None:
         """The bot cannot work. Where its login was ended, all goes the other way until it is signed in again."""
-        self._room = None
+        self.room_is_away()
         if signed_out:
             self.expects_room = False
             self._lost = Trouble(alarms.CHAT, alarms.SIGNED_OUT, messages.signed_out())
@@ -107,7 +117,10 @@ class Teller:
         return until
 
     async def test_room(self) -> Mapping[str, Any]:
-        """See ``Room.test``."""
+        """See ``Room.test``. Somebody who has just signed the bot in, or invited it, need not be faster than it."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_ON_ITS_WAY_S):
+                await self._opened.wait()
         if self._room is None:
             raise ChatAway(
                 "The bot is not in the family's room, or its homeserver does not answer. Let one of the admins invite "

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memu_backup.cli.shell import Json, app, command, load
-from memu_backup.errors import ChatError, UsageError
+from memu_backup.errors import ChatError, MemuError, UsageError
 
 if TYPE_CHECKING:
     from memu_backup.checks import Finding
     from memu_backup.config import Config
 
 _PATIENCE_S = 60.0
+_RING_S = 5.0
 
 chat_app = typer.Typer(help="The bot in the family's room.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(chat_app, name="chat")
@@ -30,9 +32,10 @@ async def login(
     ] = None,
 ) -> None:
     """Sign the bot in, once; what is not given is asked for."""
-    from memu_backup import console
+    from memu_backup import bell, console
     from memu_backup.chat.account import Safe
     from memu_backup.chat.login import log_in
+    from memu_backup.daemon import service_folder
 
     settings = load()
     if not console.interactive() and not (homeserver and user and password_file):
@@ -44,6 +47,8 @@ async def login(
     user = user or console.ask("The bot's account (such as @backup:example.org): ")
     password = _first_line(password_file) if password_file else console.ask("Its password: ", secret=True)
     account = await log_in(Safe(settings.state_dir), homeserver, user, password)
+    with suppress(MemuError):  # a service that does not answer sees it by itself
+        await bell.ask(service_folder(settings.state_dir), "chat login", _RING_S)
     console.say(f"{account.user_id} is signed in, and its account vouches for it.")
     lacking = []
     if not settings.backup_notification_room:

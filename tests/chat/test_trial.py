@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.chat.family import Family, joined, until
+from tests.chat.family import PASSWORD, Family, joined, until
 from tests.chat.test_bot import started
 from tests.home import Ran
+from tests.synapse import Synapse
 
 
 async def tried(family: Family, *options: str) -> Ran:
@@ -41,6 +43,31 @@ async def test_a_message_stands_in_the_room_and_it_is_said_who_can_read_it(
         if service:
             service.terminate()
             service.wait()
+
+
+async def test_right_after_a_new_login_it_is_the_new_one_that_is_tried(
+    family: Family, synapse: Synapse, tmp_path: Path
+) -> None:
+    """As `chat login` tells people to do, and they type it at once."""
+    service = started(family.home, tmp_path / "log")
+    password = family.home.folder / "password"
+    password.write_text(PASSWORD)
+    login = ("chat", "login", "--homeserver", synapse.url, "--user", family.bot, "--password-file", str(password))
+    try:
+        await joined(family)
+        for _ in range(2):
+            assert (await asyncio.to_thread(family.home.run, *login)).status == 0
+            ran = await tried(family)
+            assert ran.status == 0, ran
+            assert (await family.hears()).startswith("Backup Test")
+        begun = time.monotonic()
+        assert (await asyncio.to_thread(family.home.run, *login)).status == 0
+        assert (await family.answered("!backup help")).startswith("I can tell")
+        assert time.monotonic() - begun < 5, "it does not wait until the service looks by itself"
+    finally:
+        service.terminate()
+        service.wait()
+    assert "ERROR" not in (tmp_path / "log").read_text()
 
 
 async def test_what_is_missing_is_said(family: Family) -> None:
