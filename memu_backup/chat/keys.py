@@ -7,6 +7,7 @@ left. Here everything that others send is taken by itself.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ class Keys:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._olm = client.olm
+        self._own_device: dict[str, Any] = {}
+        nios = self._olm._olm_encrypt
+        self._olm._olm_encrypt = lambda session, *rest: nios(_Vouching(session, self._own_device), *rest)
 
     # --- what others send --------------------------------------------------------------------------------------------
 
@@ -183,6 +187,8 @@ class Keys:
         """Learn the devices of ``users``; those of them whose devices make sense."""
         answer = await call(self._client, "POST", "/keys/query", {"device_keys": {who: [] for who in users}})
         found = answer.get("device_keys", {})
+        if own := found.get(self._olm.user_id, {}).get(self._olm.device_id):
+            self._own_device = {name: value for name, value in own.items() if name != "unsigned"}
         clear = []
         for who in users:
             with passed_over(f"The devices of {who}"):
@@ -202,6 +208,24 @@ class Keys:
             for device, key in found.items():
                 with passed_over(f"A key of {who}"):
                     self._olm.handle_response(KeysClaimResponse({who: {device: key}}, {}))
+
+
+class _Vouching:
+    """A session with a device of somebody, to whom it tells the bot's own with all signatures, as nio does not.
+
+    By that a phone that was away knows whose the key was, also where the bot has another device since, and shows no red
+    shield. https://spec.matrix.org/v1.15/client-server-api/#molmv1curve25519-aes-sha2
+    """
+
+    def __init__(self, session: Any, own_device: Mapping[str, Any]) -> None:
+        self._session = session
+        self._told = {"sender_device_keys": own_device} if own_device else {}
+
+    def encrypt(self, text: str) -> Any:
+        return self._session.encrypt(json.dumps({**json.loads(text), **self._told}))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
 
 @contextmanager

@@ -9,11 +9,13 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 from memu_backup.chat.account import Account, Safe
+from memu_backup.chat.identity import vouches
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.errors import ChatAway
 from tests.chat.conftest import Person
@@ -310,3 +312,24 @@ class Wire:
                     return
                 writer.write(data)
         writer.close()
+
+
+async def test_a_key_says_itself_whose_device_gave_it(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For phones that come back when the bot has another device already: they cannot ask for the old one any more."""
+    olm, told = family.anna._client.olm, []
+    handle = olm._handle_olm_event
+
+    def noted(sender: str, sender_key: str, payload: dict[str, Any]) -> Any:
+        told.append(payload)
+        return handle(sender, sender_key, payload)
+
+    monkeypatch.setattr(olm, "_handle_olm_event", noted)
+    async with family.listening(repeat):
+        await family.answered("hello")
+    (given,) = [one for one in told if one["type"] == "m.room_key"]
+    device, trust = given["sender_device_keys"], await family.anna.device_trust(family.bot)
+    device_id = login(family).device_id
+    assert device["device_id"] == device_id and "unsigned" not in device
+    assert device["keys"][f"ed25519:{device_id}"] == given["keys"]["ed25519"]
+    assert vouches(family.bot, device_id, {**trust, "device_keys": {family.bot: {device_id: device}}})
+    assert {"sender", "recipient", "recipient_keys", "content"} < set(given)
