@@ -70,7 +70,7 @@ class Bot:
         if message.under:
             return self._sign(message)
         match parse(message.text):
-            case Command(_, job, marked=False) if job and job not in self._manager.config.jobs:
+            case Command(_, job, marked=False) if job and self._job(job) is None:
                 return None  # a sentence that begins so
             case Command(word) as command:
                 if word in _ACTS and message.sender not in self._admins:
@@ -125,9 +125,9 @@ class Bot:
 
     async def _now(self, command: Command, sender: str) -> Reply:
         jobs = tuple(self._manager.config.jobs)
-        if command.job not in jobs and (command.job or len(jobs) > 1):
+        job = self._job(command.job) if command.job or len(jobs) > 1 else jobs[0]
+        if job is None:
             return markup.headed(messages.which_job(jobs))
-        job = command.job or jobs[0]
         now, zone = self._clock(), self._manager.config.zone
         reports = await self._manager.reports()
         for report in reports.values():
@@ -141,6 +141,11 @@ class Bot:
 
             return Reply(messages.another_one(last, now, zone), then=asked)
         return self._begun(job, sender)
+
+    def _job(self, written: str) -> str | None:
+        """The job that is meant, as telephones begin words with capitals."""
+        jobs = self._manager.config.jobs
+        return written if written in jobs else next((j for j in jobs if j.casefold() == written.casefold()), None)
 
     def _sign(self, message: Message) -> Reply | None:
         question = self._question

@@ -120,7 +120,9 @@ async def test_of_several_jobs_one_is_named(family: Family) -> None:
         await family.quiet(1)
         assert (await family.answered("backup now Photos-weekly")).startswith("The backup has begun")
         assert (await says(family)).startswith("The backup is done")
-    assert [row["job"] for row in family.home.rows()] == ["Photos-weekly"]
+        assert (await family.answered("Backup now Nightly")).startswith("The backup has begun"), "as telephones write"
+        assert (await says(family)).startswith("The backup is done")
+    assert [row["job"] for row in family.home.rows()] == ["nightly", "Photos-weekly"]
 
 
 async def test_snoozed_it_leaves_reminders_be_for_a_week(family: Family) -> None:
