@@ -97,6 +97,8 @@ def answers() -> Iterator[tuple[str, str]]:
     yield "slip: nothing near", messages.slip(None)
     listed = [(NIGHT - number * DAY, 312_000_000, "good") for number in range(12)]
     yield "listing", messages.listing(listed, *WHEN)
+    several = [(at, count, f"{state} (nightly)") for at, count, state in listed[:2]]
+    yield "listing: of several jobs", messages.listing(several, *WHEN)
     yield "no_list", messages.no_list(status(problems=(Problem.NOT_MARKED,)))
     yield "which_job", messages.which_job(["nightly", "photos-weekly"])
     yield "another_one", messages.another_one(GOOD, *WHEN)

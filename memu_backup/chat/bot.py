@@ -116,7 +116,12 @@ class Bot:
         return markup.status(await self._manager.reports(), self._clock(), self._manager.config.zone)
 
     async def _list(self) -> str:
-        found = [(b.backup.created_at, b.backup.size_bytes, b.state) for b in await self._manager.listing()]
+        jobs, found = self._manager.config.jobs, []
+        for listed in await self._manager.listing():
+            backup = listed.backup
+            job = backup.manifest.job if backup.manifest else ""
+            named = f" ({job})" if job in jobs and len(jobs) > 1 else ""  # what a stranger's archive says is not told
+            found.append((backup.created_at, backup.size_bytes, f"{listed.state}{named}"))
         if not found:
             return messages.no_list((await self._status()).text)
         return messages.listing(found, self._clock(), self._manager.config.zone)

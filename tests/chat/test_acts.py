@@ -122,6 +122,8 @@ async def test_of_several_jobs_one_is_named(family: Family) -> None:
         assert (await says(family)).startswith("The backup is done")
         assert (await family.answered("Backup now Nightly")).startswith("The backup has begun"), "as telephones write"
         assert (await says(family)).startswith("The backup is done")
+        listed = (await family.answered("!backup list")).splitlines()[1:]
+        assert [line.rpartition(" good ")[2] for line in listed] == ["(nightly)", "(Photos-weekly)"]
     assert [row["job"] for row in family.home.rows()] == ["nightly", "Photos-weekly"]
 
 
