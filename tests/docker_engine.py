@@ -90,6 +90,7 @@ class Engine:
         if self._daemon and self._daemon.poll() is None:
             for container in self.docker("ps", "--quiet").split():
                 self.docker("rm", "--force", container)
+            self.docker("network", "prune", "--force")  # dockerd leaves their bridges behind, and addresses run out
         for daemon in filter(None, (self._daemon, self._below)):
             daemon.terminate()
             try:
