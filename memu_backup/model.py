@@ -190,6 +190,39 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Drive:
+    """One row of ``backup_drives``: a drive for copies of backups, or one that was only seen.
+
+    ``fs_uuid`` is its filesystem's and tells one drive from another on ``host``; ``marker`` is the id in the file that
+    was written on it, empty until then. ``label`` is what its owner wrote on it, fit to be shown, and may be empty;
+    ``name`` is what the household calls it, and ``kept_at`` where it is kept. Without ``trusted_at`` nobody approved it
+    and nothing is written on it. ``last_copied_at`` is when the newest whole copy on it was made, ``copies`` how many
+    there are, and ``bytes_per_second`` how fast the last one went, re-reading included.
+    """
+
+    drive_id: str
+    host: str
+    fs_uuid: str
+    label: str
+    filesystem: str
+    size_bytes: int
+    first_seen_at: datetime
+    last_seen_at: datetime
+    name: str = ""
+    kept_at: str = ""
+    marker: str = ""
+    trusted_at: datetime | None = None
+    last_copied_at: datetime | None = None
+    copies: int = 0
+    bytes_per_second: float | None = None
+
+    @property
+    def called(self) -> str:
+        """What people know it by."""
+        return self.name or self.label or self.fs_uuid
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEvent:
     """Who did what, when and from where. ``origin`` is ``cli``, ``chat``, ``web`` or ``scheduler``."""
 
@@ -213,6 +246,8 @@ class Phase(StrEnum):
     PUBLISHING = "publishing"
     RESTORING = "restoring"
     SEARCHING = "searching"
+    COPYING = "copying"
+    COMPARING = "comparing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +259,14 @@ class Progress:
     total_bytes: int | None = None
     files: int = 0
     what: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Copying:
+    """A copy to a drive that is under way: what people call the drive, and how far it is."""
+
+    called: str
+    progress: Progress
 
 
 class Health(StrEnum):
@@ -280,6 +323,7 @@ class StatusReport:
     is not known. ``free_bytes`` and ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be
     asked or a backup is being made. With ``elsewhere`` it tells of another machine, by nothing but what that one wrote
     down. ``sources`` is what ``last_good`` says it holds; empty where there is none, or nobody can look at it.
+    ``drives`` are those that get copies, and ``copying`` is what one of them gets right now.
     """
 
     problems: tuple[Problem, ...]
@@ -296,6 +340,8 @@ class StatusReport:
     days_left: int | None = None
     elsewhere: bool = False
     sources: tuple[SourceSummary, ...] = ()
+    drives: tuple[Drive, ...] = ()
+    copying: Copying | None = None
 
     @property
     def health(self) -> Health:

@@ -20,7 +20,7 @@ from memu_backup.history.remains import Remains
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection, alone
 from memu_backup.history.spool import Spool
-from memu_backup.model import AuditEvent, Run
+from memu_backup.model import AuditEvent, Drive, Run
 from memu_backup.work import look
 
 log = logging.getLogger(__name__)
@@ -108,6 +108,10 @@ class History:
     async def audit(self, event: AuditEvent) -> bool:
         """Write ``event``; otherwise like ``record``."""
         return await self._keep(event)
+
+    async def know(self, drive: Drive) -> bool:
+        """Write down what is known of a ``drive``; otherwise like ``record``."""
+        return await self._keep(drive)
 
     async def announce(self, event: AuditEvent) -> None:
         """Keep ``event`` here, for whoever asks Postgres next; asks no server. Its end is to be written with ``audit``.
@@ -309,6 +313,22 @@ class History:
             known = {event.event_id: event for event in await rows.read_audit(connection, limit)}
             known.update({note.event_id: note for note in waiting if isinstance(note, AuditEvent)})
             return sorted(known.values(), key=lambda event: event.created_at, reverse=True)[:limit]
+
+        return await self._database.ask(work)
+
+    async def drives(self) -> list[Drive]:
+        """What is written down of this machine's drives, the one seen last first; what is still spooled counts.
+
+        Raises HistoryAway.
+        """
+        if await self.unmade():
+            return []
+
+        async def work(connection: Connection) -> list[Drive]:
+            waiting = await self._waiting(connection)
+            known = {drive.drive_id: drive for drive in await rows.read_drives(connection, self._host)}
+            known.update({n.drive_id: n for n in waiting if isinstance(n, Drive) and n.host == self._host})
+            return sorted(known.values(), key=lambda drive: drive.last_seen_at, reverse=True)
 
         return await self._database.ask(work)
 

@@ -12,26 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from memu_backup.history.schema import Connection
-from memu_backup.model import AuditEvent, Run, Status, Trigger
+from memu_backup.model import AuditEvent, Drive, Run, Status, Trigger
 
 log = logging.getLogger(__name__)
 
-Note = Run | AuditEvent
+Note = Run | AuditEvent | Drive
 """What is written down: in Postgres a row, in the spool a file."""
 
 _RUN = tuple(f.name for f in fields(Run))
 _AUDIT = tuple(f.name for f in fields(AuditEvent))
+_DRIVE = tuple(f.name for f in fields(Drive))
 _SHAPES: dict[type[Note], tuple[tuple[str, ...], str, str]] = {
     Run: (_RUN, "backup_history", "run_id"),
     AuditEvent: (_AUDIT, "backup_audit", "event_id"),
+    Drive: (_DRIVE, "backup_drives", "drive_id"),
 }
 """Fields, table and key of each."""
+_KINDS: dict[type[Note], str] = {Run: "run", AuditEvent: "audit", Drive: "drive"}
+"""What each is called in a line of JSON, and in the spool."""
 _CHANGED = {
     "notification_sent": "EXCLUDED.notification_sent OR (backup_history.notification_sent AND "
     "(backup_history.status, backup_history.error_code) IS NOT DISTINCT FROM (EXCLUDED.status, EXCLUDED.error_code))"
 }
 """Who read a row before somebody was told of it, and writes it back after, must not make it a debt again."""
-_TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at", "retry_at"}
+_TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_at", "retry_at"} | {
+    "first_seen_at",
+    "last_seen_at",
+    "trusted_at",
+    "last_copied_at",
+}
+_NEEDED_TIMES = {"created_at", "first_seen_at", "last_seen_at"}
 
 # Postgres takes neither NUL nor the surrogates that stand for bytes of a file name. They become \x00 and \udcff, and
 # a backslash that would read as one of these becomes \x5c, so that the way back is exact.
@@ -41,9 +51,8 @@ _ESCAPED = re.compile(r"\\(?:x(00|5c)|u(d[89a-f][0-9a-f]{2}))")
 
 
 def to_json(note: Note, *, indent: int | None = 1) -> bytes:
-    """One object with the key ``run`` or ``audit``; ASCII, times in ISO 8601 with their offset."""
-    kind = "run" if isinstance(note, Run) else "audit"
-    return json.dumps({kind: asdict(note)}, default=datetime.isoformat, indent=indent).encode()
+    """One object with the key ``run``, ``audit`` or ``drive``; ASCII, times in ISO 8601 with their offset."""
+    return json.dumps({_KINDS[type(note)]: asdict(note)}, default=datetime.isoformat, indent=indent).encode()
 
 
 def from_json(content: bytes) -> Note:
@@ -52,11 +61,23 @@ def from_json(content: bytes) -> Note:
     Raises ValueError, KeyError or TypeError for anything that is not what ``to_json`` writes.
     """
     found = json.loads(content)
-    note = _run(found["run"]) if "run" in found else _audit(found["audit"])
+    kind = next((kind for kind, name in _KINDS.items() if name in found), AuditEvent)
+    note = _note(kind, found[_KINDS[kind]])
+    key_of(note)
+    return note
+
+
+def key_of(note: Note) -> str:
+    """That of its row. Raises TypeError for none."""
     key = getattr(note, _SHAPES[type(note)][2])
     if not isinstance(key, str):
         raise TypeError(key)
-    return note
+    return key
+
+
+def kind_of(note: Note) -> str:
+    """``run``, ``audit`` or ``drive``."""
+    return _KINDS[type(note)]
 
 
 async def write(connection: Connection, note: Note) -> None:
@@ -104,7 +125,13 @@ async def add(connection: Connection, notes: Sequence[Note]) -> tuple[set[str], 
 
 
 def _name(note: Note) -> str:
-    return f"the backup {note.filename}" if isinstance(note, Run) else f"the event {note.action} {note.subject}"
+    match note:
+        case Run():
+            return f"the backup {note.filename}"
+        case Drive():
+            return f"the drive {note.fs_uuid}"
+        case AuditEvent():
+            return f"the event {note.action} {note.subject}"
 
 
 async def _insert(connection: Connection, notes: Sequence[Note]) -> set[str]:
@@ -129,15 +156,14 @@ async def everything(connection: Connection, batch: int) -> AsyncIterator[list[N
     Lets asyncpg's errors through; the caller then ends the connection.
     """
     await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    for order, read, (names, table, _) in (
-        ("id", _run, _SHAPES[Run]),
-        ("created_at, event_id", _audit, _SHAPES[AuditEvent]),
-    ):
+    orders = {Run: "id", AuditEvent: "created_at, event_id", Drive: "first_seen_at, drive_id"}
+    for kind, (names, table, _) in _SHAPES.items():
+        order = orders[kind]
         await connection.execute(
             f"DECLARE all_rows CURSOR FOR SELECT {', '.join(names)} FROM {table} ORDER BY {order}"  # noqa: S608
         )
         while records := await connection.fetch(f"FETCH {batch} FROM all_rows"):
-            yield [read(_from_columns(record)) for record in records]
+            yield [_note(kind, _from_columns(record)) for record in records]
         await connection.execute("CLOSE all_rows")
     await connection.execute("COMMIT")
 
@@ -236,7 +262,17 @@ async def read_audit(connection: Connection, limit: int) -> list[AuditEvent]:
         f"SELECT {', '.join(_AUDIT)} FROM backup_audit ORDER BY created_at DESC LIMIT $1",  # noqa: S608
         limit,
     )
-    return [_audit(_from_columns(record)) for record in records]
+    return [AuditEvent(**_from_columns(record)) for record in records]
+
+
+async def read_drives(connection: Connection, host: str) -> list[Drive]:
+    """Those that ``host`` knows, the one seen last first. Lets asyncpg's errors through."""
+    records = await connection.fetch(
+        f"SELECT {', '.join(_DRIVE)} FROM backup_drives WHERE host = $1 "  # noqa: S608
+        "ORDER BY last_seen_at DESC, drive_id",
+        to_text(host),
+    )
+    return [Drive(**_from_columns(record)) for record in records]
 
 
 def _to_json(value: Any) -> Any:
@@ -277,12 +313,12 @@ def _run(row: Mapping[str, Any]) -> Run:
     return Run(**values)
 
 
-def _audit(row: Mapping[str, Any]) -> AuditEvent:
-    return AuditEvent(**{name: _value(name, row[name]) for name in _AUDIT if name in row})
+def _note(kind: type[Note], row: Mapping[str, Any]) -> Note:
+    return _run(row) if kind is Run else kind(**{n: _value(n, row[n]) for n in _SHAPES[kind][0] if n in row})
 
 
 def _value(name: str, value: Any) -> Any:
-    if name not in _TIMES or (value is None and name != "created_at"):
+    if name not in _TIMES or (value is None and name not in _NEEDED_TIMES):
         return value
     moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)
     if moment.tzinfo is None:

@@ -14,7 +14,7 @@ Connection = Any
 
 Fill = Callable[[Connection], Awaitable[None]]
 
-NEWEST = 3
+NEWEST = 4
 """The schema version that this code writes and reads."""
 
 _LOCK = 0x6D656D75

@@ -14,7 +14,6 @@ from pathlib import Path
 from memu_backup.files import sync_folder, write_atomically
 from memu_backup.history import rows
 from memu_backup.history.rows import Note
-from memu_backup.model import Run
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +120,5 @@ class Spool:
 
 
 def _suffix(note: Note) -> str:
-    kind, key = ("run", note.run_id) if isinstance(note, Run) else ("audit", note.event_id)
-    digest = hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest()[:24]
-    return f"-{kind}-{digest}.json"
+    digest = hashlib.sha256(rows.key_of(note).encode("utf-8", "backslashreplace")).hexdigest()[:24]
+    return f"-{rows.kind_of(note)}-{digest}.json"

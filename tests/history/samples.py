@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from memu_backup.model import AuditEvent, Run, Status, Trigger
+from memu_backup.model import AuditEvent, Drive, Run, Status, Trigger
 
 NIGHT = datetime(2026, 11, 20, 1, 0, 0, 123456, tzinfo=UTC)
 
@@ -46,6 +46,28 @@ def a_run(run_id: str = "run-1", **changes: Any) -> Run:
 
 def a_good_run(run_id: str = "run-1", **changes: Any) -> Run:
     return a_run(run_id, **{"status": Status.SUCCESS, "deleted_at": None, "error": None, **changes})
+
+
+def a_drive(drive_id: str = "drive-1", **changes: Any) -> Drive:
+    """One with every field filled, and a label that no text column would take as it is."""
+    drive = Drive(
+        drive_id=drive_id,
+        host="nas",
+        fs_uuid="1234-ABCD",
+        label="odd\udcff \\x00",
+        filesystem="exfat",
+        size_bytes=64_000_000_000,
+        first_seen_at=NIGHT,
+        last_seen_at=NIGHT + timedelta(days=2),
+        name="blue drive",
+        kept_at="grandma's",
+        marker="marker-1",
+        trusted_at=NIGHT + timedelta(hours=1),
+        last_copied_at=NIGHT + timedelta(days=1),
+        copies=3,
+        bytes_per_second=22_000_000.5,
+    )
+    return replace(drive, **changes)
 
 
 def an_event(event_id: str = "event-1", **changes: Any) -> AuditEvent:

@@ -23,7 +23,7 @@ from memu_backup.history.schema import Connection
 from memu_backup.model import Status
 from memu_backup.postgres import server as postgres_server
 from memu_backup.postgres.server import PostgresServer
-from tests.history.samples import a_good_run, a_run, an_event
+from tests.history.samples import a_drive, a_good_run, a_run, an_event
 from tests.history.test_history import connected
 
 CANARY = "canary/se@cr#et"
@@ -161,15 +161,17 @@ async def test_a_postgres_that_stops_in_mid_life_costs_no_row(tmp_path: Path, ca
     assert await history.record(ended) is False
     assert await history.record(a_run("later")) is False
     assert await history.audit(an_event()) is False
+    assert await history.know(a_drive()) is False
     assert history.spooled() == [ended, a_run("later")]
 
     await server.start()
     try:
-        assert await history.replay() == 3
+        assert await history.replay() == 4
         assert await history.replay() == 0
         assert history.spooled() == []
         assert [run for run in await history.runs() if run.run_id == "r"] == [ended]
         assert await history.audit_log() == [an_event()]
+        assert await history.drives() == [a_drive()]
         async with connected(server.url()) as connection:
             assert await connection.fetchval("SELECT count(*) FROM backup_history WHERE run_id = 'r'") == 1
     finally:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from memu_backup.history import History, rows
 from memu_backup.history.news import CHANNEL
 from memu_backup.model import Run, Status, Trigger
-from tests.history.samples import NIGHT, a_good_run, a_run, an_event
+from tests.history.samples import NIGHT, a_drive, a_good_run, a_run, an_event
 
 
 @pytest.fixture
@@ -153,6 +153,13 @@ async def test_the_audit_log_is_newest_first_and_holds_an_event_once(history: Hi
         assert await history.audit(event)
     assert await history.audit_log() == [newer, older]
     assert await history.audit_log(limit=1) == [newer]
+
+
+async def test_a_drive_has_one_passport_and_each_machine_its_own_drives(history: History) -> None:
+    older, newer = a_drive("d1"), a_drive("d2", last_seen_at=NIGHT + timedelta(days=3), trusted_at=None, copies=0)
+    for drive in (a_drive("d1", name=""), older, newer, a_drive("d3", host="laptop")):
+        assert await history.know(drive)
+    assert await history.drives() == [newer, older]
 
 
 async def test_each_change_is_announced_whoever_writes_it(history: History, database: str) -> None:

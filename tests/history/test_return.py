@@ -30,7 +30,7 @@ from memu_backup.model import Run
 from memu_backup.postgres.programs import as_another_user, programs
 from memu_backup.postgres.server import PostgresServer
 from tests.faulty_disk import faulty_disk, needs_fuse
-from tests.history.samples import NIGHT, a_good_run, a_run, an_event
+from tests.history.samples import NIGHT, a_drive, a_good_run, a_run, an_event
 from tests.home import in_a_loop_of_its_own
 
 OWED = a_run("owed", notification_sent=False, created_at=NIGHT + timedelta(days=1))
@@ -54,6 +54,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 await history.record(run)
             for event in reversed(EVENTS):
                 await history.audit(event)
+            await history.know(a_drive())
             await history.save(home / "backups")
 
     in_a_loop_of_its_own(live())
@@ -83,7 +84,7 @@ def test_what_is_saved_is_for_its_owner_alone_and_says_what_it_is(home: Path) ->
     head, *lines = saved(home)
     assert (head["format"], head["host"]) == ("memu-backup-history/1", "nas")
     assert datetime.fromisoformat(str(head["made_at"])).utcoffset() == timedelta(0)
-    assert [next(iter(line)) for line in lines] == ["run", "run", "audit", "audit"]
+    assert [next(iter(line)) for line in lines] == ["run", "run", "audit", "audit", "drive"]
 
 
 async def test_a_history_at_an_address_is_its_owners_to_save(database: str, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ async def test_an_empty_history_never_takes_the_place_of_a_full_one(home: Path) 
         assert await history.record(a_run("new"))
         await history.save(home / "backups")
         assert {r.run_id: r for r in await history.runs()} == {r.run_id: r for r in (*KNOWN, a_run("new"))}
-    assert len(saved(home)) == 6
+    assert len(saved(home)) == 7
 
 
 @contextmanager
@@ -150,7 +151,7 @@ async def test_a_dump_that_cannot_be_read_is_kept_and_not_written_over(home: Pat
     async with a_history(home) as history:
         await history.save(home / "backups")
     assert file.with_name(f"{file.name}.unreadable").read_bytes() == b"garbage"
-    assert len(saved(home)) == 5
+    assert len(saved(home)) == 6
 
 
 # --- back ------------------------------------------------------------------------------------------------------------
@@ -226,6 +227,7 @@ async def test_newer_notes_win_over_older_ones(home: Path) -> None:
     async with a_history(home, lying) as history:
         found = {r.run_id: r for r in await history.runs()}
         assert await history.audit_log() == EVENTS
+        assert await history.drives() == [a_drive()]
     assert found == {
         "run-1": a_run(),
         "owed": newer,
@@ -272,7 +274,7 @@ async def test_a_damaged_line_costs_only_itself_and_is_kept(home: Path, garbage:
         await history.save(home / "backups")
     assert earlier.read_bytes() == b"earlier"
     assert earlier.with_name(f"{earlier.name}-2").read_bytes() == damaged
-    assert (len(saved(home)), len(list(file.parent.iterdir()))) == (5, 3)
+    assert (len(saved(home)), len(list(file.parent.iterdir()))) == (6, 3)
 
 
 async def test_a_place_that_cannot_be_read_costs_no_other(home: Path, caplog: pytest.LogCaptureFixture) -> None:
