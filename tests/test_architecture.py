@@ -16,7 +16,7 @@ FLOORS = (
     {"", "clock", "errors", "model", "paths", "cron", "words", "messages", "logs", "systemd"},
     # Machinery.
     {"work", "process", "walk", "files", "lock", "mark", "moving", "sqlite", "docker_engine", "compose", "survey"}
-    | {"postgres"},
+    | {"postgres", "rescue"},
     {"formats"},
     # What there are several kinds of, and the history.
     {"sources", "services", "stores", "history", "alerts"},
