@@ -64,10 +64,9 @@ def _commands(copies: Sequence[Copy]) -> dict[str, str]:
     path = copies[0].path if copies else "NAME.tar.gz"
     whole = shlex.quote(f"./{path}" if path.startswith("-") else path)
     in_parts = bool(copies) and copies[0].parts > 0
-    # Not .part*, which NAME.tar.gz.parts.sha256 is too.
-    unpack = f"cat {whole}.part[0-9]* | tar -xpz -C ~/found" if in_parts else f"tar -xpzf {whole} -C ~/found"
+    unpack = f"cat {whole}.part* | tar -xpz -C ~/found" if in_parts else f"tar -xpzf {whole} -C ~/found"
     folder = shlex.quote(f"./{dirname(path)}")
-    sums = shlex.quote(f"./{basename(path)}{'.parts' if in_parts else ''}.sha256")
+    sums = shlex.quote(f"./{basename(path)}{'.pieces' if in_parts else ''}.sha256")
     return {
         "by_memu_backup": f"memu-backup restore {whole} --to ~/found",
         "check_by_python": f"python3 {PROGRAM} check {whole}",

@@ -38,7 +38,7 @@ ARCHIVE is a name as the first of these shows it. PATH is a name as `list` shows
 in it, or a pattern in quotes, such as '*.jpg' or 'photos/2024/*'. Nothing on the drive is ever changed."""
 
 OWN = ("SHA256SUMS", "metadata.json", "index.jsonl")
-NAME = re.compile(r"memu_backup_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)(?:_(\d+))?\.tar\.gz")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*_(\d{4})(\d\d)(\d\d)_(\d\d)(\d\d)(\d\d)(?:_(\d+))?\.tar\.gz")
 PART = re.compile(r"(.*\.tar\.gz)\.part(\d{3,4})", re.DOTALL)
 BLOCK = 512
 AT_ONCE = 1 << 20
@@ -155,7 +155,7 @@ class Archive(io.RawIOBase):
     def _parts(self) -> list[str]:
         """The paths of all parts, also of those that are missing, as far as anybody can know."""
         folder, name = os.path.split(self.path)
-        listed = [os.path.basename(path) for path in sums_in(self.path + ".parts.sha256")]
+        listed = [os.path.basename(path) for path in sums_in(self.path + ".pieces.sha256")]
         found = [PART.fullmatch(n) for n in (*listed, *os.listdir(folder or "."))]
         numbers = [int(m[2]) for m in found if m and m[1] == name]
         return [f"{self.path}.part{number:03d}" for number in range(1, max(numbers, default=0) + 1)]
@@ -929,7 +929,7 @@ def check(archive: Archive) -> int:
 
 def _check_sums(archive: Archive) -> bool:
     """Compares the whole, and each part, with the .sha256 files beside it; False where one differs."""
-    of_whole, of_parts = (sums_in(f"{archive.path}{end}") for end in (".sha256", ".parts.sha256"))
+    of_whole, of_parts = (sums_in(f"{archive.path}{end}") for end in (".sha256", ".pieces.sha256"))
     bad: list[str] = []
     whole = hashlib.sha256()
     progress = Progress(f"Comparing {shown(archive.name)} with its checksum", archive.size_bytes)

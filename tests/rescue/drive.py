@@ -42,7 +42,7 @@ def in_parts(archive: Path, part_bytes: int) -> int:
         part = archive.with_name(f"{archive.name}.part{number:03d}")
         part.write_bytes(content[start : start + part_bytes])
         lines.append(sums.line(hashlib.sha256(part.read_bytes()).hexdigest(), part.name))
-    archive.with_name(f"{archive.name}.parts.sha256").write_bytes(b"".join(lines))
+    archive.with_name(f"{archive.name}.pieces.sha256").write_bytes(b"".join(lines))
     archive.unlink()
     return len(lines)
 

@@ -32,7 +32,7 @@ def put_kit(drive: Path, *copies: Copy) -> None:
 
 
 def copy_of(path: str, drive: Path, parts: int = 0) -> Copy:
-    pieces = drive.glob(f"{path}.part[0-9]*") if parts else (drive / path,)
+    pieces = drive.glob(f"{path}.part*") if parts else (drive / path,)
     size = sum(piece.stat().st_size for piece in pieces)
     return Copy(path, TAKEN_AT, size, parts, "nightly", "attic", ("photos", "pgdata"))
 
