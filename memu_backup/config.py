@@ -86,6 +86,7 @@ class Job:
     retention: Policy
     services: tuple[str, ...] = ()
     needs_stop: frozenset[str] = frozenset()
+    to_drives: bool = True
 
 
 class Config(BaseSettings):
@@ -152,6 +153,7 @@ class Config(BaseSettings):
             retention=s.retention.in_effect(self.backup_retention_count).policy(),
             services=(s.services or tuple(self.services)) if s.consistency == "stop" else (),
             needs_stop=frozenset(n for n in sources if self._needs_stop(n, s)),
+            to_drives=s.to_drives,
         )
 
     def _needs_stop(self, source: str, job: JobSettings) -> bool:

@@ -97,7 +97,15 @@ class HistorySettings(_Table):
 
 
 class UsbSettings(_Table):
+    """Copies on drives that are plugged in."""
+
     overdue_days: int = Field(default=7, ge=0, description="days until a copy is overdue; 0: no drive is expected")
+    approve: Literal["ask", "any", "listed"] = Field(
+        default="ask",
+        description="ask: an admin says yes to each new drive; any: all; listed: those of drives",
+    )
+    drives: tuple[str, ...] = Field(default=(), description="UUIDs or labels of filesystems, for approve = listed")
+    keep: int = Field(default=3, ge=1, description="how many copies of a job stay on a drive")
 
 
 class ChatSettings(_Table):
@@ -131,6 +139,7 @@ class JobSettings(_Table):
     retention: RetentionSettings = Field(
         default=RetentionSettings(), description="the last backup_retention_count unless given"
     )
+    to_drives: bool = Field(default=True, description="whether its newest backup goes to drives that are plugged in")
     heartbeat: Annotated[SecretStr, AfterValidator(_checked_heartbeat)] | None = Field(
         default=None, description="where a dead-man's switch waits for a sign of life"
     )

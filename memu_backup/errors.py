@@ -26,6 +26,14 @@
     │   └── HostileArchive     1   an entry that would write outside its folder
     ├── CannotCheck            1   a part of a backup could not be looked at, which says nothing about the part
     ├── RestoreError           1   target not empty, not enough space
+    ├── DriveError             1   a drive cannot be copied to; what lies on it already is untouched
+    │   ├── DriveGone          1   …it was pulled out, or does not answer any more
+    │   ├── DriveFull          1
+    │   ├── DriveReadOnly      1   …it cannot be written to
+    │   ├── DriveUnfit         1   …its filesystem is none of those that copies go to
+    │   ├── DriveUnknown       1   …nobody approved it, or it is not the one that it looks like
+    │   ├── DriveBroken        1   …it gives errors
+    │   └── CopyDiffers        1   …what was read back from it is not what was written
     ├── ChatError              1   the chat cannot be used as it is; backups are made all the same
     │   ├── ChatAway           1   the homeserver does not answer, or asks for patience
     │   └── ChatRefused        1   the homeserver says no: waiting alone will not help
@@ -172,6 +180,38 @@ class CannotCheck(MemuError):
 
 class RestoreError(MemuError):
     code = "restore"
+
+
+class DriveError(MemuError):
+    code = "drive"
+
+
+class DriveGone(DriveError):
+    code = "drive_gone"
+
+
+class DriveFull(DriveError):
+    code = "drive_full"
+
+
+class DriveReadOnly(DriveError):
+    code = "drive_read_only"
+
+
+class DriveUnfit(DriveError):
+    code = "drive_unfit"
+
+
+class DriveUnknown(DriveError):
+    code = "drive_unknown"
+
+
+class DriveBroken(DriveError):
+    code = "drive_broken"
+
+
+class CopyDiffers(DriveBroken):
+    code = "copy_differs"
 
 
 class HistoryAway(MemuError):

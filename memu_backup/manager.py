@@ -6,6 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,7 @@ from memu_backup import (
     verify,
 )
 from memu_backup.anywhere import nobody_watches
-from memu_backup.audit import Asker, Audit
+from memu_backup.audit import SCHEDULER, Asker, Audit
 from memu_backup.catalog import Listed
 from memu_backup.checks import Finding
 from memu_backup.clean import Decision, Shelf
@@ -38,6 +39,7 @@ from memu_backup.history import History
 from memu_backup.model import Backup, Level, Problem, Run, StatusReport, Trigger
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
+from memu_backup.visits import Visits
 
 if TYPE_CHECKING:  # what does the long work is imported when it is asked for: status is to answer at once
     from memu_backup import put_back, restore
@@ -76,6 +78,9 @@ class Manager:
         self._audit = Audit(history, config.host, clock)
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
+        self.visits = Visits(
+            config, history, self._audit, lambda job: self.store(config.job(job)), self._read_back, clock
+        )
 
     # --- backups -----------------------------------------------------------------------------------------------------
 
@@ -292,7 +297,8 @@ class Manager:
         if chat and not chat.over and chat.told.due <= self._clock():
             problem = Problem.CHAT_ENDED if chat.cause == alarms.SIGNED_OUT else Problem.CHAT_BROKEN
             found = {name: status.with_problem(report, problem) for name, report in found.items()}
-        return found
+        drives, copying = tuple(d for d in self.visits.known.drives() if d.trusted_at), self.visits.copying()
+        return {name: replace(report, drives=drives, copying=copying) for name, report in found.items()}
 
     async def at_work(self, job: str) -> bool:
         """Whether somebody works in the place of a job, in this process or another; True where that cannot be seen."""
@@ -304,8 +310,15 @@ class Manager:
 
     async def _report(self, job: Job) -> StatusReport:
         wait = schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None
-        days = self.config.usb.overdue_days
-        return await report.of_job(self._shelf(job), self.history, self._clock, interval=wait, usb_overdue_days=days)
+        copied = [d.last_copied_at for d in self.visits.known.drives() if d.last_copied_at]
+        return await report.of_job(
+            self._shelf(job),
+            self.history,
+            self._clock,
+            interval=wait,
+            usb_overdue_days=self.config.usb.overdue_days if job.to_drives else 0,
+            usb_copied_at=max(copied, default=None),
+        )
 
     async def reports_elsewhere(self) -> dict[tuple[str, str], StatusReport]:
         """Where the jobs of the other machines stand that share this history, see ``report.elsewhere``."""
@@ -344,6 +357,9 @@ class Manager:
                 verdict = await anywhere.prove(store, stored, level, on_progress)
             deed.outcome = "good" if verdict.good else "damaged" if verdict.problems else "not checked"
             return verdict
+
+    async def _read_back(self, store: Store, stored: Backup) -> Verdict:
+        return await self.verify(store, stored, Level.FULL, SCHEDULER)
 
     async def refuse(self, planned: restore.Plan, asker: Asker, *, overwrite: bool) -> None:
         """Raises RestoreError, and writes it down, where a plan cannot be carried out; nothing begins."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
 
-from memu_backup.model import Progress, Run, Status, Trigger
-from memu_backup.words import PHASES, about_days, inline, moment, reason, size, time_of_day, what_lacks
+from memu_backup.model import Backup, Drive, Progress, Run, Status, Trigger
+from memu_backup.words import PHASES, about_days, inline, moment, reason, size, the_drive, time_of_day, what_lacks
 
 _LISTED = 10
 _NAMED = 3
@@ -132,6 +132,105 @@ def reminder(usb_copied_at: datetime | None, size_bytes: int, now: datetime, zon
     return "\n".join([*lines, *([f"Current backup size: ~{size(size_bytes)}"] if size_bytes else [])])
 
 
+# --- drives ----------------------------------------------------------------------------------------------------------
+
+_DRIVE_TODO = {
+    "drive_gone": "Plug it in again, and leave it until you are told that it may be removed",
+    "drive_full": "Delete something from it, or use a larger drive",
+    "drive_read_only": "Use another drive, or let it be written to: some have a little switch",
+    "drive_unfit": "Use another drive, or have this one formatted as exFAT",
+    "drive_unknown": "On the server, look at the drives: memu-backup usb list",
+    "drive_broken": "Have it checked on a computer, or use another drive",
+    "copy_differs": "Use another drive",
+    "damaged": "Start a new backup and check the disk it lies on",
+}
+
+
+def drive_new(drive: Drive) -> str:
+    """A drive that nobody approved; asked once."""
+    size_and_kind = f"{size(drive.size_bytes)}, {drive.filesystem}"
+    return (
+        f"A new drive '{drive.called}' ({size_and_kind}) was plugged in. Use it for backups? "
+        f"An admin can answer `!backup trust {drive.called}`\n"
+        "The copies are not encrypted: whoever holds the drive can read keys, .env and chats on it."
+    )
+
+
+def drive_unfit(drive: Drive, why: str) -> str:
+    """One that could not get copies, even if somebody approved it; told once."""
+    return f"A new drive '{drive.called}' was plugged in, and cannot get backups: {why}"
+
+
+def drive_trusted(drive: Drive) -> str:
+    """The answer to whoever approved it."""
+    return f"{_capital(the_drive(drive.called))} gets the latest backup whenever it is plugged in."
+
+
+def drive_copying(drive: Drive, size_bytes: int, seconds: float) -> str:
+    """At the start; ``seconds`` is a guess."""
+    minutes = max(1, round(seconds / 60))
+    about = (
+        f"about {minutes} minute{'' if minutes == 1 else 's'}"
+        if minutes < 100
+        else f"about {round(minutes / 60)} hours"
+    )
+    return f"{_capital(drive.name or the_drive(drive.called))} seen. Copying {size(size_bytes)}, {about}."
+
+
+def drive_done(drive: Drive, copied: Sequence[Backup], there: Sequence[Backup], held_by: Sequence[str]) -> str:
+    """All that was to be copied lies there. ``held_by`` are the places where somebody else still has it."""
+    if copied:
+        what = f"Copied latest backup to {the_drive(drive.called)}."
+    else:
+        what = f"The latest backup lies on {the_drive(drive.called)} already."
+    return "\n".join(["USB Backup Complete", what, *_files(copied or there), "", may_be_pulled(held_by)])
+
+
+def drive_more(drive: Drive, copied: Sequence[Backup], there: Sequence[Backup]) -> str:
+    """The newest is on it, and a newer one is just being made."""
+    more = "A new backup is being made right now and follows; leave the drive plugged in."
+    what = f"The latest backup lies on {the_drive(drive.called)}."
+    return "\n".join(["USB Backup", what, *_files(copied or there), "", more])
+
+
+def drive_free(drive: Drive) -> str:
+    """Nobody has it any more."""
+    return f"{_capital(the_drive(drive.called))} is not in use any more.\n\n{may_be_pulled(())}"
+
+
+def drive_failed(drive: Drive, why: str, code: str) -> str:
+    """``why`` is a sentence about "it", ``code`` one of ``errors``."""
+    todo = _DRIVE_TODO.get(code, "Plug it in again")
+    older = " Older copies on it are untouched." if drive.copies else ""
+    return f"USB Backup Failed\n{_capital(the_drive(drive.called))}: {why}{older}\nAction needed: {todo}"
+
+
+def drive_twice(drive: Drive) -> str:
+    return (
+        "USB Backup Failed\n"
+        f"Two drives are plugged in that both say they are {the_drive(drive.called)}: one is a copy of the other, so "
+        "nothing was written on either.\n"
+        "Action needed: Pull one of them out"
+    )
+
+
+def _files(backups: Sequence[Backup]) -> list[str]:
+    return [f"File: {backup.name} ({size(backup.size_bytes)})" for backup in backups]
+
+
+def may_be_pulled(held_by: Sequence[str]) -> str:
+    """Whether, by the places where somebody still has it."""
+    if not held_by:
+        return "Safe to remove the drive."
+    where = " and ".join(filter(None, held_by))
+    at = f"at {where}" if where else "elsewhere on the server"
+    return f"Do not remove the drive yet: it is still open {at}. Eject it there first."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def another_way(text: str) -> str:
     """A message that could not be said in the room, as it goes by mail or the like."""
     return f"{text}\n\nThe family's room cannot be reached right now, so this comes another way."
@@ -176,6 +275,7 @@ def help() -> str:
         "!backup now - make a backup now\n"
         "!backup verify - read the newest backup back, every byte\n"
         "!backup snooze - no reminders for a week\n"
+        "!backup trust NAME - use this drive for copies\n"
         "\n"
         "/backup-status works too; in Element press Enter twice."
     )
@@ -205,6 +305,13 @@ def listing(backups: Sequence[tuple[datetime, int, str]], now: datetime, zone: t
 def which_job(jobs: Sequence[str]) -> str:
     """Several jobs, and none was named, or one that is not there."""
     return "\n".join(["Which backup? Write one of these:", *(f"!backup now {job}" for job in jobs)])
+
+
+def which_drive(drives: Sequence[Drive]) -> str:
+    """None was named, and there is not just one that was not approved."""
+    if not drives:
+        return "No drive waits to be approved. Plug it in first; I ask about each new one."
+    return "\n".join(["Which drive? Write one of these:", *(f"!backup trust {drive.called}" for drive in drives)])
 
 
 def another_one(run: Run, now: datetime, zone: tzinfo) -> str:

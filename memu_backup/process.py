@@ -83,14 +83,16 @@ async def run_into(
     env: Mapping[str, str] | None = None,
     gentle: bool = False,
     folder: Path | None = None,
+    descriptors: Sequence[int] = (),
 ) -> Completed:
     """As ``run``, with what it prints given to ``write`` in blocks, each in a thread; of its stderr the end is kept.
 
-    It is done once nobody holds its output any more, children of its own neither. Raises TimeoutError when it has
-    printed nothing for ``stall_s``, and what ``write`` raises; it has ended then.
+    It has these ``descriptors`` of ours, by their numbers. It is done once nobody holds its output any more, children
+    of its own neither. Raises TimeoutError when it has printed nothing for ``stall_s``, and what ``write`` raises; it
+    has ended then.
     """
     void, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-    child = await _started(argv, void, pipe, env, folder, signal.SIGTERM, gentle=gentle)
+    child = await _started(argv, void, pipe, env, folder, signal.SIGTERM, gentle=gentle, descriptors=descriptors)
     assert child.stdout and child.stderr
     complaining = asyncio.ensure_future(_end_of(child.stderr))
     try:
@@ -172,6 +174,7 @@ async def _started(
     stop_with: signal.Signals,
     *,
     gentle: bool,
+    descriptors: Sequence[int] = (),
 ) -> asyncio.subprocess.Process:
     spawning = asyncio.create_subprocess_exec(
         *argv,
@@ -181,6 +184,7 @@ async def _started(
         env={**os.environ, **(env or {})},
         cwd=folder,
         start_new_session=True,
+        pass_fds=descriptors,
         limit=_BLOCK_BYTES,
     )
     child = await _spawned(asyncio.ensure_future(spawning), stop_with)

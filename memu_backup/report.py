@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from memu_backup import catalog, clean, lock, place, recover, schedule, status
 from memu_backup.clean import Shelf
@@ -18,9 +18,15 @@ log = logging.getLogger(__name__)
 
 
 async def of_job(
-    shelf: Shelf, history: History, clock: Clock, *, interval: timedelta | None, usb_overdue_days: int
+    shelf: Shelf,
+    history: History,
+    clock: Clock,
+    *,
+    interval: timedelta | None,
+    usb_overdue_days: int,
+    usb_copied_at: datetime | None = None,
 ) -> StatusReport:
-    """Where a job stands; ``interval`` and ``usb_overdue_days`` are as ``status.assess`` takes them.
+    """Where a job stands; ``interval``, ``usb_overdue_days`` and ``usb_copied_at`` are as ``status.assess`` takes them.
 
     With the history away, from what lies on disk and in the spool.
     """
@@ -44,6 +50,7 @@ async def of_job(
         usb_overdue_days=usb_overdue_days,
         outlook=ahead,
         history_away=away,
+        usb_copied_at=usb_copied_at,
     )
 
 

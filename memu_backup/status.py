@@ -13,7 +13,7 @@ from typing import Any
 
 from memu_backup import words
 from memu_backup.errors import MemuError
-from memu_backup.model import Backup, Problem, Run, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.model import Backup, Copying, Drive, Problem, Run, SourceSummary, Status, StatusReport, Trigger
 from memu_backup.outlook import Outlook
 
 OVERDUE_INTERVALS = 1.5
@@ -36,6 +36,7 @@ def assess(
     marked: bool = True,
     outlook: Outlook | None = None,
     history_away: bool = False,
+    usb_copied_at: datetime | None = None,
 ) -> StatusReport:
     """Where things stand ``now`` (aware).
 
@@ -46,7 +47,8 @@ def assess(
     ahead of ``now`` are passed over, except that ``stored_count`` and ``stored_bytes`` tell all that lies there.
     ``marked`` is whether that place carries the mark without which nothing is written there at night.
     ``interval`` is the usual time between two runs, None for a job without a timetable. ``usb_overdue_days`` 0 means
-    that no drive is part of the plan. ``outlook`` is None where the disk could not be asked.
+    that no drive is part of the plan, and ``usb_copied_at`` is when a drive got its last copy as far as this machine
+    knows by itself; rows may know of a later one. ``outlook`` is None where the disk could not be asked.
     """
     cannot_look = stored is None
     stored = stored or ()
@@ -55,7 +57,7 @@ def assess(
     ended = [r for r in known if r.status is not Status.IN_PROGRESS]
     good = [r for r in ended if r.status is Status.SUCCESS]
     last_good = next((r for r in good if _lies_there(r, names)), None)
-    copies = [r.usb_copied_at for r in known if r.usb_copied_at and r.usb_copied_at <= now + CLOCKS_APART]
+    copies = [at for at in (usb_copied_at, *(r.usb_copied_at for r in known)) if at and at <= now + CLOCKS_APART]
     usb_copied_at = max(copies, default=None)
 
     overdue_at = last_good.created_at + OVERDUE_INTERVALS * interval if interval and last_good else None
@@ -67,7 +69,7 @@ def assess(
         problems.add(Problem.OVERDUE)
     if history_away:
         problems.add(Problem.HISTORY_AWAY)
-    elif usb_overdue_days:
+    if usb_overdue_days and (usb_copied_at or not history_away):
         waiting_since = usb_copied_at or (good[-1].created_at if good else now)
         if now - waiting_since > timedelta(days=usb_overdue_days):
             problems.add(Problem.USB_OVERDUE)
@@ -140,6 +142,8 @@ def as_json(report: StatusReport) -> dict[str, Any]:
         "days_left": report.days_left,
         "elsewhere": report.elsewhere,
         "sources": [_source_as_json(s) for s in report.sources],
+        "drives": [drive_as_json(drive) for drive in report.drives],
+        "copying": _copying_as_json(report.copying),
     }
 
 
@@ -259,6 +263,7 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "created_at": _time_as_json(run.created_at),
         "finished_at": _time_as_json(run.finished_at),
         "verified_at": _time_as_json(run.verified_at),
+        "usb_copied_at": _time_as_json(run.usb_copied_at),
         "size_bytes": run.size_bytes,
         "duration_seconds": run.duration_seconds,
         "downtime_seconds": run.downtime_seconds,
@@ -269,6 +274,36 @@ def run_as_json(run: Run) -> dict[str, Any]:
         "attempt": run.attempt,
         "retry_at": _time_as_json(run.retry_at),
         "warnings": list(run.warnings),
+    }
+
+
+def drive_as_json(drive: Drive) -> dict[str, Any]:
+    """A drive for machines, in the manner of ``as_json``."""
+    return {
+        "called": drive.called,
+        "name": drive.name,
+        "label": drive.label,
+        "fs_uuid": drive.fs_uuid,
+        "filesystem": drive.filesystem,
+        "size_bytes": drive.size_bytes,
+        "kept_at": drive.kept_at,
+        "trusted_at": _time_as_json(drive.trusted_at),
+        "first_seen_at": _time_as_json(drive.first_seen_at),
+        "last_seen_at": _time_as_json(drive.last_seen_at),
+        "last_copied_at": _time_as_json(drive.last_copied_at),
+        "copies": drive.copies,
+    }
+
+
+def _copying_as_json(copying: Copying | None) -> dict[str, Any] | None:
+    if copying is None:
+        return None
+    at = copying.progress
+    return {
+        "drive": copying.called,
+        "phase": at.phase.value,
+        "done_bytes": at.done_bytes,
+        "total_bytes": at.total_bytes,
     }
 
 

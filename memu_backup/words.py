@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from memu_backup.model import Phase, Problem, Run, SourceSummary, Status, StatusReport
+from memu_backup.model import Copying, Drive, Phase, Problem, Run, SourceSummary, Status, StatusReport
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -27,6 +27,8 @@ PHASES: Mapping[Phase, str] = {
     Phase.PUBLISHING: "Finishing",
     Phase.RESTORING: "Bringing back",
     Phase.SEARCHING: "Looking",
+    Phase.COPYING: "Copying",
+    Phase.COMPARING: "Reading the copy back",
 }
 
 
@@ -162,6 +164,8 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     lines = ["Backup Status:"]
     if report.in_progress and report.last:
         lines.append(f"Running now: a backup since {inline(moment(report.in_progress.created_at, now, zone))}")
+    if report.copying:
+        lines.append(f"Running now: {copying(report.copying)}")
     lines.append(f"Last backup: {_last(report, now, zone)}")
     if report.last and report.last != report.last_good:
         lines.append(f"Last good backup: {_good(report.last_good, now, zone)}")
@@ -170,6 +174,8 @@ def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     if report.usb_expected:
         unknown = report.history_away and report.usb_copied_at is None
         lines.append(f"USB backup: {'not known right now' if unknown else days_ago(report.usb_copied_at, now, zone)}")
+    if len(report.drives) > 1:
+        lines += [f"- {drive_age(drive, now, zone)}" for drive in report.drives]
     if report.free_bytes is not None and {Problem.NO_ROOM, Problem.SPACE_SHORT} & set(report.problems):
         lines.append(f"Space: {_space(report.free_bytes, report.days_left or 0, report.problems)}")
     lines.append(f"Health: {_health(report)}")
@@ -190,6 +196,7 @@ def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> li
     if report.last and report.last.status is Status.FAILED and report.last.error:
         lines.append(f"What went wrong: {_cut(_one_line(report.last.error), _LONGEST_ERROR)}")
     run = report.last_good
+    lines += [f"Drive {drive_age(drive, now, zone)}" for drive in report.drives]
     if run is None:
         return lines
     lines += [_source(s, tell(s, now, zone)) for s in report.sources[:_SOURCES_LISTED]]
@@ -201,6 +208,26 @@ def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> li
     if run.downtime_seconds:
         lines.append(f"Services stood still for {duration(run.downtime_seconds)}")
     return lines
+
+
+def copying(at: Copying) -> str:
+    """Copying to 'blue drive': 41 % (5.1 GB of 12 GB)"""
+    moment, total = at.progress, at.progress.total_bytes
+    what = "reading back the copy on" if moment.phase is Phase.COMPARING else "copying to"
+    done = f": {moment.done_bytes * 100 // total} % ({size(moment.done_bytes)} of {size(total)})" if total else ""
+    return f"{what} {the_drive(at.called)}{done}"
+
+
+def the_drive(called: str) -> str:
+    """'SanDisk_Family' drive, 'blue drive'"""
+    return f"'{called}'" if called.casefold().endswith("drive") else f"'{called}' drive"
+
+
+def drive_age(drive: Drive, now: datetime, zone: tzinfo) -> str:
+    """'blue drive' (at grandma's): 12 days ago, 3 backups"""
+    kept = f" ({drive.kept_at})" if drive.kept_at else ""
+    copies = f", {_counted(drive.copies, 'backup')}" if drive.last_copied_at else ""
+    return f"{the_drive(drive.called)}{kept}: {days_ago(drive.last_copied_at, now, zone)}{copies}"
 
 
 def _source(summary: SourceSummary, told: str) -> str:

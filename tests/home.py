@@ -171,12 +171,14 @@ class Home:
         prefix: tuple[str, ...] = (),
         before: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
+        inside: int = 0,
     ) -> Ran:
         """The command in a pipe, in the household's folder, with nobody to be asked.
 
-        ``prefix`` runs the program, ``before`` are options that stand before the command.
+        ``prefix`` runs the program, ``before`` are options that stand before the command, ``inside`` is a process whose
+        network and mounts it is to share.
         """
-        return ran([*prefix, *self.argv(*before, *argv)], self.folder, self._environ(environ))
+        return ran([*prefix, *self.argv(*before, *argv)], self.folder, self._environ(environ), inside)
 
     def started(self, *argv: str) -> subprocess.Popen[str]:
         """The command under way."""
@@ -211,11 +213,11 @@ async def managed(home: Home, at: list[datetime]) -> AsyncIterator[Manager]:
         yield Manager(config, history, lambda: at[0])
 
 
-def ran(argv: list[str], folder: Path, environ: Mapping[str, str]) -> Ran:
+def ran(argv: list[str], folder: Path, environ: Mapping[str, str], inside: int = 0) -> Ran:
     """Any command in a pipe; ours is there sooner, as it is loaded already."""
     begun = time.monotonic()
     if argv[0] == PROGRAM:
-        status, out, err = warm.run(argv, folder, environ)
+        status, out, err = warm.run(argv, folder, environ, inside)
     else:
         done = subprocess.run(argv, cwd=folder, env=environ, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
         status, out, err = done.returncode, done.stdout, done.stderr

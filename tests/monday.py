@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from memu_backup.model import Run, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.model import Drive, Run, SourceSummary, Status, StatusReport, Trigger
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 1, 26, 9, 0, tzinfo=BERLIN)  # a Monday
@@ -30,6 +30,21 @@ BY_HAND = replace(FAILED, trigger=Trigger.MANUAL, created_at=NOW - timedelta(hou
 PARTIAL = replace(GOOD, status=Status.PARTIAL, error="3 files could not be read")
 PHOTOS = SourceSummary(
     "photos", "directory", "photos/", 12_431, 40, 0, 300_000_000, "", "", "", newest_mtime=NIGHT - DAY / 2
+)
+BLUE = Drive(
+    drive_id="1",
+    host="home",
+    fs_uuid="766b434e-e409-4838-a9ca-5df547146b43",
+    label="SanDisk_Family",
+    filesystem="ext4",
+    size_bytes=64_000_000_000,
+    first_seen_at=NIGHT - 40 * DAY,
+    last_seen_at=NOW - 2 * DAY,
+    name="blue drive",
+    trusted_at=NIGHT - 40 * DAY,
+    last_copied_at=NOW - 2 * DAY,
+    copies=3,
+    bytes_per_second=22_000_000.0,
 )
 HEALTHY = StatusReport(
     problems=(),

@@ -94,8 +94,16 @@ class Service:
     """``memu-backup run``. Use as ``async with``; at the end nothing of it is left running."""
 
     def __init__(
-        self, config: Path, clock: Clock | None = None, *, watchdog_s: float = 1.0, notify: str | None = None
+        self,
+        config: Path,
+        clock: Clock | None = None,
+        *,
+        watchdog_s: float = 1.0,
+        notify: str | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        """``prefix`` is what starts the program."""
+        self._prefix = prefix
         self._config = config
         self._mark = uuid4().hex
         self._errors = config.with_name(f"errors-{self._mark[:8]}.txt")
@@ -117,7 +125,7 @@ class Service:
         self.begun = time.monotonic()
         with self._errors.open("wb") as errors:
             self.process = await asyncio.create_subprocess_exec(
-                PROGRAM, "--config", self._config, "run", env=self._environment, stderr=errors
+                *self._prefix, PROGRAM, "--config", self._config, "run", env=self._environment, stderr=errors
             )
         return self
 

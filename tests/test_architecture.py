@@ -19,7 +19,7 @@ FLOORS = (
     | {"postgres", "rescue"},
     {"formats"},
     # What there are several kinds of, and the history.
-    {"sources", "services", "stores", "history", "alerts"},
+    {"sources", "services", "stores", "history", "alerts", "drives", "rescue"},
     # Settings, and the verbs.
     {"config", "config_file", "config_shown", "config_tables", "environment", "mistakes", "presets"}
     | {
@@ -29,6 +29,7 @@ FLOORS = (
         "check",
         "checks",
         "clean",
+        "copy_to_drive",
         "draft",
         "outlook",
         "put_back",
@@ -48,7 +49,7 @@ FLOORS = (
         "verify",
     }
     | {"catalog", "feed", "find", "unpack", "verify"},
-    {"manager", "audit", "nights", "pulse", "teller"},
+    {"manager", "audit", "nights", "pulse", "teller", "visits"},
     # Front ends.
     {"bell", "chat", "cli", "console", "daemon"},
 )

@@ -790,6 +790,7 @@ def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
         "consistency": "hot",
         "services": [],
         "window": "short",
+        "to_drives": True,
         "retention": {"keep_last": 7},
         "heartbeat": None,
         "heartbeat_file": None,

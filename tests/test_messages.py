@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from memu_backup import messages, sources, words
-from memu_backup.model import Phase, Problem, Progress, Status
-from tests.monday import BEFORE, BERLIN, BY_HAND, DAY, DETAILED, FAILED, GOOD, NIGHT, NOW, PARTIAL
+from memu_backup.errors import CopyDiffers, DriveBroken, DriveFull, DriveGone, DriveReadOnly
+from memu_backup.model import Backup, Copying, Phase, Problem, Progress, Status
+from tests.monday import BEFORE, BERLIN, BLUE, BY_HAND, DAY, DETAILED, FAILED, GOOD, NIGHT, NOW, PARTIAL
 
 FILE = Path(__file__).with_name("messages.txt")
 WHEN = (NOW, BERLIN)
@@ -120,8 +121,44 @@ def answers() -> Iterator[tuple[str, str]]:
     yield "snoozed", messages.snoozed(NOW + 7 * DAY, *WHEN)
 
 
+def of_drives() -> Iterator[tuple[str, str]]:
+    new = replace(BLUE, name="", trusted_at=None, last_copied_at=None, copies=0)
+    sandisk = replace(BLUE, name="")
+    made = [Backup(GOOD.filename, Path(GOOD.filename), GOOD.size_bytes, NIGHT, None)]
+    music = Backup("music_20260125_040000.tar.gz", Path("music"), 41_000_000_000, NIGHT - DAY, None)
+    yield "drive_new", messages.drive_new(new)
+    locked = replace(new, label="Passport", filesystem="crypto_LUKS")
+    yield "drive_unfit", messages.drive_unfit(locked, "it is locked (encrypted).")
+    yield "drive_trusted", messages.drive_trusted(sandisk)
+    yield "drive_copying", messages.drive_copying(BLUE, 12_000_000_000, 540)
+    yield "drive_copying: without a name, and for hours", messages.drive_copying(sandisk, 900_000_000_000, 45_000)
+    yield "drive_done", messages.drive_done(sandisk, made, [], ())
+    yield "drive_done: of two jobs, to one with a name", messages.drive_done(BLUE, [*made, music], [], ())
+    yield "drive_done: it was there already", messages.drive_done(sandisk, [], made, ())
+    yield "drive_done: somebody else has it", messages.drive_done(sandisk, made, [], ("/media/anna/SanDisk_Family",))
+    yield "drive_done: nobody knows who has it", messages.drive_done(sandisk, made, [], ("",))
+    yield "drive_more", messages.drive_more(sandisk, made, [])
+    yield "drive_free", messages.drive_free(sandisk)
+    for error, why in (
+        (DriveGone, "It was pulled out before the copy was done."),
+        (DriveFull, "It is full: 12 GB needed, 3.1 GB free. The newest copy on it stays."),
+        (DriveReadOnly, "It is write-protected."),
+        (CopyDiffers, "What was read back from it is not what was written: it is broken, or smaller than it says."),
+    ):
+        yield f"drive_failed: {error.code}", messages.drive_failed(BLUE, why, error.code)
+    yield "drive_failed: the first copy", messages.drive_failed(new, "It gives errors.", DriveBroken.code)
+    yield "drive_twice", messages.drive_twice(BLUE)
+    yield "which_drive", messages.which_drive([new, locked])
+    yield "which_drive: none", messages.which_drive([])
+    yield "may_be_pulled", messages.may_be_pulled(())
+    red = replace(BLUE, name="", label="Red", kept_at="grandma's", last_copied_at=NOW - 12 * DAY, copies=1)
+    yield "status: two drives", status(drives=(BLUE, red))
+    at = Progress(Phase.COPYING, 5_100_000_000, 12_000_000_000)
+    yield "status: a copy is being made", status(drives=(BLUE,), copying=Copying(BLUE.called, at))
+
+
 def everything() -> list[tuple[str, str]]:
-    return [*statuses(), *by_itself(), *answers()]
+    return [*statuses(), *by_itself(), *answers(), *of_drives()]
 
 
 def as_text() -> str:
@@ -155,6 +192,7 @@ def test_the_page_for_the_family_tells_what_each_of_them_means() -> None:
     health = {line for _, text in statuses() for line in text.splitlines() if line.startswith("Health: ")}
     said = {line.removeprefix("Health: ").partition(" - ")[0] for line in health}
     titles = {text.partition("\n")[0].partition(" (")[0] for _, text in by_itself()}
+    titles |= {text.partition("\n")[0] for _, text in of_drives() if text.startswith("USB Backup")}
     assert sorted(told for told in said if f"| {told}" not in page) == []
     assert sorted(told for told in titles if f"| **{told}**" not in page) == []
 
@@ -162,6 +200,13 @@ def test_the_page_for_the_family_tells_what_each_of_them_means() -> None:
 def test_backup_status_formatting() -> None:
     """Memu's specification, 2.2, to the letter."""
     texts = dict(everything())
+    assert texts["drive_done"] == (
+        "USB Backup Complete\n"
+        "Copied latest backup to 'SanDisk_Family' drive.\n"
+        f"File: {GOOD.filename} (312 MB)\n"
+        "\n"
+        "Safe to remove the drive."
+    )
     assert texts["status: healthy"] == (
         "Backup Status:\n"
         "Last backup: Today 2:05 AM (312 MB)\n"

@@ -305,6 +305,8 @@ def test_as_json_has_stable_keys_and_utc() -> None:
         "days_left",
         "elsewhere",
         "sources",
+        "drives",
+        "copying",
     ]
     assert (told["health"], told["problems"], told["in_progress"]) == ("warning", ["usb_overdue"], None)
     assert (told["stored_count"], told["stored_bytes"]) == (7, 2_100_000_000)

@@ -6,6 +6,7 @@ Run as a program it serves; ``run`` asks it. Tests that are about signals, termi
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import importlib
 import json
@@ -28,6 +29,8 @@ LOADED = (
     "memu_backup.manager",
     "memu_backup.presets",
     "memu_backup.restore",
+    "memu_backup.visits",
+    "pyudev",
     "apscheduler.triggers.cron",
     "asyncpg",
     "psutil",
@@ -36,8 +39,11 @@ LOADED = (
 )
 
 
-def run(argv: list[str], folder: Path, environ: Mapping[str, str]) -> tuple[int, bytes, bytes]:
-    """Exit status (negative: the signal), what it wrote to stdout and to stderr; stdin is empty."""
+def run(argv: list[str], folder: Path, environ: Mapping[str, str], inside: int = 0) -> tuple[int, bytes, bytes]:
+    """Exit status (negative: the signal), what it wrote to stdout and to stderr; stdin is empty.
+
+    With ``inside`` it runs where that process does, with its network and its mounts.
+    """
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking,
         tempfile.TemporaryFile() as out,
@@ -46,7 +52,7 @@ def run(argv: list[str], folder: Path, environ: Mapping[str, str]) -> tuple[int,
     ):
         asking.connect(_server())
         asking.settimeout(60)
-        request = json.dumps({"argv": argv, "folder": str(folder), "environ": dict(environ)})
+        request = json.dumps({"argv": argv, "folder": str(folder), "environ": dict(environ), "inside": inside})
         socket.send_fds(asking, [request.encode()], [nothing.fileno(), out.fileno(), err.fileno()])
         status = int(asking.recv(100))
         out.seek(0)
@@ -102,6 +108,8 @@ def _become(request: dict[str, object], streams: list[int]) -> NoReturn:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        if request["inside"]:
+            _enter(int(str(request["inside"])))
         os.environ.clear()
         os.environ.update(request["environ"])  # type: ignore[call-overload]
         os.chdir(str(request["folder"]))
@@ -113,6 +121,15 @@ def _become(request: dict[str, object], streams: list[int]) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else 1)
+
+
+def _enter(pid: int) -> None:
+    """As nsenter(1) does."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for kind in ("net", "mnt"):
+        with Path(f"/proc/{pid}/ns/{kind}").open() as there:
+            if libc.setns(there.fileno(), 0) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from memu_backup.cli import (  # noqa: F401  each adds its commands
     returning,
     services,
     settings,
+    usb,
 )
 from memu_backup.cli.shell import app
 

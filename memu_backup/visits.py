@@ -1,0 +1,416 @@
+"""One visit of a drive: mounted, known by its mark, copied to, written down, let go; and what people say of drives."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from memu_backup import catalog, copy_to_drive, lock, rescue
+from memu_backup.audit import Asker, Audit
+from memu_backup.clock import Clock
+from memu_backup.config import Config
+from memu_backup.copy_to_drive import Made, OnBegin, Order, SourceDamaged, Wanted
+from memu_backup.drives import mounting, rules, udev
+from memu_backup.drives import shelf as drive_shelf
+from memu_backup.drives.known import Known
+from memu_backup.drives.shelf import Shelf
+from memu_backup.drives.udev import Plug
+from memu_backup.errors import ArchiveError, DriveUnknown, HistoryAway, StoreError, UsageError
+from memu_backup.files import write_atomically
+from memu_backup.formats.reader import ArchiveReader
+from memu_backup.history import History
+from memu_backup.model import Backup, Copying, Drive, Phase, Progress
+from memu_backup.status import from_backup
+from memu_backup.stores import OnProgress, Store
+from memu_backup.work import Stop, in_thread
+
+log = logging.getLogger(__name__)
+
+_NOTED_EVERY_S = 1.0
+_PROGRESS = "progress.json"
+
+Verify = Callable[[Store, Backup], Awaitable[object]]
+"""Reads a backup on this machine back, and notes what comes of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """What came of one. ``held_by`` are the places where somebody else still has the drive; with none it may be pulled.
+
+    ``drive`` is None where the copies went to a folder.
+    """
+
+    drive: Drive | None
+    made: Made
+    held_by: tuple[str, ...] = ()
+
+
+class Visits:
+    """The manager's room for drives. ``on_change`` is called when somebody said something of one."""
+
+    def __init__(
+        self,
+        config: Config,
+        history: History,
+        audit: Audit,
+        store_of: Callable[[str], Store],
+        verify: Verify,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._history = history
+        self._audit = audit
+        self._store_of = store_of
+        self._verify = verify
+        self._clock = clock
+        self.on_change: Callable[[], None] = lambda: None
+        self._folder = config.state_dir / "drives"
+        self.known = Known(self._folder / "drives.json", config.host)
+
+    # --- what people say of drives -----------------------------------------------------------------------------------
+
+    async def trust(self, name: str, asker: Asker, *, called: str = "", kept_at: str = "") -> Drive:
+        """From now on it gets copies. ``name`` is as people know it, see ``Known.named``. Raises UsageError."""
+        drive = self._named(name)
+        if plug := next((p for p in self._present() if p.fs_uuid == drive.fs_uuid), None):
+            self._must_be_free_to_take(plug)
+        return await self._changed(
+            drive,
+            asker,
+            "trust drive",
+            lambda d: replace(
+                d, trusted_at=d.trusted_at or self._clock(), name=called or d.name, kept_at=kept_at or d.kept_at
+            ),
+        )
+
+    async def rename(self, name: str, asker: Asker, *, called: str | None, kept_at: str | None) -> Drive:
+        """What people call it, and where it is kept. Raises UsageError."""
+
+        def renamed(drive: Drive) -> Drive:
+            return replace(
+                drive,
+                name=drive.name if called is None else udev.fit_to_show(called),
+                kept_at=drive.kept_at if kept_at is None else udev.fit_to_show(kept_at),
+            )
+
+        return await self._changed(self._named(name), asker, "rename drive", renamed)
+
+    async def forget(self, name: str, asker: Asker) -> Drive:
+        """It gets no copies any more, and is asked about anew; what lies on it stays. Raises UsageError."""
+        drive = self._named(name)
+        async with self._audit.act(asker, "forget drive", drive.called):
+            await asyncio.to_thread(self.known.forget, drive.drive_id)
+            await self._write_down(replace(drive, trusted_at=None))
+            await asyncio.to_thread(rules.publish, self.known.drives())
+        self.on_change()
+        return drive
+
+    async def _changed(self, drive: Drive, asker: Asker, what: str, how: Callable[[Drive], Drive]) -> Drive:
+        async with self._audit.act(asker, what, drive.called):
+            drive = await asyncio.to_thread(self.known.change, drive.drive_id, how)
+            await self._write_down(drive)
+            await asyncio.to_thread(rules.publish, self.known.drives())
+        self.on_change()
+        return drive
+
+    def look_around(self) -> list[Plug]:
+        """What is plugged in; what fits is known from now on, also where no service runs."""
+        found = self._present()
+        for plug in found:
+            if plug.fs_uuid and mounting.fits(plug) and not self.is_the_machines(plug):
+                self.known.seen(plug, self._clock())
+        return found
+
+    def _named(self, name: str) -> Drive:
+        """Raises UsageError."""
+        self.look_around()
+        return self.known.named(name)
+
+    def _present(self) -> list[Plug]:
+        try:
+            return udev.present()
+        except ImportError:
+            return []
+
+    def is_the_machines(self, plug: Plug) -> bool:
+        """Whether it is a disk of this machine itself, see ``mounting``. Blocks."""
+        places = (self._store_of(name).directory for name in self._config.jobs)
+        return mounting.belongs_to_the_machine(plug, (self._config.path, self._config.state_dir, *places))
+
+    def _must_be_free_to_take(self, plug: Plug) -> None:
+        if self.is_the_machines(plug):
+            raise UsageError(
+                f"{plug.label or plug.node} belongs to this server, which mounts it by itself. A drive for copies is "
+                "one that comes and goes; plug in another."
+            )
+
+    async def learn(self) -> None:
+        """Take over what the history knows, where this machine has lost its own list; and write udev's rules anew."""
+        if not self.known.exists():
+            try:
+                drives = await self._history.drives()
+            except HistoryAway:
+                drives = []
+            if drives:
+                await asyncio.to_thread(self.known.put, *drives)
+        await asyncio.to_thread(rules.publish, self.known.drives())
+
+    # --- a copy ------------------------------------------------------------------------------------------------------
+
+    def plugged(self, name: str | None) -> Plug:
+        """A trusted drive that is plugged in, the only one unless ``name`` says which. Raises UsageError."""
+        trusted = {d.fs_uuid: d for d in self.known.drives() if d.trusted_at}
+        if name is not None:
+            drive = self._named(name)
+            if drive.trusted_at is None:
+                raise UsageError(
+                    f"Nobody has approved the drive {drive.called}, so nothing was written on it. To approve it: "
+                    f"memu-backup usb trust {drive.fs_uuid}"
+                )
+            trusted = {drive.fs_uuid: drive}
+        found = [plug for plug in self._present() if plug.fs_uuid in trusted]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UsageError(f"Which drive? There are {', '.join(trusted[p.fs_uuid].called for p in found)}.")
+        raise UsageError(
+            "No drive that was approved is plugged in. See what is known with: memu-backup usb list; or copy to a "
+            "folder: memu-backup usb copy --to FOLDER"
+        )
+
+    def called(self, plug: Plug) -> str:
+        """What people call a drive that is plugged in."""
+        drive = self.known.of(plug)
+        return drive.called if drive else plug.label or str(plug.node)
+
+    async def wanted(self) -> tuple[Wanted, ...]:
+        """The newest good backup of each job that is to lie on drives. Raises StoreError."""
+        found = []
+        for name in self._config.jobs:
+            job = self._config.job(name)
+            if job.to_drives:
+                store = self._store_of(name)
+                good = (
+                    b
+                    for b in await catalog.of_job(store, self._config.host, name, self._history)
+                    if b.manifest and not b.manifest.partial and not b.damaged
+                )
+                if backup := next(good, None):
+                    sha256 = await asyncio.to_thread(store.checksum, backup.path)
+                    found.append(Wanted(name, store, backup, sha256))
+        return tuple(found)
+
+    async def missing_on(self, where: Plug | Path) -> tuple[Wanted, ...]:
+        """What a copy would write to a drive, which is mounted for a look, or to a folder. Raises as ``copy``."""
+        wanted = await self.wanted()
+        async with self._opened(where, reading=True) as top:
+            work = partial(copy_to_drive.missing, wanted, self._config.host, top)
+            return tuple(await in_thread(work, Stop()))
+
+    @asynccontextmanager
+    async def _opened(self, where: Plug | Path, *, reading: bool = False) -> AsyncIterator[int]:
+        """The top of a drive, or a folder, as a descriptor."""
+        if isinstance(where, Plug):
+            async with mounting.mounted(where, self._mountpoint(where), reading=reading) as top:
+                yield top
+            return
+        try:
+            top = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(f"{where} cannot be used as a folder for copies ({error.strerror}).") from error
+        try:
+            yield top
+        finally:
+            os.close(top)
+
+    async def copy(self, plug: Plug, asker: Asker, on_begin: OnBegin, on_progress: OnProgress) -> Visit:
+        """Bring the newest good backup of each job to a trusted drive, which is unmounted after that.
+
+        Raises DriveError in words that follow the drive's name, LockHeld where another copy is made, StoreError,
+        UsageError where there is nothing to copy.
+        """
+        drive = self.known.of(plug)
+        if drive is None or drive.trusted_at is None:
+            raise DriveUnknown("Nobody has approved it, so nothing was written on it.")
+        async with self._alone(drive.called) as noted, self._audit.act(asker, "copy to drive", drive.called) as deed:
+            async with self._opened(plug) as top:
+                drive = await self._introduced(drive, top)
+                order = partial(self._order, device=plug.node, called=drive.called)
+                made = await self._made(order, top, on_begin, noted(on_progress))
+            deed.outcome = ", ".join(w.backup.name for w in made.copied) or "all there already"
+            drive = await self._written_down(drive, made)
+        return Visit(drive, made, tuple(mounting.holders(plug)))
+
+    async def copy_to(self, folder: Path, asker: Asker, on_begin: OnBegin, on_progress: OnProgress) -> Visit:
+        """The same, to a folder. Raises as ``copy``."""
+        async with self._alone(str(folder)) as noted, self._audit.act(asker, "copy to folder", str(folder)):
+            async with self._opened(folder) as top:
+                made = await self._made(self._order, top, on_begin, noted(on_progress))
+            await self._note_rows(made)
+        return Visit(None, made)
+
+    async def let_go(self, plug: Plug) -> tuple[str, ...]:
+        """Power it off, where nobody has it any more and it can; else where it is still in use."""
+        held = await in_thread(partial(mounting.holders, plug), Stop())
+        if not held:
+            await mounting.power_off(plug)
+        return tuple(held)
+
+    def copying(self) -> Copying | None:
+        """What is being copied right now."""
+        if not lock.taken(self._folder):
+            return None
+        try:
+            said = json.loads((self._folder / _PROGRESS).read_bytes())
+            return Copying(
+                str(said["called"]), Progress(Phase(said["phase"]), int(said["done_bytes"]), int(said["total_bytes"]))
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    async def _made(
+        self, order: Callable[[tuple[Wanted, ...]], Order], top: int, on_begin: OnBegin, on_progress: OnProgress
+    ) -> Made:
+        """A backup that turns out to be damaged here is noted as such, and the one before it is taken."""
+        for attempt in (1, 2):
+            wanted = await self.wanted()
+            if not wanted:
+                raise UsageError("There is no good backup yet that could be copied. Make one: memu-backup start")
+            try:
+                return await copy_to_drive.copy(order(wanted), top, on_begin, on_progress)
+            except SourceDamaged as error:
+                if attempt == 2:
+                    raise
+                log.warning("%s", error)
+                if await asyncio.to_thread(error.wanted.backup.path.exists):  # else it was let go meanwhile
+                    await self._verify(error.wanted.store, error.wanted.backup)
+        raise AssertionError
+
+    async def _introduced(self, drive: Drive, top: int) -> Drive:
+        """See that it is the drive that was approved; one that is new gets its marker. Raises DriveUnknown."""
+        found = await in_thread(partial(drive_shelf.marker_on, top), Stop())
+        if drive.marker and found != drive.marker:
+            raise DriveUnknown(
+                "It looks like a drive that gets copies, and does not carry its mark: it was emptied, or is a copy of "
+                "that drive. Nothing was written on it. If it is to be used, forget it first and approve it anew."
+            )
+        if drive.marker:
+            return drive
+        marker = found or drive.drive_id  # one that another server uses too keeps the mark by which that one knows it
+
+        def introduce() -> None:
+            with Shelf(top) as shelf:
+                shelf.mark(marker, self._config.host, drive.called, self._clock())
+
+        if not found:
+            await in_thread(introduce, Stop())
+        return await asyncio.to_thread(self.known.change, drive.drive_id, lambda d: replace(d, marker=marker))
+
+    def _order(self, wanted: tuple[Wanted, ...], device: Path | None = None, called: str = "") -> Order:
+        kit = partial(self._leave_kit, called=called)
+        return Order(wanted, self._config.host, self._config.usb.keep, device, kit)
+
+    def _leave_kit(self, shelf: Shelf, called: str) -> None:
+        """What somebody finds who has nothing but the drive. Whatever is wrong with it must not cost the copy."""
+        copies = []
+        for folder, copy in copy_to_drive.of_machine(shelf, self._config.host):
+            with shelf.named(folder) as job, suppress(ArchiveError, UsageError):
+                with ArchiveReader(drive_shelf.path_of(job.descriptor, copy.files[0])) as reader:
+                    made = reader.manifest()
+                if made:
+                    told = rescue.Copy(
+                        path=f"{folder}/{copy.name}",
+                        created_at=made.created_at,
+                        size_bytes=copy.size_bytes,
+                        parts=len(copy.files) if len(copy.files) > 1 else 0,
+                        job=made.job,
+                        host=made.host,
+                        sources=tuple(s.name for s in made.sources),
+                    )
+                    copies.append(told)
+        for name, content in rescue.kit(called, copies, self._clock(), self._config.zone).items():
+            shelf.put(name, content)
+
+    async def _written_down(self, drive: Drive, made: Made) -> Drive:
+        await self._note_rows(made)
+
+        def visited(known: Drive) -> Drive:
+            return replace(
+                known,
+                last_seen_at=self._clock(),
+                last_copied_at=self._clock() if made.copied else known.last_copied_at or self._clock(),
+                copies=made.copies,
+                bytes_per_second=made.bytes_per_second or known.bytes_per_second,
+            )
+
+        try:
+            drive = await asyncio.to_thread(self.known.change, drive.drive_id, visited)
+        except UsageError:  # forgotten meanwhile; the copies are there all the same
+            return drive
+        await self._write_down(drive)
+        return drive
+
+    async def _note_rows(self, made: Made) -> None:
+        """``usb_copied_at`` of each that was copied, and of each that was there and of which no row says so."""
+        for wanted in (*made.copied, *made.there):
+            manifest = wanted.backup.manifest
+            assert manifest
+            rows, away = await self._history.known_runs(called=[manifest.run_id])
+            unknown = None if away else from_backup(wanted.backup)
+            row = next((r for r in rows if r.run_id == manifest.run_id), unknown)
+            if row and (wanted in made.copied or row.usb_copied_at is None):
+                try:
+                    await self._history.record(replace(row, usb_copied_at=self._clock()))
+                except HistoryAway as error:
+                    log.warning("That %s was copied could not be written down: %s", row.filename, error)
+
+    async def _write_down(self, drive: Drive) -> None:
+        try:
+            await self._history.know(drive)
+        except HistoryAway as error:
+            log.warning("What is known of the drive %s could not be written down: %s", drive.called, error)
+
+    def _mountpoint(self, plug: Plug) -> Path:
+        return self._folder / "mounted" / plug.node.name
+
+    @asynccontextmanager
+    async def _alone(self, called: str) -> AsyncIterator[Callable[[OnProgress], OnProgress]]:
+        """One copy at a time on this machine; how far it is can be seen from other processes. Raises LockHeld."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self._folder} cannot be made ({error.strerror}), so nothing was copied.") from error
+        file = self._folder / _PROGRESS
+        noted_at = 0.0
+
+        def noting(on_progress: OnProgress) -> OnProgress:
+            def note(moment: Progress) -> None:
+                nonlocal noted_at
+                on_progress(moment)
+                if time.monotonic() - noted_at > _NOTED_EVERY_S:
+                    noted_at = time.monotonic()
+                    said = {
+                        "called": called,
+                        "phase": moment.phase,
+                        "done_bytes": moment.done_bytes,
+                        "total_bytes": moment.total_bytes or 0,
+                    }
+                    with suppress(OSError):
+                        write_atomically(file, json.dumps(said).encode(), lasting=False)
+
+            return note
+
+        with lock.held(self._folder, f"a copy to {called}", "Wait until it is done; memu-backup status shows how far."):
+            try:
+                yield noting
+            finally:
+                with suppress(OSError):
+                    file.unlink()
