@@ -30,6 +30,7 @@ versions=$root/versions
 log=$root/install.log
 command=/usr/local/bin/memu-backup
 unit=/etc/systemd/system/memu-backup.service
+rules=/etc/udev/rules.d/99-memu-usb.rules
 settings=/etc/memu-backup
 state=/var/lib/memu-backup
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd -P)
@@ -64,7 +65,7 @@ look_first() {
     if [ ! -e "$settings/config.toml" ] && [ -n "$home" ] && [ ! -d "$home" ]; then
         fail "$home is not there. Say where Memu's docker-compose.yml lies: sudo deploy/install.sh --home DIR" 2
     fi
-    for file in "$command" "$unit"; do
+    for file in "$command" "$unit" "$rules"; do
         [ ! -d "$file" ] || fail "$file is a folder, and a file of ours belongs there. Look what it is, and move it away."
     done
     if [ -e "$command" ] && ! is_ours "$command"; then
@@ -130,6 +131,9 @@ point_to() { ln -sfn "$1" "$link.new" && mv -fT "$link.new" "$link"; }
 
 put_unit() { { [ ! -e "$unit" ] || cp "$unit" "$new/unit-before"; } && put_by_rename "$here/deploy/memu-backup.service" "$unit"; }
 
+# udev reads it by itself.
+put_rules() { mkdir -p "${rules%/*}" && put_by_rename "$here/deploy/99-memu-usb.rules" "$rules"; }
+
 put_by_rename() { cp "$1" "$2.new" && chmod 644 "$2.new" && mv -fT "$2.new" "$2"; }
 
 first_settings() {
@@ -181,6 +185,10 @@ install_or_upgrade() {
         step "Writing the service $unit." "$unit could not be written. Mend that, then type the same again." \
             put_unit
     fi
+    if ! cmp -s "$here/deploy/99-memu-usb.rules" "$rules"; then
+        step "Writing $rules, which keeps desktops from drives for copies." \
+            "$rules could not be written. Mend that, then type the same again." put_rules
+    fi
     if systemd_runs; then
         step "Telling systemd." "systemd did not read its files. See why: systemctl daemon-reload" systemctl daemon-reload
     fi
@@ -228,7 +236,9 @@ uninstall() {
     if [ -n "$(find "$state/stopped" -name '*.json' 2>/dev/null)" ]; then
         fail "Services that a backup had stopped are not all running again, so nothing was removed. Bring them back first: sudo memu-backup services recover"
     fi
-    [ ! -e "$unit" ] || step "Removing $unit." "$unit could not be removed." rm -f "$unit"
+    for file in "$unit" "$rules"; do
+        [ ! -e "$file" ] || step "Removing $file." "$file could not be removed." rm -f "$file"
+    done
     if systemd_runs; then
         step "Telling systemd." "systemd did not read its files. See why: systemctl daemon-reload" systemctl daemon-reload
     fi

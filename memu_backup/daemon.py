@@ -1,4 +1,6 @@
-"""The service: a timetable for the nightly archive, and everything it does goes through the manager into history."""
+"""The service: a timetable for the nightly archive, a watch for the drive, a bot for the family, and everything they do
+goes through the manager into history.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +25,7 @@ from memu_backup.errors import ChatError, HistoryAway, LoginEnded, StoreError
 from memu_backup.history import History
 from memu_backup.manager import Manager, history_of
 from memu_backup.nights import Nights
+from memu_backup.plugged import Plugged
 from memu_backup.teller import Teller
 
 if TYPE_CHECKING:
@@ -59,6 +62,8 @@ class Daemon:
         self._manager = Manager(config, history, clock)
         self._nights = Nights(config, self._manager, self._start, clock)
         self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_signed_in(config) is not None)
+        self._plugged = Plugged(self._manager, self._teller.wake, clock)
+        self._teller.on_rows = self._manager.visits.on_change = self._plugged.look
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
         self._new_login = asyncio.Event()
@@ -66,7 +71,11 @@ class Daemon:
     @property
     def answers(self) -> bell.Answers:
         """What a command may ask of the service that runs."""
-        return {"chat test": self._teller.test_room, "chat login": self._take_up}
+        return {"chat test": self._teller.test_room, "chat login": self._take_up, "drives": self._look_at_drives}
+
+    async def _look_at_drives(self) -> None:
+        """The command line has approved one, or the like."""
+        self._plugged.look()
 
     async def serve(self) -> None:
         """Start, say so to systemd, work, and stop in order: no new work, then what runs ends, within 6 s."""
@@ -78,6 +87,7 @@ class Daemon:
         opening = self._start(self._open())
         self._start(self._keep_alive(scheduler, opening))
         self._start(self._teller.run(), "what people are told")
+        self._start(self._plugged.run(), "the drives")
         if self._config.backup_notification_room:
             self._start(self._chat(), "the chat")
         systemd.notify("READY=1")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -37,6 +37,8 @@ _ON_ITS_WAY_S = 10.0
 
 _SETTLE_AGAIN = timedelta(minutes=10)
 _SNOOZE = timedelta(days=7)
+_STALE = timedelta(days=2)
+"""What a drive had to tell before that, nobody needs to hear any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,8 @@ class Teller:
         self._closed: dict[str, _Closed] = {}
         self._settle_at: dict[str, datetime] = {}
         self._unheard: set[str] = set()
+        self.on_rows: Callable[[], None] = lambda: None
+        """Called when a run has begun or ended, whoever made it."""
 
     # --- what others tell it ---------------------------------------------------------------------------------------
 
@@ -108,6 +112,10 @@ class Teller:
             self._lost = Trouble(alarms.CHAT, alarms.SIGNED_OUT, messages.signed_out())
         else:
             self._lost = Trouble(alarms.CHAT, "broken", messages.chat_broken(), wait=alarms.PATIENCE)
+        self._wake.set()
+
+    def wake(self) -> None:
+        """There is something new to tell."""
         self._wake.set()
 
     def snooze(self) -> datetime:
@@ -198,7 +206,7 @@ class Teller:
 
     async def _look(self, runs: Sequence[Run], now: datetime, *, away: bool) -> None:
         """Only where something may have changed: disks that sleep are not woken once a minute."""
-        seen = frozenset((run.run_id, run.status, run.error_code, run.notification_sent) for run in runs)
+        seen = frozenset((r.run_id, r.status, r.error_code, r.notification_sent, r.usb_copied_at) for r in runs)
         if self._looked:
             before, at, following = self._looked
             sunday = alarms.last_reminder(now, self._manager.config.zone)
@@ -207,6 +215,7 @@ class Teller:
                 return
         self._reports = await self._manager.reports()
         self._looked = seen, now, self._next_look(now)
+        self.on_rows()
 
     def _next_look(self, now: datetime) -> datetime:
         local = now.astimezone(self._manager.config.zone)
@@ -244,6 +253,10 @@ class Teller:
             found.undecided.add(alarms.CHAT)
         elif self._room:
             found.well[alarms.CHAT] = messages.well_chat()
+        for drive, news in self._manager.visits.known.news().items():
+            if now - news.at < _STALE:
+                topic = f"drive:{drive}/{news.at.isoformat()}"
+                found.troubles.append(Trouble(topic, "news", news.text, once=True))
         if self._is_reminded(now) and (trouble := self._reminder(now)):
             found.troubles.append(trouble)
         return found

@@ -49,7 +49,7 @@ FLOORS = (
         "verify",
     }
     | {"catalog", "feed", "find", "unpack", "verify"},
-    {"manager", "audit", "nights", "pulse", "teller", "visits"},
+    {"manager", "audit", "nights", "plugged", "pulse", "teller", "visits"},
     # Front ends.
     {"bell", "chat", "cli", "console", "daemon"},
 )

@@ -17,6 +17,7 @@ from tests.debian import INSTALL, ROOT, SETTINGS, Machine, machine, signal_all, 
 
 INSTALLER = ROOT / "deploy" / "install.sh"
 OPT, LINK = "/opt/memu-backup", "/opt/memu-backup/venv"
+RULES = "/etc/udev/rules.d/99-memu-usb.rules"
 
 
 # --- here: nothing is changed ----------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ def test_a_dry_run_tells_each_step_and_does_none(tmp_path: Path) -> None:
     if "virtual environments" in said.stderr:
         pytest.skip("needs Debian's python3-venv package")
     assert (said.returncode, said.stderr) == (0, "")
-    for made in (OPT, LINK, "/usr/local/bin/memu-backup", "/etc/systemd/system/memu-backup.service"):
+    for made in (OPT, LINK, "/usr/local/bin/memu-backup", "/etc/systemd/system/memu-backup.service", RULES):
         assert made in said.stdout
     assert said.stdout.endswith("Nothing was changed.\n")
     assert not Path(OPT).exists() and not Path("/etc/systemd/system/memu-backup.service").exists()
@@ -145,6 +146,7 @@ def test_a_fresh_debian_is_installed_upgraded_and_left_as_it_was(debian: Machine
     assert made == {
         "/usr/local/bin/memu-backup",
         "/etc/systemd/system/memu-backup.service",
+        RULES,
         "/etc/memu-backup/config.toml",
         "/srv/memu/backups/.memu-backup.json",
     }

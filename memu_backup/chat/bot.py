@@ -21,7 +21,7 @@ from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.grammar import Command, Slip, parse
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.clock import Clock
-from memu_backup.errors import ChatError, MemuError
+from memu_backup.errors import ChatError, MemuError, UsageError
 from memu_backup.manager import Manager
 from memu_backup.model import Level, Progress, Trigger
 from memu_backup.teller import Teller
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 """Lets something run on its own, under a name: a backup does not end because the chat does."""
 
-_ACTS = frozenset({"now", "verify", "snooze", "yes"})
+_ACTS = frozenset({"now", "verify", "snooze", "yes", "trust"})
 """For admins only."""
 
 _YES = "\N{THUMBS UP SIGN}"  # of whatever colour
@@ -70,7 +70,7 @@ class Bot:
         if message.under:
             return self._sign(message)
         match parse(message.text):
-            case Command(_, job, marked=False) if job and self._job(job) is None:
+            case Command(word, about, marked=False) if about and not self._is_there(word, about):
                 return None  # a sentence that begins so
             case Command(word) as command:
                 if word in _ACTS and message.sender not in self._admins:
@@ -106,6 +106,8 @@ class Bot:
                 return await self._verify(sender)
             case "snooze":
                 return await self._snooze(sender)
+            case "trust":
+                return await self._trust(command.about, sender)
             case "yes":
                 return self._yes(sender, self._question)
         return markup.headed(messages.help())
@@ -130,7 +132,7 @@ class Bot:
 
     async def _now(self, command: Command, sender: str) -> Reply:
         jobs = tuple(self._manager.config.jobs)
-        job = self._job(command.job) if command.job or len(jobs) > 1 else jobs[0]
+        job = self._job(command.about) if command.about or len(jobs) > 1 else jobs[0]
         if job is None:
             return markup.headed(messages.which_job(jobs))
         now, zone = self._clock(), self._manager.config.zone
@@ -151,6 +153,22 @@ class Bot:
         """The job that is meant, as telephones begin words with capitals."""
         jobs = self._manager.config.jobs
         return written if written in jobs else next((j for j in jobs if j.casefold() == written.casefold()), None)
+
+    def _is_there(self, word: str, about: str) -> bool:
+        if word != "trust":
+            return self._job(about) is not None
+        try:
+            return bool(self._manager.visits.known.named(about))
+        except UsageError:
+            return False
+
+    async def _trust(self, name: str, sender: str) -> Reply:
+        """The one that was asked about, where there is no doubt which."""
+        strangers = [drive for drive in self._manager.visits.known.drives() if drive.trusted_at is None]
+        if not name and len(strangers) != 1:
+            return markup.headed(messages.which_drive(strangers))
+        drive = await self._manager.visits.trust(name or strangers[0].fs_uuid, Asker(sender, "chat"))
+        return markup.headed(messages.drive_trusted(drive))
 
     def _sign(self, message: Message) -> Reply | None:
         question = self._question

@@ -1,0 +1,224 @@
+"""What happens when a drive is plugged in: known ones get the newest backup, about new ones the family is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from memu_backup import messages
+from memu_backup.audit import SCHEDULER
+from memu_backup.clock import Clock
+from memu_backup.drives import mounting
+from memu_backup.drives.udev import Plug, Watch
+from memu_backup.errors import DriveError, DriveGone, LockHeld, MemuError
+from memu_backup.manager import Manager
+from memu_backup.model import Backup, Drive, Progress
+from memu_backup.visits import Visit
+
+log = logging.getLogger(__name__)
+
+_FIRST_GUESS = 20_000_000
+"""Bytes a second, written and read back, of a drive that was never copied to."""
+
+_SETTLE_S = 1.5
+"""A drive that was pulled gives errors a little before udev says so."""
+
+_PULLED = "It was pulled out before the copy was done."
+
+_AGAIN_S = 5.0
+"""How often to look whether another copy, or a backup, or somebody else's use of the drive is over."""
+
+
+@dataclass(slots=True)
+class _Guest:
+    """A drive that is plugged in, and what is being done with it."""
+
+    plug: Plug
+    task: asyncio.Task[None] | None = None
+    has: frozenset[str] = frozenset()
+    copying: bool = False
+    twice: bool = False
+
+
+class Plugged:
+    """``wake`` lets the teller look; ``run`` is to run as long as the service does."""
+
+    def __init__(self, manager: Manager, wake: Callable[[], None], clock: Clock) -> None:
+        self._manager = manager
+        self._visits = manager.visits
+        self._wake = wake
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._guests: dict[Plug, _Guest] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    def look(self) -> None:
+        """Something has changed: a drive, what is known of one, or there is a new backup."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            await self._visits.learn()
+            async with Watch(self.look) as watch:
+                while True:
+                    await self._changed.wait()
+                    self._changed.clear()
+                    try:
+                        await self._round(watch.plugs)
+                    except OSError as error:  # of our own state folder
+                        log.error("What was plugged in could not be dealt with: %s", error)
+        except ImportError:
+            log.info("Drives that are plugged in are not heard of: this machine has no libudev.")
+        finally:
+            tasks = [guest.task for guest in self._guests.values() if guest.task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _round(self, plugs: tuple[Plug, ...]) -> None:
+        for plug in [known for known in self._guests if known not in plugs]:
+            self._leaves(self._guests.pop(plug))
+        for plug in plugs:
+            if plug not in self._guests:
+                self._guests[plug] = _Guest(plug)
+                log.info("Plugged in: %s (%s, %s).", plug.label or plug.model, plug.filesystem, plug.node)
+        for guest in list(self._guests.values()):
+            if guest.task is None or guest.task.done():
+                await self._attend(guest)
+
+    def _leaves(self, guest: _Guest) -> None:
+        log.info("Pulled out: %s (%s).", guest.plug.label or guest.plug.model, guest.plug.node)
+        if guest.task:
+            guest.task.cancel()
+
+    # --- who is it -----------------------------------------------------------------------------------------------
+
+    async def _attend(self, guest: _Guest) -> None:
+        plug = guest.plug
+        if await asyncio.to_thread(self._visits.is_the_machines, plug):
+            return
+        if not plug.fs_uuid:
+            log.info("%s has no UUID by which it could be known again; it is left alone.", plug.node)
+            return
+        drive, new = await asyncio.to_thread(self._visits.known.seen, plug, self._clock())
+        twins = [other for other in self._guests.values() if other.plug.fs_uuid == plug.fs_uuid]
+        if len(twins) > 1:
+            if drive.trusted_at and not any(twin.twice for twin in twins):
+                self._tell(drive, messages.drive_twice(drive))
+            for twin in twins:
+                twin.twice = True
+                if twin.task:
+                    twin.task.cancel()
+            return
+        guest.twice = False
+        if drive.trusted_at is None:
+            drive = await self._approved(drive, plug, new=new)
+        if drive.trusted_at:
+            await self._serve_if_needed(guest, drive)
+
+    async def _approved(self, drive: Drive, plug: Plug, *, new: bool) -> Drive:
+        """As the settings have it; the family is asked once."""
+        usb = self._manager.config.usb
+        listed = {plug.fs_uuid, plug.label} & set(usb.drives)
+        if not mounting.fits(plug):
+            if new and usb.approve == "ask":
+                why = "it is locked (encrypted)." if plug.usage == "crypto" else f"its filesystem is {plug.filesystem}."
+                self._tell(drive, messages.drive_unfit(drive, why))
+        elif usb.approve == "any" or (usb.approve == "listed" and listed):
+            return await self._visits.trust(plug.fs_uuid, SCHEDULER)
+        elif new and usb.approve == "ask":
+            self._tell(drive, messages.drive_new(drive))
+        else:
+            log.info("Nobody has approved the drive %s; nothing is written on it.", drive.called)
+        return drive
+
+    # --- what it gets --------------------------------------------------------------------------------------------
+
+    async def _serve_if_needed(self, guest: _Guest, drive: Drive) -> None:
+        try:
+            newest = frozenset(w.backup.name for w in await self._visits.wanted())
+        except MemuError as error:
+            log.warning("What is to be copied cannot be seen: %s", error)
+            return
+        if newest and not newest <= guest.has:
+            guest.task = asyncio.create_task(self._serve(guest, drive), name=f"the copy to {drive.called}")
+
+    async def _serve(self, guest: _Guest, drive: Drive) -> None:
+        try:
+            await self._served(guest, drive)
+        except asyncio.CancelledError:
+            if guest.copying and guest.plug not in self._guests:  # else the service ends
+                self._tell(drive, messages.drive_failed(drive, _PULLED, DriveGone.code))
+            raise
+        except Exception as error:
+            log.error("The copy to %s broke.", drive.called, exc_info=error)
+            self._tell(drive, messages.drive_failed(drive, messages.broke(), "drive"))
+
+    async def _served(self, guest: _Guest, drive: Drive) -> None:
+        """Copy, and once more where a backup is just being made; then let it go."""
+        try:
+            visit = await self._copied(guest, drive)
+            while await self._backup_under_way():
+                self._tell(drive, messages.drive_more(drive, *_named(visit)))
+                while await self._backup_under_way():
+                    await asyncio.sleep(_AGAIN_S)
+                more = await self._copied(guest, drive)
+                visit = more if more.made.copied else visit
+        except MemuError as error:
+            if isinstance(error, DriveError):
+                await asyncio.sleep(_SETTLE_S)  # who is just pulling it out cancels this, and is told that
+            guest.has = frozenset(
+                w.backup.name for w in await self._visits.wanted()
+            )  # not again until there is a new one
+            self._tell(drive, messages.drive_failed(drive, str(error), error.code))
+        else:
+            await self._let_go(guest, drive, visit)
+
+    async def _copied(self, guest: _Guest, drive: Drive) -> Visit:
+        def begin(size_bytes: int) -> None:
+            if size_bytes:
+                seconds = size_bytes / (drive.bytes_per_second or _FIRST_GUESS)
+                self._tell(drive, messages.drive_copying(drive, size_bytes, seconds))
+
+        def watch(_: Progress) -> None:
+            return
+
+        async with self._one_at_a_time:
+            guest.copying = True
+            while True:
+                try:
+                    visit = await self._visits.copy(guest.plug, SCHEDULER, begin, watch)
+                    break
+                except LockHeld as error:  # one that somebody began at the terminal
+                    log.info("%s", error)
+                    await asyncio.sleep(_AGAIN_S)
+        guest.copying = False
+        guest.has |= {w.backup.name for w in (*visit.made.copied, *visit.made.there)}
+        return visit
+
+    async def _backup_under_way(self) -> bool:
+        config = self._manager.config
+        return any([await self._manager.at_work(name) for name in config.jobs if config.job(name).to_drives])
+
+    async def _let_go(self, guest: _Guest, drive: Drive, visit: Visit) -> None:
+        held = await self._visits.let_go(guest.plug)
+        self._tell(drive, messages.drive_done(drive, *_named(visit), held))
+        if held:
+            while await self._visits.let_go(guest.plug):
+                await asyncio.sleep(_AGAIN_S)
+            self._tell(drive, messages.drive_free(drive))
+
+    def _tell(self, drive: Drive, text: str) -> None:
+        log.info("%s", text.replace("\n", " "))
+        try:
+            self._visits.known.tell(drive.drive_id, self._clock(), text)
+        except OSError as error:
+            log.warning("This could not be noted, so nobody is told: %s", error)
+        self._wake()
+
+
+def _named(visit: Visit) -> tuple[list[Backup], list[Backup]]:
+    return [w.backup for w in visit.made.copied], [w.backup for w in visit.made.there]

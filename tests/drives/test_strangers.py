@@ -1,0 +1,298 @@
+"""Who gets copies and who does not: drives nobody approved, look-alikes, twins, hostile labels, the machine's own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.drives.guests import OURS, House, sha256
+from tests.service import Service
+from tests.usb import needs_usb
+
+pytestmark = needs_usb
+
+RULES = Path(__file__).parent.parent.parent / "deploy" / "99-memu-usb.rules"
+
+
+async def settled(service: Service, house: House) -> None:
+    """Whatever is to happen to what was just plugged in has happened."""
+    await service.until(lambda: not service.running("drives.copier"))
+    await asyncio.sleep(0.7)
+
+
+async def test_one_that_nobody_approved_gets_nothing_and_is_asked_about_once(house: House) -> None:
+    stick = house.hub.stick(label="A <b>\x1b[31m \u202ebig\nstick")
+    before = sha256(stick.image)
+    async with house.service() as service:
+        await service.ready()
+        for _ in range(2):
+            stick.plug()
+            await service.logs("Plugged in")
+            await settled(service, house)
+            stick.unplug()
+        await service.stop()
+        log = service.log()
+    assert sha256(stick.image) == before
+    assert log.count("Use it for backups?") == 1
+    (drive,) = house.known.drives()
+    assert drive.label.isprintable() and "<b>" in drive.label and "\x1b" not in log
+    ran = house.run("usb", "list")
+    assert "not approved" in ran.out
+
+
+async def test_approved_at_the_terminal_the_service_copies_at_once(house: House) -> None:
+    stick = house.hub.stick()
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        await service.logs("Use it for backups?")
+        ran = house.run("usb", "trust", "sandisk_family", "--name", "blue drive", "--kept-at", "grandma's")
+        assert ran.status == 0, ran
+        assert "The service does not run" not in ran.out
+        await service.until(
+            lambda: house.told().startswith("USB Backup Complete\nCopied latest backup to 'blue drive'.")
+        )
+        await service.stop()
+    stick.unplug()
+    assert house.home.archives[0].name in "".join(stick.names())
+    assert "'blue drive' (grandma's): today, 1 backup" in house.run("status", "--details").out
+    (row,) = house.passports()
+    assert (row["name"], row["kept_at"], row["copies"], row["label"]) == (
+        "blue drive",
+        "grandma's",
+        1,
+        "SanDisk_Family",
+    )
+    assert row["last_copied_at"] and row["trusted_at"]
+
+
+@pytest.mark.parametrize(("usb", "copied"), [
+    ('approve = "any"', True),
+    ('approve = "listed"\ndrives = ["SanDisk_Family"]', True),
+    ('approve = "listed"\ndrives = ["Another"]', False),
+])  # fmt: skip
+async def test_the_settings_may_approve(house: House, usb: str, copied: bool) -> None:
+    house.configure(usb)
+    stick = house.hub.stick()
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        await service.logs("Safe to remove the drive." if copied else "Nobody has approved the drive SanDisk_Family")
+        await settled(service, house)
+        assert "Use it for backups?" not in service.log()
+        await service.stop()
+    stick.unplug()
+    assert bool([n for n in stick.names() if n.startswith(OURS)]) is copied
+
+
+async def test_one_that_was_emptied_or_is_a_copy_of_ours_gets_nothing_until_it_is_approved_anew(house: House) -> None:
+    stick = house.trusted()
+    stick.plug()
+    assert house.run("usb", "copy").status == 0
+    stick.unplug()
+    with stick.mounted() as top:
+        shutil.rmtree(top / "memu-backup")
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        await service.until(lambda: "does not carry its mark" in house.told())
+        assert house.told().startswith(
+            "USB Backup Failed\n'SanDisk_Family' drive: It looks like a drive that gets copies"
+        )
+        stick.unplug()
+        assert stick.names() == []
+        assert house.run("usb", "forget", "SanDisk_Family").status == 0
+        stick.plug()
+        await service.logs("Use it for backups?")
+        assert house.run("usb", "trust", "SanDisk_Family").status == 0
+        await service.until(lambda: house.told().endswith("Safe to remove the drive."))
+        await service.stop()
+    stick.unplug()
+
+
+async def test_two_with_one_uuid_get_nothing_until_one_of_them_is_gone(house: House) -> None:
+    stick = house.trusted()
+    uuid = house.drive().fs_uuid
+    twin = house.hub.stick(label="Twin", uuid=uuid)
+    async with house.service() as service:
+        await service.ready()
+        twin.plug()
+        await service.logs("does not carry its mark" if house.drive().marker else "Safe to remove the drive.")
+        stick.plug()
+        await service.until(lambda: "both say they are" in house.told_of_any())
+        twin.unplug()
+        await service.stop()
+    stick.unplug()
+
+
+def safe(house: House, label: str) -> bool:
+    return house.told(label).endswith("Safe to remove the drive.")
+
+
+async def test_two_at_once_are_served_one_after_the_other(house: House) -> None:
+    sticks = [house.trusted(label=label) for label in ("Red", "Blue")]
+    async with house.service() as service:
+        await service.ready()
+        for stick in sticks:
+            stick.plug()
+        for label in ("Red", "Blue"):
+            await service.until(partial(safe, house, label))
+        await service.stop()
+    for stick in sticks:
+        stick.unplug()
+        assert len([n for n in stick.names() if n.endswith(".tar.gz")]) == 1
+    assert "'Red' drive: today, 1 backup" in house.run("status").out
+
+
+async def test_a_storm_of_events_makes_one_copy(house: House) -> None:
+    stick = house.trusted()
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        stick.storm(2000)
+        await service.until(lambda: house.told().endswith("Safe to remove the drive."))
+        stick.storm(2000)
+        await settled(service, house)
+        assert service.process.returncode is None
+        await service.stop()
+    stick.unplug()
+    assert [e["action"] for e in house.home.audit()].count("copy to drive") == 1
+
+
+async def test_one_that_is_there_when_the_service_starts_counts_too(house: House) -> None:
+    stick = house.trusted()
+    stick.plug()
+    async with house.service() as service:
+        await service.until(lambda: house.told().endswith("Safe to remove the drive."))
+        await service.stop()
+    stick.unplug()
+
+
+@pytest.mark.parametrize("label", ["Two words", "SanDisk_Family"])
+def test_two_with_one_label_are_told_apart(house: House, label: str) -> None:
+    sticks = [house.hub.stick(label=label) for _ in range(2)]
+    for stick in sticks:
+        stick.plug()
+    ran = house.run("usb", "trust", label)
+    assert ran.status == 2
+    assert ran.err.startswith(f"There are 2 drives called {label}: ")
+    uuid = json.loads(house.run("usb", "list", "--json").out)[0]["fs_uuid"]
+    assert uuid[:8] in ran.err
+    assert house.run("usb", "trust", uuid[:8]).status == 0
+    for stick in sticks:
+        stick.unplug()
+
+
+async def test_locked_or_of_an_unknown_filesystem_it_is_said_once(house: House) -> None:
+    stick = house.hub.stick("none", size_bytes=32 << 20)
+    with stick.image.open("r+b") as image:  # LUKS1: magic, version, and where blkid looks for the UUID
+        image.write(b"LUKS\xba\xbe\x00\x01")
+        image.seek(168)
+        image.write(b"766b434e-e409-4838-a9ca-5df547146b43\x00")
+    old = house.hub.stick("minix", label="", size_bytes=32 << 20)
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        await service.logs("cannot get backups: it is locked (encrypted).")
+        old.plug()  # which has no UUID by which it could be known again
+        await service.logs("has no UUID")
+        await service.stop()
+    stick.unplug()
+    old.unplug()
+    assert house.run("usb", "trust", "766b434e").status == 0
+    stick.plug()
+    ran = house.run("usb", "copy")
+    assert (ran.status, ran.err.splitlines()[-1]) == (1, "'Stick' drive: It is locked (encrypted).")
+    stick.unplug()
+
+
+async def test_a_disk_that_the_machine_itself_needs_is_no_drive(house: House, tmp_path: Path) -> None:
+    stick = house.hub.stick(label="Backups")
+    stick.plug()
+    house.hub.run("mount", str(stick.node), str(house.home.backups))
+    async with house.service() as service:
+        await service.ready()
+        await service.logs("Plugged in")
+        await settled(service, house)
+        assert "Use it for backups?" not in service.log()
+        await service.stop()
+    assert house.known.drives() == []
+    house.hub.run("umount", str(house.home.backups))
+    ran = house.run("usb", "list")
+    house.hub.run("mount", str(stick.node), str(house.home.backups))
+    ran = house.run("usb", "trust", "Backups")
+    assert ran.status == 2
+    assert ran.err.startswith("Backups belongs to this server, which mounts it by itself.")
+    house.hub.run("umount", str(house.home.backups))
+    stick.unplug()
+
+
+async def test_plugged_in_during_a_backup_it_gets_the_one_before_and_then_the_new_one(house: House) -> None:
+    stick = house.trusted()
+    (before,) = house.home.archives
+    go = house.home.folder / "go"
+    slow = f'[sources.slow]\nkind = "command"\ndump = ["sh", "-c", "while [ ! -e {go} ]; do sleep 0.1; done; echo x"]\n'
+    house.home.configure(sources='[sources.photos]\nkind = "directory"\npath = "photos"\n' + slow)
+    running = house.home.started("start")
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        await service.until(lambda: "is being made right now and follows" in house.told())
+        assert before.name in house.told()
+        go.touch()
+        await service.until(lambda: house.told().endswith("Safe to remove the drive."), 20)
+        await service.stop()
+    running.communicate()
+    after = house.home.archives[-1]
+    assert after != before and after.name in house.told()
+    stick.unplug()
+    assert [n.rpartition("/")[2] for n in stick.names() if n.endswith(".tar.gz")] == [before.name, after.name]
+
+
+async def test_where_somebody_has_it_open_it_is_said_when_it_is_free(house: House, tmp_path: Path) -> None:
+    stick = house.trusted()
+    desktop = tmp_path / "media"
+    desktop.mkdir()
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        house.hub.run("mount", str(stick.node), str(desktop))
+        await service.until(lambda: f"Do not remove the drive yet: it is still open at {desktop}." in house.told())
+        house.hub.run("umount", str(desktop))
+        await service.until(lambda: house.told() == (
+            "'SanDisk_Family' drive is not in use any more.\n\nSafe to remove the drive."
+        ))  # fmt: skip
+        await service.stop()
+    stick.unplug()
+
+
+def test_udev_keeps_desktops_from_drives_that_were_approved_and_from_no_others(house: House) -> None:
+    (house.hub.root / "run/udev/rules.d" / RULES.name).write_text(RULES.read_text())
+    approved, other = house.trusted(), house.hub.stick(label="Other")
+    house.hub.udevadm("control", "--reload")
+    for stick, ignored in ((approved, True), (other, False)):
+        stick.plug()
+        house.hub.udevadm("settle")
+        assert ("UDISKS_IGNORE=1" in house.hub.run("udevadm", "info", str(stick.node))) is ignored
+        stick.unplug()
+    assert house.run("usb", "forget", "SanDisk_Family").status == 0
+    house.hub.udevadm("control", "--reload")
+    approved.plug()
+    house.hub.udevadm("settle")
+    assert "UDISKS_IGNORE=1" not in house.hub.run("udevadm", "info", str(approved.node))
+    approved.unplug()
+
+
+def test_what_was_lost_here_comes_back_from_the_history(house: House) -> None:
+    house.trusted()
+    known = house.home.folder / "state" / "drives" / "drives.json"
+    before = house.known.drives()
+    known.unlink()
+    ran = house.run("usb", "list")
+    assert "gets copies" in ran.out, ran
+    assert house.known.drives() == before
