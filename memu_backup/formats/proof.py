@@ -15,9 +15,10 @@ from memu_backup.files import shown
 from memu_backup.formats import hashing, manifest, sums
 from memu_backup.formats.hashing import Digest, Hash, HashThread
 from memu_backup.formats.index import Entry
-from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, agree, unfold
+from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, agree
 from memu_backup.formats.tally import mode_line
 from memu_backup.formats.tar import Header, Type
+from memu_backup.formats.untar import unfold
 from memu_backup.model import Manifest, SourceSummary
 
 log = logging.getLogger(__name__)

@@ -185,7 +185,7 @@ class ArchiveReader:
             raise UsageError(f"There is no file {shown(path)} in {self.path.name}.")
         with closing(self.entries_with_content(entry)) as found:
             for header, stored in found:
-                yield from (bytes(block) for block in unfold(header, stored))
+                yield from (bytes(block) for block in untar.unfold(header, stored))
                 return
 
     def _find(self, path: str) -> Entry | None:
@@ -354,29 +354,6 @@ class ArchiveReader:
 
 def _unreadable(offset: int, error: OSError) -> DamagedArchive:
     return DamagedArchive(f"the disk cannot read it at byte {offset:,} ({error.strerror})")
-
-
-def unfold(header: Header, stored: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
-    """The content of a file as its readers see it: stored stretches in their places, zeros between."""
-    if header.extents is None:
-        yield from stored
-        return
-    zeros = bytes(_BLOCK)
-    position = 0
-    extents = iter(header.extents)
-    left = 0
-    for block in stored:
-        while block:
-            while left == 0:
-                offset, left = next(extents)
-                for start in range(position, offset, _BLOCK):
-                    yield zeros[: min(_BLOCK, offset - start)]
-                position = offset
-            part, block = block[:left], block[left:]
-            yield part
-            position, left = position + len(part), left - len(part)
-    for start in range(position, header.size_bytes, _BLOCK):
-        yield zeros[: min(_BLOCK, header.size_bytes - start)]
 
 
 def _without_first(blocks: Iterator[bytes], count: int) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ _PAX_LIMIT = 8 * 1024 * 1024
 
 _SPARSE_MAP_LIMIT = 64 * 1024 * 1024
 _TIME_LIMIT_NS = 2**62 * 10**9
+_ZEROS = 1024 * 1024
 
 _TYPES = {b"0": Type.FILE, b"\0": Type.FILE, b"7": Type.FILE, b"1": Type.HARDLINK, b"2": Type.SYMLINK}
 _TYPES[b"5"] = Type.DIRECTORY
@@ -178,6 +179,29 @@ class Reader:
     def _skip(self, size: int) -> None:
         while size:
             size -= len(self._some(size))
+
+
+def unfold(header: Header, stored: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
+    """The content of a file as its readers see it: stored stretches in their places, zeros between."""
+    if header.extents is None:
+        yield from stored
+        return
+    zeros = bytes(_ZEROS)
+    position = 0
+    extents = iter(header.extents)
+    left = 0
+    for block in stored:
+        while block:
+            while left == 0:
+                offset, left = next(extents)
+                for start in range(position, offset, _ZEROS):
+                    yield zeros[: min(_ZEROS, offset - start)]
+                position = offset
+            part, block = block[:left], block[left:]
+            yield part
+            position, left = position + len(part), left - len(part)
+    for start in range(position, header.size_bytes, _ZEROS):
+        yield zeros[: min(_ZEROS, header.size_bytes - start)]
 
 
 @dataclass(frozen=True, slots=True)
