@@ -38,7 +38,7 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
         with suppress(DamagedArchive):
             _put(reader.entries_with_content(), left, unpacker.put)
         return list(left.values())
-    with ThreadPoolExecutor(_threads(entries), "memu-restore") as pool:
+    with ThreadPoolExecutor(_threads(entries, len(reader.parts)), "memu-restore") as pool:
         enough = Stop()
         parts = [pool.submit(_feed_part, reader, part, unpacker, enough) for part in _parts(entries)]
         done, rest = wait(parts, return_when=FIRST_EXCEPTION)
@@ -58,11 +58,11 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
     return [e for e in entries if e.path in lost]
 
 
-def _threads(entries: Sequence[Entry]) -> int:
+def _threads(entries: Sequence[Entry], open_files: int) -> int:
     """As many as there are cores; fewer where each would hold so much open that the system says no."""
     deepest = max((e.path.count("/") for e in entries), default=0)
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(1, min(THREADS, (allowed - _OTHER_FILES) // (deepest + 2 + SETTLING_FILES)))
+    return max(1, min(THREADS, (allowed - _OTHER_FILES - open_files) // (deepest + 2 + SETTLING_FILES)))
 
 
 @dataclass(frozen=True, slots=True)

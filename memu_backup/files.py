@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -89,12 +90,14 @@ def _merged(extents: list[tuple[int, int]], smallest_hole: int) -> list[tuple[in
 class Passing:
     """Goes through an open file from ``offset`` on and lets the kernel forget what lies behind.
 
+    ``advise`` is posix_fadvise(2) for it: offset, size in bytes, advice.
+
     Else a backup would fill the memory with what nobody asks for again, and push out what the family's services keep
     there; and new memory is dearer than what was just given back, on virtual machines by far.
     """
 
-    def __init__(self, descriptor: int, offset: int = 0) -> None:
-        self._descriptor = descriptor
+    def __init__(self, advise: Callable[[int, int, int], None], offset: int = 0) -> None:
+        self._advise = advise
         self._forgotten = offset
 
     def passed(self, offset: int) -> None:
@@ -110,7 +113,7 @@ class Passing:
 
     def _forget(self, size_bytes: int) -> None:
         with suppress(OSError):
-            os.posix_fadvise(self._descriptor, self._forgotten, size_bytes, os.POSIX_FADV_DONTNEED)
+            self._advise(self._forgotten, size_bytes, os.POSIX_FADV_DONTNEED)
 
 
 class Settling:

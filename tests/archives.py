@@ -12,11 +12,13 @@ import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from memu_backup import unpack
+from memu_backup.formats import sums
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
 from memu_backup.model import Captured, Level, Progress, Root
 from memu_backup.stores import Label, Written
@@ -95,6 +97,19 @@ def give_back(archive: Path, target: Path, *, overwrite: bool = False) -> Unpack
                     unpacker.put(header, content)
             unpacker.finish()
     return Unpacked(target, unpacker.warnings)
+
+
+def in_parts(archive: Path, folder: Path, *cuts: int) -> list[Path]:
+    """A copy cut at these offsets, with the sidecars that docs/format.md tells of; the paths of the parts."""
+    content = archive.read_bytes()
+    made = []
+    for number, (start, end) in enumerate(pairwise((0, *cuts, len(content))), 1):
+        made.append(folder / f"{archive.name}.part{number:03}")
+        made[-1].write_bytes(content[start:end])
+    (folder / f"{archive.name}.sha256").write_bytes(sums.line(sums.of(content), archive.name))
+    lines = b"".join(sums.line(sums.of(part.read_bytes()), part.name) for part in made)
+    (folder / f"{archive.name}.pieces.sha256").write_bytes(lines)
+    return made
 
 
 def snapshot(folder: Path) -> dict[bytes, tuple[object, ...]]:

@@ -16,7 +16,7 @@ from memu_backup.feed import feed
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.unpack import Unpacker
 from memu_backup.work import Stop
-from tests.archives import archive_store, back_up, ignore, snapshot, tree
+from tests.archives import archive_store, back_up, ignore, in_parts, snapshot, tree
 
 MB = 1_000_000
 
@@ -149,6 +149,12 @@ def test_very_deep_folders_come_back_where_few_files_may_be_open(tmp_path: Path)
             done = give_back(archive, tmp_path / "out", overwrite=overwrite)
             assert (done.lost, done.warnings) == ((), ())
     assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
+    (tmp_path / "drive").mkdir()
+    pieces = in_parts(archive, tmp_path / "drive", *range(80_000, 36 * MB, 80_000))  # which are all open, too
+    with open_files(at_most=len(pieces) + 450):
+        done = give_back(pieces[0], tmp_path / "again")
+    assert (done.lost, done.warnings) == ((), ())
+    assert snapshot(tmp_path / "again" / "photos") == snapshot(source)
 
 
 def test_very_many_files_come_back_where_few_may_be_open(tmp_path: Path) -> None:

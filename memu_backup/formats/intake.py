@@ -8,7 +8,7 @@ import pwd
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 
 from memu_backup import files
@@ -46,7 +46,7 @@ class Reading:
 
     def placed_pieces(self) -> Iterator[tuple[int, bytes]]:
         whole = ((0, self._header.size_bytes),)
-        passing = Passing(self._descriptor)
+        passing = Passing(partial(os.posix_fadvise, self._descriptor))
         for start, length in whole if self._header.extents is None else self._header.extents:
             for offset in range(start, start + length, gzip.LARGE_CHUNK):
                 self._stop.check()

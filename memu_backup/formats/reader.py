@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from memu_backup.errors import DamagedArchive, NotAnArchive, UnknownBackup, UsageError
+from memu_backup.errors import DamagedArchive, NotAnArchive, UsageError
 from memu_backup.files import Passing, shown
 from memu_backup.formats import gzip, index, manifest, untar
 from memu_backup.formats.gzip import Footer
 from memu_backup.formats.index import Entry
 from memu_backup.formats.inflate import inflate
 from memu_backup.formats.members import read_members
+from memu_backup.formats.parts import LIST, Parts, whole
 from memu_backup.formats.tar import Header, Type
 from memu_backup.model import Manifest
 from memu_backup.work import Stop
@@ -42,36 +42,28 @@ class _Place:
     end: int
 
 
-_NO_FILE = (errno.EISDIR, errno.ESPIPE, errno.EINVAL)
-"""What reading a folder, a pipe or a device says."""
-
-
 class ArchiveReader:
-    """One archive, open for reading. Use as a context manager.
+    """One archive, open for reading, in one file or in parts. Use as a context manager.
 
-    Raises UnknownBackup when the file is not there, NotAnArchive when it is something else, DamagedArchive when its
-    disk cannot read it. ``indexed`` says whether it carries our footer; without it everything works, by reading it all.
+    ``path`` is also that of any part; the reader's own is then that of the whole. Raises as ``Parts``, NotAnArchive for
+    something else, DamagedArchive when its disk cannot read it. ``indexed`` says whether it carries our footer; without
+    it everything works, by reading it all.
     """
 
     def __init__(self, path: Path, stop: Stop | None = None) -> None:
-        self.path = path
+        self.path = whole(path)
         self.stop = stop or Stop()
+        self.parts = Parts(path)
+        self.size_bytes = self.parts.size_bytes
         try:
-            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError as error:
-            raise UnknownBackup(f"There is no file {path}.") from error
-        except OSError as error:
-            raise UsageError(f"{path} cannot be opened: {error.strerror}.") from error
-        try:
-            self.size_bytes = os.fstat(self._descriptor).st_size
             self._footer = self._read_footer()
         except OSError as error:
-            os.close(self._descriptor)
-            if error.errno in _NO_FILE:
-                raise NotAnArchive(f"{path} is not a file that can be read as an archive.") from error
-            raise DamagedArchive(f"{path} cannot be read: its disk reports an error ({error.strerror}).") from error
+            self.parts.close()
+            raise DamagedArchive(
+                f"{self.path} cannot be read: its disk reports an error ({error.strerror})."
+            ) from error
         except BaseException:
-            os.close(self._descriptor)
+            self.parts.close()
             raise
 
     def __enter__(self) -> Self:
@@ -80,7 +72,7 @@ class ArchiveReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._descriptor)
+        self.parts.close()
 
     @property
     def indexed(self) -> bool:
@@ -102,11 +94,16 @@ class ArchiveReader:
         return self.size_bytes - (self._footer.index_offset if self._footer else 0)
 
     def _read_footer(self) -> Footer | None:
-        tail = os.pread(self._descriptor, gzip.FOOTER_BYTES, max(0, self.size_bytes - gzip.FOOTER_BYTES))
+        tail = self.parts.read(max(0, self.size_bytes - gzip.FOOTER_BYTES), gzip.FOOTER_BYTES)
         found = gzip.read_footer(tail)
         if found and found.manifest_offset < found.index_offset < found.archive_bytes:
             return found
-        if os.pread(self._descriptor, 2, 0) != b"\x1f\x8b":
+        if self.parts.read(0, 2) != b"\x1f\x8b":
+            if len(self.parts) > 1:
+                raise DamagedArchive(
+                    f"{self.path.name} cannot be put together: its parts are damaged, or have been renamed. In their "
+                    f"folder, this tells which: sha256sum -c {self.path.name}{LIST}"
+                )
             raise NotAnArchive(f"{self.path} is not a tar.gz archive.")
         return None
 
@@ -299,7 +296,7 @@ class ArchiveReader:
     def raw(self) -> Iterator[memoryview]:
         """The archive's own bytes from front to back, a block good until the next. Raises as ``_read``."""
         block = memoryview(bytearray(_BLOCK))
-        passing = Passing(self._descriptor)
+        passing = Passing(self.parts.advise)
         offset = 0
         while size := self._fill(block, offset):
             self.stop.check()
@@ -310,14 +307,14 @@ class ArchiveReader:
 
     def _fill(self, block: memoryview, offset: int) -> int:
         try:
-            return os.preadv(self._descriptor, [block], offset)
+            return self.parts.read_into(block, offset)
         except OSError as error:
             raise _unreadable(offset, error) from error
 
     def _members(self, place: _Place) -> Iterator[tuple[int, int]]:
         """Where they lie and how long they are; the disk is told to begin with what follows. Raises DamagedArchive."""
         offset = place.start
-        passing = Passing(self._descriptor, offset)
+        passing = Passing(self.parts.advise, offset)
         begun = offset
         while offset < place.end:
             self.stop.check()
@@ -325,8 +322,7 @@ class ArchiveReader:
             if size is None or offset + size > self.size_bytes:
                 raise DamagedArchive(f"it cannot be read from byte {offset:,} on")
             while begun < min(offset + size + _AHEAD, place.end):
-                with suppress(OSError):
-                    os.posix_fadvise(self._descriptor, begun, _BLOCK, os.POSIX_FADV_WILLNEED)
+                self.parts.advise(begun, _BLOCK, os.POSIX_FADV_WILLNEED)
                 begun += _BLOCK
             yield offset, size
             offset += size
@@ -345,7 +341,7 @@ class ArchiveReader:
 
     def _read(self, offset: int, size: int) -> bytes:
         try:
-            return os.pread(self._descriptor, size, offset)
+            return self.parts.read(offset, size)
         except OverflowError as error:
             raise DamagedArchive("its index points to the wrong place") from error
         except OSError as error:
