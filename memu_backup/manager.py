@@ -350,7 +350,7 @@ class Manager:
         Raises NotAnArchive.
         """
         async with self._audit.act(asker, f"verify {level}", stored.name) as deed:
-            if self._is_ours(store):
+            if self._is_ours(store) and stored.path.name == stored.name:  # in parts it is a copy, wherever it lies
                 host = self.config.host
                 verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
             else:
@@ -392,7 +392,7 @@ class Manager:
         """Carry out one step of ``plan_back``. Raises as ``put_back.carry_out``."""
         from memu_backup import put_back
 
-        async with self._audit.act(asker, "put back", f"{step.source.name} from {step.unpacking.archive.name}"):
+        async with self._audit.act(asker, "put back", f"{step.source.name} from {step.unpacking.name}"):
             return await put_back.carry_out(step, on_progress)
 
 
@@ -404,7 +404,7 @@ def _store(config: Config, job: Job) -> Store:
 
 
 def _subject(planned: restore.Plan) -> str:
-    return f"{planned.archive.name} to {planned.target}"
+    return f"{planned.name} to {planned.target}"
 
 
 def _same_folder(one: Path, other: Path) -> bool:

@@ -137,7 +137,8 @@ class Manifest:
 class Backup:
     """A backup that lies in a store. ``manifest`` is None where the archive tells nothing of itself.
 
-    ``pinned`` says that somebody asked to keep it, whatever retention says, ``damaged`` that it was found to be.
+    ``pinned`` says that somebody asked to keep it, whatever retention says, ``damaged`` that it was found to be. Where
+    it lies in parts, ``path`` is the first of them, and ``name`` that of the whole.
     """
 
     name: str

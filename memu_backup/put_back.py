@@ -15,6 +15,7 @@ from pathlib import Path
 from memu_backup import restore
 from memu_backup.errors import DamagedArchive, RestoreError, UsageError
 from memu_backup.files import shown
+from memu_backup.formats.parts import whole
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.model import SourceSummary
 from memu_backup.restore import Plan, Wanted
@@ -84,7 +85,7 @@ def _summaries(archive: Path) -> dict[str, SourceSummary]:
             raise restore.about(archive, error) from error
     if manifest is None:
         raise UsageError(
-            f"{archive.name} does not tell what it holds, so nobody knows where that belongs. "
+            f"{whole(archive).name} does not tell what it holds, so nobody knows where that belongs. "
             "Restore it to a folder with --to."
         )
     return {summary.name: summary for summary in manifest.sources}

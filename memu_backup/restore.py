@@ -22,6 +22,7 @@ from memu_backup.files import shown
 from memu_backup.find import fits, may_fit
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
+from memu_backup.formats.parts import whole
 from memu_backup.formats.reader import ArchiveReader, is_own
 from memu_backup.formats.tar import Type
 from memu_backup.model import Manifest, Phase, Progress
@@ -66,6 +67,11 @@ class Plan:
     damage: str
     cut: bool
     trusted: bool
+
+    @property
+    def name(self) -> str:
+        """What the archive is called, also where it lies in parts."""
+        return whole(self.archive).name
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +190,7 @@ def carry_out(planned: Plan, *, overwrite: bool, on_progress: OnProgress, stop: 
         lost, warnings = _unpack(planned, overwrite, on_progress, stop, stays=planned.target not in made)
         if lost and len(lost) == planned.files:
             raise DamagedArchive(
-                f"{planned.archive.name} is damaged: nothing of what was wanted can be read. "
+                f"{planned.name} is damaged: nothing of what was wanted can be read. "
                 "Try an older backup, or a copy of this one."
             )
     except BaseException:
@@ -388,7 +394,7 @@ def _nearest(target: Path) -> Path:
 
 def about(archive: Path, error: MemuError) -> MemuError:
     """Errors of the archive are half-sentences about "it"; here they get its name, and what it means."""
-    text = str(error)
+    text, name = str(error), whole(archive).name
     if text[:1].isupper():
-        return type(error)(f"{archive.name}: {text}")
-    return type(error)(f"{archive.name} is damaged: {text}. Try an older backup, or a copy of this one.")
+        return type(error)(f"{name}: {text}")
+    return type(error)(f"{name} is damaged: {text}. Try an older backup, or a copy of this one.")

@@ -204,7 +204,7 @@ def _tell_plan(planned: Plan, *, overwrite: bool, json: bool) -> None:
         there = f"{words.files(count)} of these {'is' if count == 1 else 'are'} there already"
         in_the_way = f" {there} and would be {'replaced' if overwrite else 'a reason to stop (see --overwrite)'}."
     console.say(
-        f"Would restore {_what(planned)} from {planned.archive.name} to {planned.target}, where "
+        f"Would restore {_what(planned)} from {planned.name} to {planned.target}, where "
         f"{words.size(planned.free_bytes)} are free.{in_the_way} Nothing was changed."
     )
     if planned.damage:
@@ -235,7 +235,7 @@ def _damage(planned: Plan, lost: tuple[str, ...]) -> str:
     """What is missing of a damaged backup, and where it may be found."""
     from memu_backup import words
 
-    what = f"{planned.archive.name} is damaged{f': {planned.damage}' if planned.damage else ''}. "
+    what = f"{planned.name} is damaged{f': {planned.damage}' if planned.damage else ''}. "
     if not planned.cut and not lost:
         return what + "All of what was wanted can be read; make a new backup soon with: memu-backup start"
     missing = []

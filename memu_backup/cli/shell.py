@@ -187,7 +187,9 @@ async def find(manager: Manager | None, backup: str) -> tuple[Store, Backup]:
 
 
 def is_file(backup: str) -> bool:
-    return backup != "latest" and ("/" in backup or Path(backup).is_file())
+    from memu_backup.formats import parts
+
+    return backup != "latest" and ("/" in backup or parts.is_there(Path(backup)))
 
 
 def job_or_only(config: Config, job: str | None, verb: str) -> str:

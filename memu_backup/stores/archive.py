@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from memu_backup import files, mark
 from memu_backup.errors import ArchiveError, DamagedArchive, MemuError, StoreError, UnknownBackup
-from memu_backup.formats import manifest, proof, sums
+from memu_backup.formats import manifest, parts, proof, sums
 from memu_backup.formats.earlier import opened
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.writer import ArchiveWriter
@@ -201,7 +201,8 @@ class ArchiveStore:
             for end in _BESIDE:
                 archive = archive.removesuffix(end)
             ours = self._name.fullmatch(archive)
-            alone = name.endswith(_BESIDE) and not (self.directory / archive).exists()
+            there = self.directory / archive
+            alone = name.endswith(_BESIDE) and not (there.exists() or parts.is_there(there))
             if re.fullmatch(r"\.stage-[0-9a-f-]+", name):
                 shutil.rmtree(self.directory / name, ignore_errors=True)
                 removed.append(name)
@@ -226,16 +227,19 @@ class ArchiveStore:
             raise _unknown(self.directory, error) from error
 
     def look(self, path: Path) -> Backup:
-        """One archive, wherever it lies and whatever its name. Raises UnknownBackup, ArchiveError, UsageError."""
+        """One archive, wherever it lies and whatever its name, also by one of its parts.
+
+        Raises UnknownBackup, ArchiveError, UsageError.
+        """
         with ArchiveReader(path) as reader:
-            size_bytes = reader.size_bytes
+            name, path, size_bytes = reader.path.name, reader.parts.first, reader.size_bytes
             try:
                 # Without a footer the metadata would take a full pass; the name tells enough.
                 made = reader.manifest() if reader.indexed else None
             except ArchiveError:  # damaged: ``prove`` says how
                 made = None
-        created_at = made.created_at if made else self._time_in(path.name)
-        return Backup(path.name, path, size_bytes, created_at, made, _has(path, _PIN), _has(path, _DAMAGED))
+        created_at = made.created_at if made else self._time_in(name)
+        return Backup(name, path, size_bytes, created_at, made, _has(path, _PIN), _has(path, _DAMAGED))
 
     def _look_if_there(self, path: Path) -> Backup | None:
         try:
@@ -273,7 +277,7 @@ class ArchiveStore:
             said = sums.parse(_beside(backup, _SIDECAR).read_bytes()[:4096])
         except OSError:
             return None
-        return said[0] if said and said[1] == backup.name else None
+        return said[0] if said and said[1] == parts.whole(backup).name else None
 
     # --- what goes and what is to stay -------------------------------------------------------------------------------
 
@@ -336,6 +340,7 @@ class ArchiveStore:
 
     def prove(self, path: Path, level: Level, on_progress: OnProgress, stop: Stop) -> Verdict:
         meter = _Meter(Phase.VERIFYING, on_progress)
+        archive = parts.whole(path)
         try:
             with ArchiveReader(path, stop) as reader:
                 if level is Level.QUICK:
@@ -343,9 +348,14 @@ class ArchiveStore:
                 else:
                     found = self._unchanged(reader, meter) or proof.full(reader, meter.tick)
                 meter.flush()
+                problems = found.problems
+                if problems:
+                    problems = (*reader.parts.missing(), *problems)
+                if problems and level is Level.FULL:
+                    problems += tuple(reader.parts.spoiled(stop.check))
         except DamagedArchive as error:
-            return Verdict(level, (f"{path.name} is damaged: {error}.",), 0, 0)
-        problems = found.problems + (() if path.name.endswith(_PARTIAL) else self._compare_sidecar(path, found.sha256))
+            return Verdict(level, (f"{archive.name} is damaged: {str(error).removesuffix('.')}.",), 0, 0)
+        problems += () if archive.name.endswith(_PARTIAL) else self._compare_sidecar(archive, found.sha256)
         return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
 
     def _unchanged(self, reader: ArchiveReader, meter: _Meter) -> proof.Proof | None:
@@ -372,6 +382,7 @@ class ArchiveStore:
 
 
 def _beside(backup: Path, end: str) -> Path:
+    backup = parts.whole(backup)
     return backup.with_name(backup.name + end)
 
 
