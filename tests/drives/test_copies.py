@@ -85,7 +85,7 @@ def test_it_is_mounted_so_that_nothing_on_it_is_followed_run_or_trusted(house: H
     assert {"nosuid", "nodev", "noexec", "nosymfollow"} <= set(mine[5].split(","))
 
 
-def test_what_one_file_cannot_hold_goes_in_parts_that_cat_joins(house: House) -> None:
+def test_what_one_file_cannot_hold_goes_in_parts_that_cat_joins_and_restore_reads(house: House) -> None:
     """As FAT's 4 GiB, with a smaller limit: the error is the same."""
     stick = house.trusted()
     archive = house.back_up(20_000_000)
@@ -102,6 +102,11 @@ def test_what_one_file_cannot_hold_goes_in_parts_that_cat_joins(house: House) ->
         shell = f"cat {archive.name}.part* | sha256sum && sha256sum --quiet -c {archive.name}.pieces.sha256"
         joined = subprocess.run(["sh", "-c", shell], cwd=folder, capture_output=True, text=True)
         assert (joined.returncode, joined.stdout.split()[0]) == (0, sha256(archive)), joined
+        for file in (parts[1], folder / archive.name):
+            target = house.home.folder / f"found-{file.suffix}"
+            ran = house.home.run("restore", str(file), "--to", str(target), "--yes")
+            assert ran.status == 0, ran
+            assert fingerprints(target / "photos") == fingerprints(house.home.folder / "photos")
 
 
 def test_what_lies_beside_the_copies_brings_everything_back(house: House, tmp_path: Path) -> None:
