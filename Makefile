@@ -3,6 +3,7 @@
 # make test    ruff, mypy and all tests; this is what CI runs
 # make test-all   the same with the long matrices, on a fresh Debian and in a container
 # make bench   measures against tar, restic and borg (make bench BENCH='--size-mb 500 --rounds 1')
+# make bench-drive   the copy to a drive against cp and fsync
 # make bench-chat    how soon the bot answers, and what the service costs at rest (make bench-chat BENCH='--rest-s 60')
 # make bench-large   memory with a million files
 PYTHON ?= python3
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-chat test test-all lint bench bench-chat bench-large clean
+.PHONY: demo demo-chat test test-all lint bench bench-chat bench-drive bench-large clean
 
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
@@ -29,6 +30,9 @@ test-all: system-packages lint
 
 bench: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+bench-drive: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench.drive $(BENCH)
 
 bench-chat: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench.chat $(BENCH)

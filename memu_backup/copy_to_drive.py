@@ -239,14 +239,14 @@ def _let_go(job: JobShelf, keep: int) -> list[str]:
 def _finish(order: Order, top: int) -> int:
     with Shelf(top) as shelf:
         order.kit(shelf)
-        return len(of_machine(shelf, order.host))
+        mine = drive_shelf.folder_name(order.host, "")
+        return sum(folder.startswith(mine) for folder, _ in whole(shelf))
 
 
-def of_machine(shelf: Shelf, host: str) -> list[tuple[str, Copy]]:
-    """The whole copies of one machine, newest first, each with its folder."""
+def whole(shelf: Shelf) -> list[tuple[str, Copy]]:
+    """The whole copies of all machines, each with its folder."""
     found = []
     for folder in shelf.jobs():
-        if folder.startswith(drive_shelf.folder_name(host, "")):
-            with shelf.named(folder) as job:
-                found += [(folder, copy) for copy in job.copies() if copy.sha256]
-    return sorted(found, key=lambda both: both[1].order, reverse=True)
+        with shelf.named(folder) as job:
+            found += [(folder, copy) for copy in job.copies() if copy.sha256]
+    return found

@@ -139,7 +139,6 @@ _DRIVE_TODO = {
     "drive_full": "Delete something from it, or use a larger drive",
     "drive_read_only": "Use another drive, or let it be written to: some have a little switch",
     "drive_unfit": "Use another drive, or have this one formatted as exFAT",
-    "drive_unknown": "On the server, look at the drives: memu-backup usb list",
     "drive_broken": "Have it checked on a computer, or use another drive",
     "copy_differs": "Use another drive",
     "damaged": "Start a new backup and check the disk it lies on",
@@ -158,7 +157,7 @@ def drive_new(drive: Drive) -> str:
 
 def drive_unfit(drive: Drive, why: str) -> str:
     """One that could not get copies, even if somebody approved it; told once."""
-    return f"A new drive '{drive.called}' was plugged in, and cannot get backups: {why}"
+    return f"A new drive '{drive.called}' was plugged in, and cannot get backups. {why}"
 
 
 def drive_trusted(drive: Drive) -> str:
@@ -201,6 +200,8 @@ def drive_free(drive: Drive) -> str:
 def drive_failed(drive: Drive, why: str, code: str) -> str:
     """``why`` is a sentence about "it", ``code`` one of ``errors``."""
     todo = _DRIVE_TODO.get(code, "Plug it in again")
+    if code == "drive_unknown":
+        todo = f"If it is to be used, an admin answers !backup trust {drive.called}"
     older = " Older copies on it are untouched." if drive.copies else ""
     return f"USB Backup Failed\n{_capital(the_drive(drive.called))}: {why}{older}\nAction needed: {todo}"
 

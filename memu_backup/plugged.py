@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from memu_backup import messages
 from memu_backup.audit import SCHEDULER
@@ -33,11 +34,12 @@ _AGAIN_S = 5.0
 
 @dataclass(slots=True)
 class _Guest:
-    """A drive that is plugged in, and what is being done with it."""
+    """A drive that is plugged in, what is being done with it, and the ``newest`` backups that were brought to it."""
 
     plug: Plug
     task: asyncio.Task[None] | None = None
-    has: frozenset[str] = frozenset()
+    newest: frozenset[str] = frozenset()
+    trusted_at: datetime | None = None
     copying: bool = False
     twice: bool = False
 
@@ -117,15 +119,16 @@ class Plugged:
         if drive.trusted_at is None:
             drive = await self._approved(drive, plug, new=new)
         if drive.trusted_at:
+            if drive.trusted_at != guest.trusted_at:  # approved just now, or anew: what failed before may go well
+                guest.trusted_at, guest.newest = drive.trusted_at, frozenset()
             await self._serve_if_needed(guest, drive)
 
     async def _approved(self, drive: Drive, plug: Plug, *, new: bool) -> Drive:
         """As the settings have it; the family is asked once."""
         usb = self._manager.config.usb
         listed = {plug.fs_uuid, plug.label} & set(usb.drives)
-        if not mounting.fits(plug):
+        if why := mounting.unfit(plug):
             if new and usb.approve == "ask":
-                why = "it is locked (encrypted)." if plug.usage == "crypto" else f"its filesystem is {plug.filesystem}."
                 self._tell(drive, messages.drive_unfit(drive, why))
         elif usb.approve == "any" or (usb.approve == "listed" and listed):
             return await self._visits.trust(plug.fs_uuid, SCHEDULER)
@@ -143,7 +146,8 @@ class Plugged:
         except MemuError as error:
             log.warning("What is to be copied cannot be seen: %s", error)
             return
-        if newest and not newest <= guest.has:
+        if newest - guest.newest:  # else it was tried already, and went well or will go no better
+            guest.newest = newest
             guest.task = asyncio.create_task(self._serve(guest, drive), name=f"the copy to {drive.called}")
 
     async def _serve(self, guest: _Guest, drive: Drive) -> None:
@@ -170,9 +174,6 @@ class Plugged:
         except MemuError as error:
             if isinstance(error, DriveError):
                 await asyncio.sleep(_SETTLE_S)  # who is just pulling it out cancels this, and is told that
-            guest.has = frozenset(
-                w.backup.name for w in await self._visits.wanted()
-            )  # not again until there is a new one
             self._tell(drive, messages.drive_failed(drive, str(error), error.code))
         else:
             await self._let_go(guest, drive, visit)
@@ -196,7 +197,7 @@ class Plugged:
                     log.info("%s", error)
                     await asyncio.sleep(_AGAIN_S)
         guest.copying = False
-        guest.has |= {w.backup.name for w in (*visit.made.copied, *visit.made.there)}
+        guest.newest |= {w.backup.name for w in (*visit.made.copied, *visit.made.there)}
         return visit
 
     async def _backup_under_way(self) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from memu_backup import catalog, copy_to_drive, lock, rescue
+from memu_backup import catalog, copy_to_drive, lock, messages, rescue
 from memu_backup.audit import Asker, Audit
 from memu_backup.clock import Clock
 from memu_backup.config import Config
@@ -78,18 +78,25 @@ class Visits:
     # --- what people say of drives -----------------------------------------------------------------------------------
 
     async def trust(self, name: str, asker: Asker, *, called: str = "", kept_at: str = "") -> Drive:
-        """From now on it gets copies. ``name`` is as people know it, see ``Known.named``. Raises UsageError."""
+        """From now on it gets copies; what is plugged in by that name gets a mark of its own, whatever it was before.
+
+        ``name`` is as people know it, see ``Known.named``. Raises UsageError.
+        """
         drive = self._named(name)
-        if plug := next((p for p in self._present() if p.fs_uuid == drive.fs_uuid), None):
-            self._must_be_free_to_take(plug)
-        return await self._changed(
-            drive,
-            asker,
-            "trust drive",
-            lambda d: replace(
-                d, trusted_at=d.trusted_at or self._clock(), name=called or d.name, kept_at=kept_at or d.kept_at
-            ),
-        )
+        plugs = [plug for plug in self._present() if plug.fs_uuid == drive.fs_uuid]
+        for plug in plugs:
+            self._must_be_fit(plug)
+
+        def trusted(drive: Drive) -> Drive:
+            return replace(
+                drive,
+                trusted_at=self._clock(),
+                marker="" if plugs else drive.marker,
+                name=udev.fit_to_show(called) or drive.name,
+                kept_at=udev.fit_to_show(kept_at) or drive.kept_at,
+            )
+
+        return await self._changed(drive, asker, "trust drive", trusted)
 
     async def rename(self, name: str, asker: Asker, *, called: str | None, kept_at: str | None) -> Drive:
         """What people call it, and where it is kept. Raises UsageError."""
@@ -125,7 +132,7 @@ class Visits:
         """What is plugged in; what fits is known from now on, also where no service runs."""
         found = self._present()
         for plug in found:
-            if plug.fs_uuid and mounting.fits(plug) and not self.is_the_machines(plug):
+            if plug.fs_uuid and not mounting.unfit(plug) and not self.is_the_machines(plug):
                 self.known.seen(plug, self._clock())
         return found
 
@@ -145,7 +152,9 @@ class Visits:
         places = (self._store_of(name).directory for name in self._config.jobs)
         return mounting.belongs_to_the_machine(plug, (self._config.path, self._config.state_dir, *places))
 
-    def _must_be_free_to_take(self, plug: Plug) -> None:
+    def _must_be_fit(self, plug: Plug) -> None:
+        if why := mounting.unfit(plug):
+            raise UsageError(f"{plug.label or plug.model or plug.node} cannot get copies. {why}")
         if self.is_the_machines(plug):
             raise UsageError(
                 f"{plug.label or plug.node} belongs to this server, which mounts it by itself. A drive for copies is "
@@ -179,6 +188,8 @@ class Visits:
         found = [plug for plug in self._present() if plug.fs_uuid in trusted]
         if len(found) == 1:
             return found[0]
+        if len({plug.fs_uuid for plug in found}) == 1:
+            raise UsageError(messages.drive_twice(next(iter(trusted.values()))))
         if found:
             raise UsageError(f"Which drive? There are {', '.join(trusted[p.fs_uuid].called for p in found)}.")
         raise UsageError(
@@ -300,7 +311,7 @@ class Visits:
         if drive.marker and found != drive.marker:
             raise DriveUnknown(
                 "It looks like a drive that gets copies, and does not carry its mark: it was emptied, or is a copy of "
-                "that drive. Nothing was written on it. If it is to be used, forget it first and approve it anew."
+                "that drive. Nothing was written on it."
             )
         if drive.marker:
             return drive
@@ -321,7 +332,7 @@ class Visits:
     def _leave_kit(self, shelf: Shelf, called: str) -> None:
         """What somebody finds who has nothing but the drive. Whatever is wrong with it must not cost the copy."""
         copies = []
-        for folder, copy in copy_to_drive.of_machine(shelf, self._config.host):
+        for folder, copy in copy_to_drive.whole(shelf):
             with shelf.named(folder) as job, suppress(ArchiveError, UsageError):
                 with ArchiveReader(drive_shelf.path_of(job.descriptor, copy.files[0])) as reader:
                     made = reader.manifest()

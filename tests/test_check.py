@@ -164,7 +164,7 @@ def test_a_copy_on_a_drive_is_asked_for_only_where_one_is_expected(home: Home) -
     assert "  drive: " not in home.run("check").out
     config = home.folder / "config.toml"
     config.write_text(config.read_text().replace("overdue_days = 0", "overdue_days = 7"))
-    assert line(home.run("check"), "drive") == " ok  drive: no copy on a drive yet"
+    assert line(home.run("check"), "drive") == " ok  drive: no copy on a drive yet (none is approved yet)"
 
 
 def test_a_unit_that_is_not_enabled_is_named(home: Home, tmp_path: Path) -> None:

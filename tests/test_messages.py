@@ -128,7 +128,7 @@ def of_drives() -> Iterator[tuple[str, str]]:
     music = Backup("music_20260125_040000.tar.gz", Path("music"), 41_000_000_000, NIGHT - DAY, None)
     yield "drive_new", messages.drive_new(new)
     locked = replace(new, label="Passport", filesystem="crypto_LUKS")
-    yield "drive_unfit", messages.drive_unfit(locked, "it is locked (encrypted).")
+    yield "drive_unfit", messages.drive_unfit(locked, "It is locked (encrypted).")
     yield "drive_trusted", messages.drive_trusted(sandisk)
     yield "drive_copying", messages.drive_copying(BLUE, 12_000_000_000, 540)
     yield "drive_copying: without a name, and for hours", messages.drive_copying(sandisk, 900_000_000_000, 45_000)
@@ -146,6 +146,8 @@ def of_drives() -> Iterator[tuple[str, str]]:
         (CopyDiffers, "What was read back from it is not what was written: it is broken, or smaller than it says."),
     ):
         yield f"drive_failed: {error.code}", messages.drive_failed(BLUE, why, error.code)
+    odd = "It looks like a drive that gets copies, and does not carry its mark. Nothing was written on it."
+    yield "drive_failed: drive_unknown", messages.drive_failed(BLUE, odd, "drive_unknown")
     yield "drive_failed: the first copy", messages.drive_failed(new, "It gives errors.", DriveBroken.code)
     yield "drive_twice", messages.drive_twice(BLUE)
     yield "which_drive", messages.which_drive([new, locked])

@@ -10,6 +10,7 @@ from memu_backup import place, words
 from memu_backup.checks import Finding, found
 from memu_backup.clock import Clock
 from memu_backup.config import Config
+from memu_backup.drives import udev
 from memu_backup.errors import DiskFull, StoreError
 from memu_backup.history import History
 from memu_backup.model import Problem, StatusReport
@@ -67,4 +68,13 @@ def drive(config: Config, reports: Mapping[str, StatusReport], clock: Clock) -> 
     copied = max((r.usb_copied_at for r in reports.values() if r.usb_copied_at), default=None)
     overdue = any(Problem.USB_OVERDUE in r.problems for r in reports.values())
     says = f"last copy {words.days_ago(copied, clock(), config.zone)}" if copied else "no copy on a drive yet"
-    return [Finding("drive", not overdue, f"{says}; plug in your backup drive" if overdue else says)]
+    drives = next((report.drives for report in reports.values()), ())
+    known = [words.drive_age(drive, clock(), config.zone) for drive in drives] or ["none is approved yet"]
+    todo = "; plug in your backup drive" if overdue else ""
+    findings = [Finding("drive", not overdue, f"{says} ({'; '.join(known)}){todo}")]
+    try:
+        udev.present()
+    except ImportError:
+        lacking = "there is no libudev, so nobody hears of a drive; copy by hand: memu-backup usb copy --to FOLDER"
+        findings.append(Finding("udev", False, lacking))
+    return findings

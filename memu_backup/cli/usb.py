@@ -222,11 +222,15 @@ async def eject(
     """Let a drive go, and say whether it may be removed."""
     from memu_backup import console, messages
     from memu_backup.cli.shell import EXIT_FAILED
+    from memu_backup.errors import LockHeld
+    from memu_backup.words import the_drive
 
     async with _the_manager() as manager:
         plug = manager.visits.plugged(drive)
         known = manager.visits.known.of(plug)
         assert known
+        if copying := manager.visits.copying():
+            raise LockHeld(f"A copy to {the_drive(copying.called)} is being made. Wait until it is done.")
         held = await manager.visits.let_go(plug)
     if json:
         console.print_json({"drive": known.called, "held_by": list(held)})

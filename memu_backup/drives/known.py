@@ -133,6 +133,8 @@ class Known:
             return drives, news
         except FileNotFoundError:
             return {}, {}
+        except PermissionError:  # somebody who is not the service only looks
+            return {}, {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("%s cannot be read (%s), so no drive is known: approve them anew.", self._file, error)
             return {}, {}

@@ -128,9 +128,16 @@ def _read(path: Path) -> str:
         return ""
 
 
-def fits(plug: Plug) -> bool:
-    """Whether copies go to such a filesystem."""
-    return plug.usage == "filesystem" and plug.filesystem in _OPTIONS
+def unfit(plug: Plug) -> str:
+    """Why no copies go to such a filesystem, in a sentence; empty where they do."""
+    if plug.usage == "crypto":
+        return "It is locked (encrypted)."
+    if plug.filesystem in _OPTIONS:
+        return ""
+    return (
+        f"Its filesystem ({plug.filesystem or 'unknown'}) is none that copies are written to: exFAT, ext4, NTFS, FAT, "
+        "btrfs or XFS."
+    )
 
 
 @asynccontextmanager
@@ -140,13 +147,8 @@ async def mounted(plug: Plug, folder: Path, *, reading: bool = False) -> AsyncIt
     ``folder`` is made, and removed at the end. What was written is on the drive after that, unless an error says
     otherwise. Raises DriveUnfit, DriveReadOnly, DriveGone, DriveBroken.
     """
-    if not fits(plug):
-        raise DriveUnfit(
-            "It is locked (encrypted)."
-            if plug.usage == "crypto"
-            else f"Its filesystem ({plug.filesystem or 'unknown'}) is none that copies are written to: "
-            "exFAT, ext4, NTFS, FAT, btrfs or XFS."
-        )
+    if why := unfit(plug):
+        raise DriveUnfit(why)
     if not reading and _read(Path("/sys/class/block", plug.node.name, "ro")) == "1":
         raise DriveReadOnly("It is write-protected.")
     await _unmount(folder)  # left by one that was killed

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Self
 
 from memu_backup.drives.copier import partial_name
-from memu_backup.errors import DriveBroken, DriveError, DriveFull, DriveGone, DriveReadOnly, DriveUnknown
+from memu_backup.errors import DriveBroken, DriveError, DriveFull, DriveGone, DriveReadOnly
 from memu_backup.formats import sums
 
 FOLDER = "memu-backup"
@@ -97,7 +97,7 @@ def copies_on(top: int, host: str, job: str) -> list[Copy]:
 class Shelf:
     """The folder ``memu-backup`` at the top of a drive, of which ``top`` is a descriptor. Use as a context manager.
 
-    Made where it is not there. Raises DriveUnknown where something else is in its place, and DriveError.
+    Made where it is not there. Raises DriveBroken where something else is in its place, and DriveError.
     """
 
     def __init__(self, top: int) -> None:
@@ -199,7 +199,7 @@ class JobShelf:
             os.fsync(self.descriptor)
 
     def clear(self, name: str) -> None:
-        """Make room for a copy of that name: what was not finished goes. Raises DriveUnknown for what is no file."""
+        """Make room for a copy of that name: what was not finished goes. Raises DriveBroken for what is no file."""
         with telling():
             for number in range(1, 1000):
                 try:
@@ -212,7 +212,7 @@ class JobShelf:
             os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except OSError:
             return
-        raise DriveUnknown(
+        raise DriveBroken(
             f"Something that is no backup stands where the copy is to go ({FOLDER}/…/{name}). Look at it on a computer."
         )
 
@@ -255,7 +255,7 @@ def _folder(parent: int, name: str) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise
-        raise DriveUnknown(
+        raise DriveBroken(
             f"Something that is no folder stands where copies are to go ({name}), so nothing was written. Look at it "
             "on a computer."
         ) from error

@@ -51,7 +51,9 @@ def main() -> int:
         shutil.rmtree(work, ignore_errors=True)
     versions = "; ".join(f"{t.name}: {v}" for t, v in _versions(tools, household))
     print(table.render(found, versions), flush=True)
-    return 0 if options.alone else _chat(options)
+    if options.alone:
+        return 0
+    return max(subprocess.run([sys.executable, "-m", "tests.bench.drive"]).returncode, _chat(options))
 
 
 def _options() -> argparse.Namespace:

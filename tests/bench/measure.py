@@ -35,9 +35,7 @@ def run(argv: Sequence[str | Path], *, cwd: Path, writes: Path | None = None, en
 
     Raises RuntimeError with what it said where it fails.
     """
-    os.sync()
-    if DROPS_CACHES:
-        Path("/proc/sys/vm/drop_caches").write_text("3")
+    drop_caches()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begun = time.monotonic()
         child = subprocess.Popen(
@@ -54,6 +52,13 @@ def run(argv: Sequence[str | Path], *, cwd: Path, writes: Path | None = None, en
         if child.returncode:
             raise RuntimeError(f"{argv} ended with {child.returncode}: {err.read().decode()[-2000:]}")
         return Sample(seconds, returned, usage.ru_maxrss * 1024, out.read().decode())
+
+
+def drop_caches() -> None:
+    """All is on the disk; where we may, nothing of it is in memory."""
+    os.sync()
+    if DROPS_CACHES:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def read_once(folder: Path) -> None:
