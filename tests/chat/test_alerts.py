@@ -227,13 +227,13 @@ async def test_should_send_usb_reminder(family: Family) -> None:
     config = family.home.folder / "config.toml"
     config.write_text(config.read_text().replace("overdue_days = 0", "overdue_days = 7"))
     await runs(family)
+    await query(family.home.history, "UPDATE backup_history SET usb_copied_at = now()")
     clock = Days()
     sunday = next_sunday_at_ten(now())
     async with family.bot_runs(clock):
         await joined(family)
         book = family.home.folder / "state" / "alarms.json"
         await until(lambda: asyncio.sleep(0, book.exists() and b'"reminded_at": null' not in book.read_bytes()))
-        await query(family.home.history, "UPDATE backup_history SET usb_copied_at = now()")
         clock.ahead = sunday + timedelta(days=14, hours=-1) - now()
         await family.look()
         await family.quiet(1)
