@@ -70,8 +70,9 @@ class Plugged:
                     self._changed.clear()
                     try:
                         await self._round(watch.plugs)
-                    except OSError as error:  # of our own state folder
-                        log.error("What was plugged in could not be dealt with: %s", error)
+                    except Exception as error:  # a drive may be plugged in tomorrow, too
+                        known = isinstance(error, OSError | MemuError)
+                        log.error("What is plugged in: %s", error, exc_info=None if known else error)
         except ImportError:
             log.info("Drives that are plugged in are not heard of: this machine has no libudev.")
         finally:
@@ -154,6 +155,7 @@ class Plugged:
         try:
             await self._served(guest, drive)
         except asyncio.CancelledError:
+            guest.newest = frozenset()  # a twin may go again
             if guest.copying and guest.plug not in self._guests:  # else the service ends
                 self._tell(drive, messages.drive_failed(drive, _PULLED, DriveGone.code))
             raise

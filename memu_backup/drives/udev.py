@@ -87,30 +87,34 @@ class Watch:
 
     async def _follow(self) -> None:
         """With a new monitor each time the old one dies, or loses events as its buffer is full."""
-        loop = asyncio.get_running_loop()
         while True:
             try:
-                import pyudev
-
-                # First the monitor, then the look: what is plugged in between is seen twice, and not never.
-                self._monitor = pyudev.Monitor.from_netlink(_context(), source="udev")
-                self._monitor.filter_by("block")
-                self._monitor.start()
-                self._since = {}
-                loop.add_reader(self._monitor.fileno(), self._drain)
-            except OSError as error:
-                log.warning("Drives that are plugged in are not heard of right now (%s).", error)
+                await self._listen()
+                log.info("Events of drives were lost; all drives are looked at anew.")
+            except Exception as error:  # whatever it is, a drive may be plugged in tomorrow
+                known = isinstance(error, OSError)
+                log.warning("Drives are not heard of right now (%s).", error, exc_info=None if known else error)
                 await asyncio.sleep(_PAUSE_S)
-                continue
-            try:
-                there: dict[Path, Plug | None] = {plug.node: plug for plug in await asyncio.to_thread(present)}
-                self._replace(there | self._since)  # what was heard of meanwhile is newer than the look
-                await self._broken.wait()
-                self._broken.clear()
-            finally:
-                loop.remove_reader(self._monitor.fileno())
-                self._monitor = None
-            log.info("Events of drives were lost; all drives are looked at anew.")
+
+    async def _listen(self) -> None:
+        """Until events were lost. Raises OSError."""
+        import pyudev
+
+        loop = asyncio.get_running_loop()
+        # First the monitor, then the look: what is plugged in between is seen twice, and not never.
+        self._monitor = pyudev.Monitor.from_netlink(_context(), source="udev")
+        self._monitor.filter_by("block")
+        self._monitor.start()
+        self._since = {}
+        loop.add_reader(self._monitor.fileno(), self._drain)
+        try:
+            there: dict[Path, Plug | None] = {plug.node: plug for plug in await asyncio.to_thread(present)}
+            self._replace(there | self._since)  # what was heard of meanwhile is newer than the look
+            await self._broken.wait()
+            self._broken.clear()
+        finally:
+            loop.remove_reader(self._monitor.fileno())
+            self._monitor = None
 
     def _drain(self) -> None:
         heard: dict[Path, Plug | None] = {}

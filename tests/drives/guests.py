@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ from tests.usb import Hub, Stick
 
 OURS = "memu-backup/family-server_nightly"
 PHOTOS = '[sources.photos]\nkind = "directory"\npath = "photos"\n'
+
+
+def _as_the_unit() -> tuple[str, ...]:
+    """Starts a program with no more rights than our unit gives it."""
+    (given,) = re.findall(r"^CapabilityBoundingSet=(.*)$", UNIT.read_text(), re.MULTILINE)
+    rights = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in given.split())
+    return ("setpriv", f"--bounding-set=-all,{rights}", "--no-new-privs", "--")
+
+
+UNIT = Path(__file__).parents[2] / "deploy" / "memu-backup.service"
+AS_THE_UNIT = _as_the_unit()
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,9 @@ class House:
     def run(self, *argv: str) -> Ran:
         return self.home.run(*argv, inside=self.hub.pid)
 
-    def service(self) -> Service:
-        return Service(self.home.folder / "config.toml", prefix=self.hub.prefix)
+    def service(self, *, as_the_unit: bool = False) -> Service:
+        prefix = (*self.hub.prefix, *(AS_THE_UNIT if as_the_unit else ()))
+        return Service(self.home.folder / "config.toml", prefix=prefix)
 
     def trusted(
         self,

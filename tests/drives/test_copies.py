@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup.drives import mounting
-from tests.drives.guests import OURS, House, sha256
+from tests.drives.guests import AS_THE_UNIT, OURS, House, sha256
 from tests.home import fingerprints
 from tests.usb import Stick, has, needs_usb
 
@@ -71,6 +71,17 @@ def test_on_every_filesystem_the_copy_is_whole_and_nothing_of_the_owners_changes
     (row,) = house.home.rows()
     assert row["usb_copied_at"] is not None
     assert house.drive("FAMILY").marker
+
+
+@pytest.mark.parametrize(
+    "kind", ["ext4", pytest.param("ntfs", marks=pytest.mark.skipif(not has("mkntfs"), reason="needs ntfs-3g"))]
+)
+def test_with_no_more_rights_than_the_unit_gives_it_is_copied_to(house: House, kind: str) -> None:
+    stick = house.trusted(kind, "FAMILY")
+    with plugged(stick):
+        ran = house.home.run("usb", "copy", prefix=(*house.hub.prefix, *AS_THE_UNIT))
+    assert ran.status == 0, ran
+    assert copies(stick) == [house.home.archives[0].name]
 
 
 def test_it_is_mounted_so_that_nothing_on_it_is_followed_run_or_trusted(house: House) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -159,6 +162,38 @@ async def test_a_storm_of_events_makes_one_copy(house: House) -> None:
         await service.stop()
     stick.unplug()
     assert [e["action"] for e in house.home.audit()].count("copy to drive") == 1
+
+
+@contextmanager
+def small_buffers() -> Iterator[None]:
+    """As most kernels have them, for whoever asks meanwhile."""
+    most = Path("/proc/sys/net/core/rmem_max")
+    before = most.read_text()
+    most.write_text("212992")
+    try:
+        yield
+    finally:
+        most.write_text(before)
+
+
+async def test_where_events_were_lost_all_drives_are_looked_at_anew(house: House) -> None:
+    """The kernel keeps a few hundred for a service that has no time; here it had none at all for a while."""
+    stick, other = house.hub.stick(label="Other"), house.trusted()
+    async with house.service(as_the_unit=True) as service:
+        with small_buffers():
+            await service.ready()
+            stick.plug()
+            await service.logs("Use it for backups?")
+        service.process.send_signal(signal.SIGSTOP)
+        stick.storm(600)
+        other.plug()
+        house.hub.udevadm("settle", "--timeout=30")
+        service.process.send_signal(signal.SIGCONT)
+        await service.logs("Events of drives were lost")
+        await service.until(partial(safe, house, "SanDisk_Family"))
+        await service.stop()
+    for one in (stick, other):
+        one.unplug()
 
 
 async def test_one_that_is_there_when_the_service_starts_counts_too(house: House) -> None:
