@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 
 from tests.docker_engine import BUSYBOX, Engine, compose
+from tests.gate import Gate
 from tests.home import Home, wait_until
 from tests.service import Service
 
@@ -57,15 +58,19 @@ class Family:
         self.sql("CREATE TABLE messages (id serial PRIMARY KEY, body text)")
         self.sql("INSERT INTO messages (body) SELECT md5(n::text) FROM generate_series(1, 50000) n")
 
-    def configure(self, healthy_within_s: int = 20) -> None:
+    def configure(self, healthy_within_s: int = 20, more: str = "") -> None:
         self.home.configure(
-            sources='[sources.photos]\nkind = "directory"\npath = "photos"\n'
+            sources=f'{more}[sources.photos]\nkind = "directory"\npath = "photos"\n'
             f'[sources.pgdata]\nkind = "volume"\nvolume = "{self.name("pgdata")}"\nneeds_stop = true\n'
             f'socket = "{self.engine.socket}"\n',
             more='consistency = "stop"\n'
             f'[services.memu]\nkind = "docker"\nproject = "{self.project}"\nsocket = "{self.engine.socket}"\n'
             f"stop_timeout_s = 10\nhealthy_within_s = {healthy_within_s}\n",
         )
+
+    @property
+    def gate(self) -> Gate:
+        return Gate(self.home.folder)
 
     def sql(self, statement: str) -> str:
         return self.engine.sql(self.name("db"), statement)
@@ -109,18 +114,18 @@ def family(tmp_path: Path, database: str, engine: Engine, postgres_image: str) -
     found.up(postgres_image)
     found.configure()
     yield found
+    found.gate.open()
     for service in ("web", "server", "db", "off"):
         engine.docker("rm", "--force", "--volumes", found.name(service))
     engine.docker("volume", "rm", "--force", found.name("pgdata"))
 
 
 def in_the_window(family: Family) -> subprocess.Popen[str]:
-    """A backup that reads the database's files while all stands still, and has some time to go."""
-    big = family.engine.mountpoint(family.name("pgdata")) / "pg_wal" / "ballast"
-    big.write_bytes(os.urandom(400_000_000))
+    """A backup that reads while all stands still, and waits until it is let through."""
+    family.configure(more=family.gate.table(needs_stop=True))
     running = family.home.started("start")
-    wait_until(lambda: not any(family.states().values()) and any(family.home.backups.glob("*.partial")), 60)
-    assert running.poll() is None
+    wait_until(lambda: family.gate.reached() or running.poll() is not None, 60)
+    assert running.poll() is None and not any(family.states().values())
     return running
 
 
@@ -205,6 +210,7 @@ def test_docker_killed_and_started_in_the_window_the_backup_is_good_and_all_runs
     running = in_the_window(family)
     family.engine.kill()
     family.engine.start()
+    family.gate.open()
     _, err = running.communicate(timeout=120)
     assert running.returncode == 0, err
     assert family.states() == ALL_BUT_ONE and journals(family) == []
@@ -227,6 +233,7 @@ def test_what_docker_starts_by_itself_in_the_window_spoils_the_backup_and_not_th
     running = in_the_window(family)
     family.engine.kill()
     family.engine.start()
+    family.gate.open()
     _, err = running.communicate(timeout=120)
     assert running.returncode == 1 and "was started by somebody else" in err
     assert row(family)["error_code"] == "disturbed" and family.home.archives == []

@@ -7,13 +7,14 @@ import os
 import shlex
 import signal
 import subprocess
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.home import Home, Ran
+from tests.gate import Gate
+from tests.home import Home, Ran, wait_until
 from tests.service import Service
 
 UNIT = Path(__file__).parent.parent / "deploy" / "memu-backup.service"
@@ -167,19 +168,25 @@ def test_one_that_does_not_come_up_is_told_and_the_backup_is_good(home: Home, ap
     assert "Nothing that a backup had stopped is down." in home.run("services", "recover").out
 
 
-def in_the_window(home: Home, app: App) -> subprocess.Popen[str]:
-    """A run that reads while the service stands still."""
-    (home.folder / "chat" / "messages").write_bytes(os.urandom(400_000_000))
+@pytest.fixture
+def gate(home: Home) -> Iterator[Gate]:
+    made = Gate(home.folder)
+    yield made
+    made.open()
+
+
+def in_the_window(home: Home, app: App, gate: Gate) -> subprocess.Popen[str]:
+    """A run that reads while the service stands still, and waits until it is let through."""
+    table = app.table("app")
+    home.configure(sources=f"{SOURCES}{gate.table(needs_stop=True)}", more=f'consistency = "stop"\n{table}')
     running = home.started("start")
-    deadline = time.monotonic() + 20
-    while app.runs() or not any(home.backups.glob("*.partial")):
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: gate.reached() or running.poll() is not None)
+    assert running.poll() is None and not app.runs()
     return running
 
 
-def test_killed_in_the_window_the_unit_brings_it_back(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+def test_killed_in_the_window_the_unit_brings_it_back(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     running.kill()
     running.communicate()
     assert not app.runs() and len(journals(home)) == 1
@@ -191,8 +198,8 @@ def test_killed_in_the_window_the_unit_brings_it_back(home: Home, app: App) -> N
     assert journals(home) == []
 
 
-async def test_killed_in_the_window_the_service_brings_it_back_when_it_starts(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+async def test_killed_in_the_window_the_service_brings_it_back_when_it_starts(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     running.kill()
     running.communicate()
     async with Service(home.folder / "config.toml") as service:
@@ -201,26 +208,28 @@ async def test_killed_in_the_window_the_service_brings_it_back_when_it_starts(ho
         await service.stop()
 
 
-def test_told_to_stop_in_the_window_it_brings_it_back_before_it_ends(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+def test_told_to_stop_in_the_window_it_brings_it_back_before_it_ends(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     running.send_signal(signal.SIGTERM)
     running.communicate()
     assert running.returncode != 0 and app.runs() and journals(home) == []
 
 
-def test_what_a_run_has_stopped_that_is_under_way_is_left_alone(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+def test_what_a_run_has_stopped_that_is_under_way_is_left_alone(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     running.send_signal(signal.SIGSTOP)
     ran = home.run("services", "recover")
     assert ran.status == 0 and not app.runs() and len(journals(home)) == 1
     running.send_signal(signal.SIGCONT)
+    gate.open()
     running.communicate()
     assert running.returncode == 0 and app.runs() and journals(home) == []
 
 
-def test_started_by_somebody_else_in_the_window_what_was_read_is_not_kept(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+def test_started_by_somebody_else_in_the_window_what_was_read_is_not_kept(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     app.switch(True)
+    gate.open()
     _, err = running.communicate()
     assert running.returncode == 1 and "started by somebody else" in err
     assert home.rows()[0]["error_code"] == "disturbed"
@@ -250,8 +259,8 @@ def test_where_nothing_can_be_written_down_nothing_is_stopped(home: Home, app: A
     assert app.log == [] and app.runs()
 
 
-def test_a_service_that_the_settings_do_not_know_any_more_is_named(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+def test_a_service_that_the_settings_do_not_know_any_more_is_named(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     running.kill()
     running.communicate()
     home.configure(sources=SOURCES)
@@ -279,8 +288,8 @@ def test_mistakes_in_the_settings_are_told(home: Home, app: App) -> None:
     assert ran.status == 2 and "none of its sources has needs_stop" in ran.err
 
 
-def test_a_folder_of_its_own_for_journals_is_closed_to_others(home: Home, app: App) -> None:
-    running = in_the_window(home, app)
+def test_a_folder_of_its_own_for_journals_is_closed_to_others(home: Home, app: App, gate: Gate) -> None:
+    running = in_the_window(home, app, gate)
     (journal,) = journals(home)
     assert journal.stat().st_mode & 0o077 == 0 and journal.parent.stat().st_mode & 0o077 == 0
     running.kill()

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.drives.guests import OURS, House, sha256
+from tests.drives.guests import OURS, PHOTOS, House, sha256
+from tests.gate import Gate
 from tests.service import Service
 from tests.usb import needs_usb
 
@@ -266,16 +267,15 @@ async def test_a_disk_that_the_machine_itself_needs_is_no_drive(house: House, tm
 async def test_plugged_in_during_a_backup_it_gets_the_one_before_and_then_the_new_one(house: House) -> None:
     stick = house.trusted()
     (before,) = house.home.archives
-    go = house.home.folder / "go"
-    slow = f'[sources.slow]\nkind = "command"\ndump = ["sh", "-c", "while [ ! -e {go} ]; do sleep 0.1; done; echo x"]\n'
-    house.home.configure(sources='[sources.photos]\nkind = "directory"\npath = "photos"\n' + slow)
+    gate = Gate(house.home.folder)
+    house.home.configure(sources=PHOTOS + gate.table())
     running = house.home.started("start")
     async with house.service() as service:
         await service.ready()
         stick.plug()
         await service.until(lambda: "is being made right now and follows" in house.told())
         assert before.name in house.told()
-        go.touch()
+        gate.open()
         await service.until(lambda: house.told().endswith("Safe to remove the drive."), 20)
         await service.stop()
     running.communicate()
