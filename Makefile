@@ -20,7 +20,7 @@ demo-chat: $(STAMP)-demo-chat
 	@$(BIN)/python -m tests.demo_chat
 
 # Most tests wait for processes and disks: more of them at once than most machines have cores.
-AT_ONCE := -n 3 --dist worksteal
+AT_ONCE := -n 4 --dist worksteal
 
 test: system-packages lint
 	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow"
