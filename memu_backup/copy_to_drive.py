@@ -109,7 +109,10 @@ async def copy(order: Order, top: int, on_begin: OnBegin, on_progress: OnProgres
     removed: list[str] = []
     seconds = [0.0, 0.0]
     for wanted in meter.to_copy:
-        with await _blocking(partial(Shelf, top)) as shelf, shelf.job(order.host, wanted.job) as job:
+        with (
+            await _blocking(partial(Shelf, top)) as shelf,
+            await _blocking(partial(shelf.job, order.host, wanted.job)) as job,
+        ):
             removed += await _blocking(partial(_make_room, shelf, job, order, wanted))
             said = await _run(order, job, wanted, meter)
             await _blocking(partial(_vouch, job, wanted, said))

@@ -43,14 +43,10 @@ Verify = Callable[[Store, Backup], Awaitable[object]]
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What came of one. ``held_by`` are the places where somebody else still has the drive; with none it may be pulled.
-
-    ``drive`` is None where the copies went to a folder.
-    """
+    """What came of one. ``drive`` is None where the copies went to a folder."""
 
     drive: Drive | None
     made: Made
-    held_by: tuple[str, ...] = ()
 
 
 class Visits:
@@ -258,7 +254,7 @@ class Visits:
                 made = await self._made(order, top, on_begin, noted(on_progress))
             deed.outcome = ", ".join(w.backup.name for w in made.copied) or "all there already"
             drive = await self._written_down(drive, made)
-        return Visit(drive, made, tuple(mounting.holders(plug)))
+        return Visit(drive, made)
 
     async def copy_to(self, folder: Path, asker: Asker, on_begin: OnBegin, on_progress: OnProgress) -> Visit:
         """The same, to a folder. Raises as ``copy``."""

@@ -108,7 +108,7 @@ async def _autumn(folder: Path, config: Path) -> None:
     async with Service(config, clock) as service:
         await service.logs("success")
         clock.set("2026-10-25T01:29:59")  # 02:29:59 for the second time
-        await _goes_on_past(service, clock, "2026-10-25T01:30:01")
+        await _goes_on_past(service, clock, "2026-10-25T01:30:03")
         assert _last_status(service) == "STATUS=the next backup is due 2026-10-26 02:30"
 
 
@@ -116,12 +116,12 @@ async def _spring(folder: Path, config: Path) -> None:
     clock = Clock(folder, "2026-03-29T00:59:57.5")  # 01:59:57, and then it is 03:00
     async with Service(config, clock) as service:
         await service.ready()
-        await service.until(lambda: clock.now() > datetime(2026, 3, 29, 1, 0, 1, tzinfo=UTC))
+        await service.until(lambda: clock.now() > datetime(2026, 3, 29, 1, 0, 3, tzinfo=UTC))
         assert archives(folder) == []
         clock.set("2026-03-29T01:29:59")
         await service.logs("success")
         clock.set("2026-03-29T02:29:59")
-        await _goes_on_past(service, clock, "2026-03-29T02:30:01")
+        await _goes_on_past(service, clock, "2026-03-29T02:30:03")
         assert _last_status(service) == "STATUS=the next backup is due 2026-03-30 02:30"
 
 

@@ -155,7 +155,7 @@ async def mounted(plug: Plug, folder: Path, *, reading: bool = False) -> AsyncIt
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         await _mount(plug, folder, reading=reading)
-        top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = await in_thread(lambda: _top(folder), Stop())
         try:
             yield top
         finally:
@@ -185,8 +185,26 @@ async def _mount(plug: Plug, folder: Path, *, reading: bool) -> None:
     mine = next((m for m in reversed(mounts()) if m.point == folder), None)
     if mine is None or not mine.options.issuperset(_SAFE):
         raise DriveUnfit(f"It cannot be mounted safely here ({said or 'the kernel does not know how'}).")
-    if not reading and os.statvfs(folder).f_flag & os.ST_RDONLY:
+    if not reading and await in_thread(lambda: _read_only(folder), Stop()):
         raise DriveReadOnly("It can only be read right now: it is write-protected, or was mounted so by somebody else.")
+
+
+def _top(folder: Path) -> int:
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _errors(error) from error
+
+
+def _read_only(folder: Path) -> bool:
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError as error:
+        raise _errors(error) from error
+
+
+def _errors(error: OSError) -> DriveBroken:
+    return DriveBroken(f"It gives errors ({error.strerror}): it may be broken.")
 
 
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"

@@ -127,37 +127,33 @@ class Shelf:
         with telling():
             _write(self._folder, name, content)
 
-    @contextmanager
-    def job(self, host: str, job: str) -> Iterator[JobShelf]:
-        """The folder for copies of one job."""
+    def job(self, host: str, job: str) -> JobShelf:
+        """The folder for copies of one job, made where it is not there."""
         with telling():
-            descriptor = _folder(self._folder, folder_name(host, job))
-        try:
-            yield JobShelf(descriptor)
-        finally:
-            os.close(descriptor)
+            return JobShelf(_folder(self._folder, folder_name(host, job)))
 
     def jobs(self) -> list[str]:
         """The folders in ours."""
         with telling(), os.scandir(self._folder) as entries:
             return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
 
-    @contextmanager
-    def named(self, folder: str) -> Iterator[JobShelf]:
+    def named(self, folder: str) -> JobShelf:
         """One of ``jobs``."""
         with telling():
-            descriptor = os.open(folder, _FOLDER_FLAGS, dir_fd=self._folder)
-        try:
-            yield JobShelf(descriptor)
-        finally:
-            os.close(descriptor)
+            return JobShelf(os.open(folder, _FOLDER_FLAGS, dir_fd=self._folder))
 
 
 class JobShelf:
-    """The copies of one job; ``descriptor`` is that of their folder."""
+    """The copies of one job; ``descriptor`` is that of their folder. Use as a context manager."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
 
     def copies(self) -> list[Copy]:
         """Newest first, by their names; also those that nobody has read back."""
