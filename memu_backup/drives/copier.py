@@ -26,7 +26,7 @@ from contextlib import suppress
 
 from memu_backup.files import rename_without_replacing
 
-BLOCK_BYTES = 8 * 1024 * 1024
+BLOCK_BYTES = 16 * 1024 * 1024
 _FLUSH_BUFFERS = 0x1261
 """BLKFLSBUF of linux/fs.h: the kernel forgets what it remembers of a device."""
 
@@ -72,6 +72,8 @@ class Copy:
                             if error.errno != errno.EFBIG or os.fstat(descriptor).st_size == 0:
                                 raise
                             descriptor = self._end_part(descriptor)
+                    # The drive begins with it at once, and not only when the one before has been confirmed.
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                     # The block before this one has to be there by now: no more than two are ever on their way.
                     self._wait()
                     self._flushing = flusher.submit(os.fdatasync, descriptor)
