@@ -5,13 +5,15 @@
 # make bench   measures against tar, restic and borg (make bench BENCH='--size-mb 500 --rounds 1')
 # make bench-drive   the copy to a drive against cp and fsync
 # make bench-chat    how soon the bot answers, and what the service costs at rest (make bench-chat BENCH='--rest-s 60')
+# make bench-back    a folder and its database lost and brought back, against tar, restic and borg with pg_restore
+# make bench-tree    the second night as a tree against rsync --link-dest, restic and borg
 # make bench-large   memory with a million files
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-chat test test-all lint bench bench-chat bench-drive bench-large clean
+.PHONY: demo demo-chat test test-all lint bench bench-back bench-chat bench-drive bench-large bench-tree clean
 
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
@@ -36,6 +38,12 @@ bench-drive: $(STAMP)-dev
 
 bench-chat: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench.chat $(BENCH)
+
+bench-back: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench.back $(BENCH)
+
+bench-tree: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench.tree $(BENCH)
 
 bench-large: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench --alone --size-mb 1500 --small 1000000 --small-bytes 1000 --rounds 1 $(BENCH)

@@ -6,7 +6,7 @@ umask 022
 
 usage() {
     cat <<'END'
-Usage: sudo deploy/install.sh [--home DIR] [--with-packages] [--dry-run]
+Usage: sudo deploy/install.sh [--preset NAME] [--home DIR] [--with-packages] [--dry-run]
        sudo deploy/install.sh --uninstall [--purge [--yes]] [--dry-run]
 
 Installs memu-backup out of this folder, or upgrades what is installed. What it makes:
@@ -15,7 +15,9 @@ Installs memu-backup out of this folder, or upgrades what is installed. What it 
   /etc/systemd/system/memu-backup.service     the service
   /etc/memu-backup                            settings, if there are none; those that are there stay as they are
 
-  --home DIR        the folder of Memu's docker-compose.yml; looked for unless given
+  --preset NAME     the system to write first settings for: kuroibara, medianest,
+                    memu (unless given), monsterr, soundbox
+  --home DIR        the folder of that system (Memu's docker-compose.yml); looked for unless given
   --with-packages   also install the Debian package that makes virtual environments, if it is missing
   --uninstall       remove the program, the command and the service; settings, history and backups stay
   --purge           with --uninstall: remove settings and history (/var/lib/memu-backup) too; never a backup
@@ -63,7 +65,7 @@ look_first() {
     python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
         fail "memu-backup needs Python 3.11 or newer, and python3 is older or not there. Debian 12 and newer have it: sudo apt install python3"
     if [ ! -e "$settings/config.toml" ] && [ -n "$home" ] && [ ! -d "$home" ]; then
-        fail "$home is not there. Say where Memu's docker-compose.yml lies: sudo deploy/install.sh --home DIR" 2
+        fail "$home is not there. Say in which folder $preset lives: sudo deploy/install.sh --preset $preset --home DIR" 2
     fi
     for file in "$command" "$unit" "$rules"; do
         [ ! -d "$file" ] || fail "$file is a folder, and a file of ours belongs there. Look what it is, and move it away."
@@ -138,7 +140,7 @@ put_by_rename() { cp "$1" "$2.new" && chmod 644 "$2.new" && mv -fT "$2.new" "$2"
 
 first_settings() {
     { [ -d "$settings" ] || mkdir -m 700 "$settings"; } &&
-        "$link/bin/memu-backup" init --preset memu ${home:+--home "$home"} --to "$settings/config.toml"
+        "$link/bin/memu-backup" init --preset "$preset" ${home:+--home "$home"} --to "$settings/config.toml"
 }
 
 sweep_older() {
@@ -195,8 +197,9 @@ install_or_upgrade() {
     if [ -e "$settings/config.toml" ]; then
         say "Leaving the settings in $settings as they are."
     else
-        step "Looking for Memu, and writing first settings to $settings." \
-            "The settings could not be written. The program is installed; type the same again, with --home DIR where Memu was not found." first_settings
+        say "Is this machine to become one that is lost? Then its settings are in the backup: docs/recovery.md"
+        step "Looking for $preset, and writing first settings to $settings." \
+            "The settings could not be written. The program is installed; type the same again, with --home DIR where $preset was not found." first_settings
     fi
     if service_runs; then
         say "Starting the service anew, with this version."
@@ -282,13 +285,18 @@ say_what_is_left() {
 
 # --- what was asked --------------------------------------------------------------------------------------------------
 
-home="" dry=no packages=no purge=no yes=no what=install home_given=no
+home="" preset=memu dry=no packages=no purge=no yes=no what=install home_given=no
 while [ $# -gt 0 ]; do
     case $1 in
         --home)
             shift
             home=${1-} home_given=yes
             [ -n "$home" ] || wrong "--home needs a folder."
+            ;;
+        --preset)
+            shift
+            preset=${1-} home_given=yes
+            [ -n "$preset" ] || wrong "--preset needs the name of a system, such as soundbox."
             ;;
         --with-packages) packages=yes ;;
         --uninstall) what=uninstall ;;
@@ -310,7 +318,7 @@ if [ $purge = no ] && [ $yes = yes ]; then
     wrong "--yes goes with --purge; nothing else asks."
 fi
 if [ $what = uninstall ] && [ "$home_given$packages" != nono ]; then
-    wrong "--home and --with-packages are for installing, not for --uninstall."
+    wrong "--preset, --home and --with-packages are for installing, not for --uninstall."
 fi
 if [ "$dry" = no ] && [ "$(id -u)" != 0 ]; then
     fail "This changes the machine, so it has to be root. Type: sudo deploy/install.sh" 2

@@ -44,7 +44,8 @@ class Trouble:
     once. ``text`` is what to say now.
 
     It has to last for ``wait`` before anybody hears. With ``once`` it is told and done with, neither repeated nor
-    called off. ``known`` says that people heard of it, whatever the alarms say.
+    called off. ``known`` says that people heard of it, whatever the alarms say. With ``asks`` it is a question: whether
+    the backup of that run is as it should be.
     """
 
     topic: str
@@ -53,6 +54,7 @@ class Trouble:
     wait: timedelta = timedelta()
     once: bool = False
     known: bool = False
+    asks: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,20 +6,22 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 
-from memu_backup import __version__, clean, files, lock, logs, place, share, verify, walk, words
+from memu_backup import __version__, clean, files, guard, lock, logs, place, restores, share, verify, walk, words
 from memu_backup.clean import OnRemoved
 from memu_backup.clock import Clock, now
+from memu_backup.crosscheck import CrossCheck
 from memu_backup.errors import (
     DamagedArchive,
     DiskFull,
     Disturbed,
+    HalfWay,
     Interrupted,
     LockHeld,
     MemuError,
@@ -28,11 +30,11 @@ from memu_backup.errors import (
     StoreError,
 )
 from memu_backup.history import History
-from memu_backup.model import Backup, Captured, Phase, Progress, Run, Status, Trigger
+from memu_backup.model import Backup, Captured, Doubt, Phase, Progress, Run, Status, Trigger
 from memu_backup.recover import recover
 from memu_backup.retention import Policy
 from memu_backup.services import Service
-from memu_backup.sources import Source
+from memu_backup.sources import Names, Source, crosscheck
 from memu_backup.standstill import Still, standstill
 from memu_backup.status import adopted, failed
 from memu_backup.stores import Label, OnProgress, Store, Verdict, Written
@@ -52,10 +54,11 @@ class Order:
 
     A failed run is tried again ``again_after`` its end, if its cause can pass; None where this is the last ``attempt``.
     ``new_place`` is somebody's word that the folder may be empty although backups were made in it.
-    ``on_removed`` is told of each older backup that retention lets go at the end.
+    ``on_removed`` is told of each older backup that retention lets go at the end. A ``full`` one shares nothing with
+    older ones. ``guards`` say for each source which part of it has to be lost for the backup to be suspicious.
 
     While the sources that ``needs_stop`` names are read, ``services`` stand still; which ones ran is written down in
-    ``journals`` before.
+    ``journals`` before. Nothing is read while something is put back, of which ``restores`` tells.
     """
 
     run_id: str
@@ -67,6 +70,7 @@ class Order:
     zone: tzinfo
     trigger: Trigger
     on_removed: OnRemoved
+    restores: Path
     never: tuple[Path, ...] = ()
     patient: bool = False
     attempt: int = 1
@@ -75,6 +79,8 @@ class Order:
     services: tuple[Service, ...] = ()
     needs_stop: frozenset[str] = frozenset()
     journals: Path = Path()
+    full: bool = False
+    guards: Mapping[str, float] = field(default_factory=dict)
 
 
 async def run(order: Order, history: History, on_progress: OnProgress, clock: Clock = now) -> Run:
@@ -139,6 +145,7 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
         log.info("Backup job %s begins, to be %s.", order.job, row.filename)
         await _tidied(order, history, clock)
         on_progress(Progress(Phase.CAPTURING))
+        await asyncio.to_thread(_must_be_settled, order.restores)
         await _check(order.sources)  # before older backups make room for a run that could be known to fail
         await _with_room(order, history, clock)
         row = await _made(order, row, history, on_progress, clock)
@@ -171,6 +178,15 @@ async def _run_alone(order: Order, history: History, on_progress: OnProgress, cl
     return row
 
 
+def _must_be_settled(folder: Path) -> None:
+    try:
+        restores.must_be_settled(folder)
+    except HalfWay as error:
+        raise HalfWay(
+            f"No backup was made, as half of what it would hold is of another day; older backups are untouched. {error}"
+        ) from error
+
+
 async def _tidied(order: Order, history: History, clock: Clock) -> None:
     """Whatever is wrong with what older runs left, or with their rows, must not cost this night's backup."""
     try:
@@ -193,7 +209,8 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
         # Each time anew: the disk may be unmounted as soon as whoever we wait for lets go of it.
         await place.ready(order.store, order.host, history, clock, by_hand=by_hand, new=order.new_place)
         try:
-            with lock.held(order.store.directory, f"backup job {order.job}"):
+            purpose = f"backup job {order.job}"
+            with lock.held(order.store.directory, purpose), restores.none_under_way(order.restores, purpose):
                 yield
             return
         except LockHeld:
@@ -201,7 +218,7 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
                 raise
         if not waits:
             waits = True
-            log.info("Backup job %s waits for another backup to end.", order.job)
+            log.info("Backup job %s waits for another backup, or a restore, to end.", order.job)
         on_progress(Progress(Phase.WAITING))
         try:
             await asyncio.sleep(_LOCK_POLL_S)
@@ -214,24 +231,29 @@ async def _locked(order: Order, history: History, on_progress: OnProgress, clock
 
 
 async def _made(order: Order, row: Run, history: History, on_progress: OnProgress, clock: Clock) -> Run:
-    earlier = await share.with_earlier(order.store, order.job, order.host, row.created_at, history)
+    before = await share.before(order.store, order.job, order.host, row.created_at, history)
+    earlier = None if order.full else share.with_earlier(order.store, before)
     try:
-        return await _made_with(order, row, earlier, on_progress, clock)
+        return await _made_with(order, row, before, earlier, on_progress, clock)
     except SharedDamage as error:
         assert earlier
         log.warning("%s This backup is made once more, and shares nothing with older ones.", error)
     await share.look_back(order.store, earlier, history, on_progress, clock)
     await place.found(order.store, order.host, history)  # what could not be read may have been pulled out
-    return await _made_with(order, row, None, on_progress, clock)
+    return await _made_with(order, row, before, None, on_progress, clock)
 
 
-async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress: OnProgress, clock: Clock) -> Run:
+async def _made_with(
+    order: Order, row: Run, before: Backup | None, earlier: Backup | None, on_progress: OnProgress, clock: Clock
+) -> Run:
     still = [source for source in order.sources if source.name in order.needs_stop]
     moving = [source for source in order.sources if source not in still]
     async with _stage(order) as stage, AsyncExitStack() as captures:
+        checks = [captures.enter_context(c) for s in order.sources if (c := crosscheck(s, stage))]
 
         async def captured(sources: Sequence[Source]) -> list[Captured]:
-            return [await captures.enter_async_context(_captured(order, s, stage, on_progress)) for s in sources]
+            each = (_captured(order, source, checks, stage, on_progress) for source in sources)
+            return [await captures.enter_async_context(one) for one in each]
 
         later = await captured(moving)  # before anything stands still: dumps take their time
         async with standstill(order.services if still else (), order.journals, order.run_id) as stop:
@@ -246,11 +268,12 @@ async def _made_with(order: Order, row: Run, earlier: Backup | None, on_progress
         verdict, sha256 = await _proved(order, written, on_progress)
         row = replace(row, prove_seconds=_since(begun))
         on_progress(Progress(Phase.PUBLISHING))
-        location = await _published(order.store, written, sha256)
+        doubts = await guard.doubts(order.store, written, before, order.guards)
+        location = await _published(order.store, written, sha256, doubts)
     except BaseException:
         await in_thread(lambda: order.store.discard(written), Stop())
         raise
-    made = Backup(written.name, location, written.size_bytes, row.created_at, written.manifest)
+    made = Backup(written.name, location, written.size_bytes, row.created_at, written.manifest, doubts=doubts)
     row = adopted(row, made)
     verified_at = None if verdict.unchecked else clock()
     warnings = (*row.warnings, *stop.problems, *verdict.unchecked)
@@ -267,15 +290,20 @@ def _must_have_stood_still(stop: Still) -> None:
 
 
 @asynccontextmanager
-async def _captured(order: Order, source: Source, stage: Path, on_progress: OnProgress) -> AsyncIterator[Captured]:
+async def _captured(
+    order: Order, source: Source, checks: Sequence[CrossCheck], stage: Path, on_progress: OnProgress
+) -> AsyncIterator[Captured]:
+    """Databases before files are read: all captures come before the first is written."""
     on_progress(Progress(Phase.CAPTURING, what=source.name))
     folder = stage / source.name
     try:
         folder.mkdir(mode=0o700)
     except OSError as error:
         raise files.storing(error, order.store.directory) from error
+    if isinstance(source, Names):
+        source = source.asking([check for check in checks if check.source == source.name])
     async with source.capture(folder) as captured:
-        yield captured
+        yield replace(captured, crosscheck=next((check for check in checks if check.of == source.name), None))
 
 
 def _in_turn(still: Iterable[Captured], then: Callable[[], None], moving: Iterable[Captured]) -> Iterator[Captured]:
@@ -285,11 +313,11 @@ def _in_turn(still: Iterable[Captured], then: Callable[[], None], moving: Iterab
     yield from moving
 
 
-async def _published(store: Store, written: Written, sha256: str) -> Path:
+async def _published(store: Store, written: Written, sha256: str, doubts: Sequence[Doubt]) -> Path:
     """Where it lies under its name. What has its name is a backup, and its row has to say so: who is cancelled
     meanwhile hears of it only at the next ``await``, which is that of the row.
     """
-    publishing = asyncio.ensure_future(asyncio.to_thread(store.publish, written, sha256))
+    publishing = asyncio.ensure_future(asyncio.to_thread(store.publish, written, sha256, doubts))
     cancelled = await ended(publishing)
     task = asyncio.current_task()
     if cancelled and task:

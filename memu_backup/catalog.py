@@ -12,15 +12,16 @@ from memu_backup.history import History
 from memu_backup.model import Backup, Run
 from memu_backup.stores import Store
 
-_STATES = ("good", "incomplete", "damaged", "unreadable")
+_PATHS = 6
+_STATES = ("good", "incomplete", "suspicious", "damaged", "unreadable")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
     """A stored backup and what is known of it.
 
-    ``state`` is good, incomplete, damaged (known to be, by a verification), or unreadable (it does not even tell what
-    it is). ``verified_at`` is None where nobody knows of a verification.
+    ``state`` is good, incomplete, suspicious (see ``guard``), damaged (known to be, by a verification), or unreadable
+    (it does not even tell what it is). ``verified_at`` is None where nobody knows of a verification.
     """
 
     store: Store
@@ -35,10 +36,13 @@ async def backups(stores: Sequence[Store]) -> list[tuple[Store, Backup]]:
     return sorted(found, key=lambda both: both[1].created_at, reverse=True)
 
 
-async def of_job(store: Store, host: str, job: str, history: History) -> list[Backup]:
-    """The backups of one job of one machine in ``store``, newest first, as ``with_rows``. Raises StoreError."""
+async def of_job(store: Store, host: str, job: str | None, history: History) -> list[Backup]:
+    """The backups of one job (None: of every job) of one machine in ``store``, newest first, as ``with_rows``.
+
+    Raises StoreError.
+    """
     stored = await place.seen(store, store.backups)
-    mine = [b for b in stored if b.manifest and b.manifest.made_by(host, job)]
+    mine = [b for b in stored if b.manifest and b.manifest.made_by(host, job or b.manifest.job)]
     rows, _ = await history.known_runs(called=[b.manifest.run_id for b in mine if b.manifest])
     return with_rows(mine, rows)
 
@@ -62,8 +66,9 @@ async def listing(stores: Sequence[Store], history: History, host: str) -> list[
     return found
 
 
-async def named(name: str, stores: Sequence[Store], history: History, host: str) -> tuple[Store, Backup]:
-    """A backup by its name, the beginning of it, or ``latest``: the newest good one, of ``host`` if it has any.
+async def named(name: str, stores: Sequence[Store], history: History, host: str, now: datetime) -> tuple[Store, Backup]:
+    """A backup by its name, the beginning of it, or ``latest``: the newest good one, of ``host`` if it has any,
+    and not dated ahead of ``now``.
 
     Raises UnknownBackup with what to do.
     """
@@ -71,12 +76,15 @@ async def named(name: str, stores: Sequence[Store], history: History, host: str)
     if not stored:
         raise await none_yet(stores, history, host)
     if name == "latest":
-        chosen = min(stored, key=lambda listed: _preference(listed, host))
+        chosen = preferred(stored, host, now)
         return chosen.store, chosen.backup
     exact = [s for s in stored if name in (s.backup.name, s.backup.name.partition(".")[0])]
     close = exact or [s for s in stored if name and s.backup.name.startswith(name)]
     if len(close) == 1:
         return close[0].store, close[0].backup
+    if len(exact) > 1:  # trees of several jobs, made on one day
+        paths = ", ".join(str(listed.backup.path) for listed in exact[:_PATHS])
+        raise UnknownBackup(f"{len(exact)} backups are called {name}. Say which one by its path, such as {paths}")
     problem = f"{len(close)} backups begin with {name}" if close else f"There is no backup {name}"
     raise UnknownBackup(f"{problem}. See what there is with: memu-backup list")
 
@@ -98,11 +106,21 @@ async def none_yet(stores: Sequence[Store], history: History, host: str) -> Unkn
     )
 
 
-def _preference(listed: Listed, host: str) -> tuple[bool, int]:
+def of_itself(store: Store, stored: Backup) -> Listed:
+    """As far as a backup tells, of which no row is known."""
+    return Listed(store, stored, _state(stored, None))
+
+
+def preferred(stored: Sequence[Listed], host: str, now: datetime) -> Listed:
+    """What ``latest`` means of these, one at least, newest first."""
+    return min(stored, key=lambda listed: _preference(listed, host, now))
+
+
+def _preference(listed: Listed, host: str, now: datetime) -> tuple[bool, int, bool]:
     """What ``latest`` looks for first; among equals the newest, as the list is sorted. On a new machine, after the
     old one died, all backups are another machine's."""
     made = listed.backup.manifest
-    return made is None or made.host != host, _STATES.index(listed.state)
+    return made is None or made.host != host, _STATES.index(listed.state), listed.backup.is_ahead(now)
 
 
 def _state(stored: Backup, row: Run | None) -> str:
@@ -110,4 +128,6 @@ def _state(stored: Backup, row: Run | None) -> str:
         return "damaged"
     if stored.manifest is None:
         return "unreadable"
+    if stored.doubts:
+        return "suspicious"
     return "incomplete" if stored.manifest.partial else "good"

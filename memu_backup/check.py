@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
-from memu_backup.checks import Finding, machine, places, sources, telling
+from memu_backup.checks import Finding, listed, machine, places, sources, telling
 from memu_backup.clock import Clock
 from memu_backup.config import Config
 from memu_backup.history import History
@@ -30,6 +30,8 @@ async def check(
     yield await machine.rights(config)
     for name in config.sources:
         yield await sources.source(config, name)
+        for finding in await listed.listed(config, name):
+            yield finding
     for name in config.services:
         yield await sources.service(config, name)
     for finding in await machine.programs(config):
@@ -38,10 +40,12 @@ async def check(
         yield finding
     reports = await ask_reports()
     for store, jobs in stores.items():
-        yield await places.store(store, config.host, history, {job: reports[job] for job in jobs})
+        yield await places.store(store, config.host, history, {job: reports[job] for job in jobs if job in reports})
     for finding in places.drive(config, reports, clock):
         yield finding
     yield await telling.history(config, history)
+    if config.off:
+        yield Finding("backups", False, config.off)
     for job in config.jobs:
         yield telling.timetable(config, job, clock)
     for finding in await telling.ways_out(config):

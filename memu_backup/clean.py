@@ -48,31 +48,43 @@ async def plan(shelf: Shelf, history: History, now: datetime, *, for_next: bool 
     """What would happen to each backup on the shelf, newest first. Changes nothing.
 
     Only backups that say themselves that they are this job's are looked at: others in the folder are not ours to
-    judge. ``for_next`` also makes room for the next one, where the policy says what shall stay free. Raises StoreError.
+    judge, other than where the policy has a maximum for all jobs of this machine together: those that it takes of
+    other jobs follow at the end. ``for_next`` also makes room for the next one, where the policy says what shall stay
+    free. Raises StoreError.
     """
-    mine = await _candidates(shelf, history)
+    most = shelf.policy.max_in_place
+    stored = await _candidates(shelf, history, every_job=most is not None)
+    mine = {c: b for c, b in stored.items() if b.manifest and b.manifest.job == shelf.job}
     room = await _room(shelf, mine, now) if mine and for_next and shelf.policy.min_free_bytes else None
     verdicts = retention.plan(list(mine), shelf.policy, now, shelf.zone, room)
-    by_name = {candidate.name: backup for candidate, backup in mine.items()}
+    if most is not None:
+        jobs: dict[str, list[Candidate]] = {}
+        for candidate, backup in stored.items():
+            jobs.setdefault(backup.manifest.job if backup.manifest else "", []).append(candidate)
+        verdicts = retention.within_place(verdicts, list(jobs.values()), most, now)
+    by_name = {candidate.name: backup for candidate, backup in stored.items()}
     return tuple(Decision(by_name[v.name], v) for v in verdicts)
 
 
-async def _candidates(shelf: Shelf, history: History) -> dict[Candidate, Backup]:
-    return _as_candidates(await catalog.of_job(shelf.store, shelf.host, shelf.job, history))
+async def _candidates(shelf: Shelf, history: History, *, every_job: bool = False) -> dict[Candidate, Backup]:
+    job = None if every_job else shelf.job
+    return _as_candidates(shelf.store, await catalog.of_job(shelf.store, shelf.host, job, history))
 
 
-def _as_candidates(mine: Iterable[Backup]) -> dict[Candidate, Backup]:
+def _as_candidates(store: Store, mine: Iterable[Backup]) -> dict[Candidate, Backup]:
     return {
         # A backup gets its name only after it was re-read, so one that is listed was verified, unless found otherwise.
         Candidate(
             name=b.name,
             created_at=b.created_at,
-            partial=b.damaged or b.manifest.partial,
+            partial=not b.good,
             verified=not b.damaged,
             size_bytes=b.size_bytes,
             pinned=b.pinned,
             nights_shared=b.manifest.nights_shared,
             shared_bytes=b.manifest.shared_bytes,
+            whole_every=store.whole_every,
+            suspicious=bool(b.doubts),
         ): b
         for b in mine
         if b.manifest
@@ -88,7 +100,7 @@ async def look_ahead(shelf: Shelf, mine: Sequence[Backup], now: datetime) -> Out
     except StoreError as error:
         log.debug("%s", error)  # a folder that is still to be made, or what else status says of it
         return None
-    return outlook.look_ahead(_as_candidates(mine), shelf.policy, now, shelf.zone, free_bytes)
+    return outlook.look_ahead(_as_candidates(shelf.store, mine), shelf.policy, now, shelf.zone, free_bytes)
 
 
 async def _room(shelf: Shelf, candidates: Iterable[Candidate], now: datetime) -> Room:
@@ -121,7 +133,9 @@ async def make_room(shelf: Shelf, history: History, now: datetime, on_removed: O
     # As much as before is needed: what went was not only in the way, the estimate rested on it.
     room = replace(room, free_bytes=await asyncio.to_thread(_free_bytes, shelf.store.directory))
     if room.short_bytes:
-        raise DiskFull(_no_room(shelf.store.directory, room, removed))
+        waiting = " Older backups that could make room stay, as the newest looks wrong: memu-backup status tells."
+        asked = any(d.backup.doubts for d in decisions) and all(d.verdict.keep for d in decisions)
+        raise DiskFull(_no_room(shelf.store.directory, room, removed) + waiting * asked)
 
 
 def _no_room(directory: Path, room: Room, removed: int) -> str:

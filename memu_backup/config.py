@@ -11,14 +11,18 @@ Each variable ``MEMU_BACKUP_<SETTING>`` stands for a setting of the file, with `
 (``MEMU_BACKUP_SOURCES__PHOTOS__PATH``); a list is written as JSON; an empty variable counts as not set. It changes
 tables that the file has, it does not add any: else a mistyped name would make a new one in silence. A file of such a
 name in ``$CREDENTIALS_DIRECTORY`` counts like the variable. Memu's own ``BACKUP_DIR``, ``BACKUP_RETENTION_COUNT`` and
-``BACKUP_NOTIFICATION_ROOM`` set the settings of these names. No ``.env`` file is read.
+``BACKUP_NOTIFICATION_ROOM`` set the settings of these names, and ``[environment]`` may give any setting a name of the
+owner's own. No ``.env`` file is read.
+
+A job without a folder for its backups (``backup_dir = ""``) is off: it is none of ``Config.jobs``.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
 from urllib.parse import quote
@@ -31,17 +35,20 @@ from memu_backup import config_file, cron, environment, mistakes
 from memu_backup.config_tables import (
     AlertSettings,
     ChatSettings,
+    DrillSettings,
     HistorySettings,
     JobSettings,
     UsbSettings,
+    VerificationSettings,
     checked_room,
     must_be_a_channel,
     must_be_a_heartbeat,
     must_be_an_address,
 )
+from memu_backup.environment import checked_zone
 from memu_backup.errors import SettingsError, UsageError
 from memu_backup.mistakes import PREFIX, Loc, Mistake, Origins, did_you_mean, tables
-from memu_backup.paths import LocalPath, absolute, relative_to
+from memu_backup.paths import LocalPath, PathOrNone, absolute, relative_to
 from memu_backup.retention import Policy
 from memu_backup.retention_settings import RetentionSettings
 from memu_backup.services import Service, ServiceSettings
@@ -76,7 +83,8 @@ class Job:
 
     ``cron`` is a crontab line in household time (``Config.zone``) in the form of ``cron.normal``, which APScheduler
     reads as cron does; None for a job that runs only by hand. ``services`` stand still while those of its sources are
-    read that are in ``needs_stop``; none where the job is hot.
+    read that are in ``needs_stop``; none where the job is hot. ``guards`` say for each source which part of it has to
+    be lost for its backup to be suspicious.
     """
 
     name: str
@@ -87,6 +95,8 @@ class Job:
     services: tuple[str, ...] = ()
     needs_stop: frozenset[str] = frozenset()
     to_drives: bool = True
+    full: bool = False
+    guards: Mapping[str, float] = field(default_factory=dict)
 
 
 class Config(BaseSettings):
@@ -97,25 +107,29 @@ class Config(BaseSettings):
         env_ignore_empty=True, enable_decoding=False,
     )  # fmt: skip
 
-    backup_dir: LocalPath = Field(description="where backups are kept")
+    backup_dir: PathOrNone = Field(description="where backups are kept; empty: nowhere, so that none are made")
     backup_retention_count: int = Field(default=7, ge=1, description="how many backups of a job stay")
     backup_notification_room: Annotated[str, AfterValidator(checked_room)] | None = Field(
         default=None, description="the Matrix room of the family"
     )
-    timezone: Annotated[str, AfterValidator(environment.checked_zone)] = Field(description="the household's time zone")
+    timezone: Annotated[str, AfterValidator(checked_zone)] = Field(description="the household's time zone")
     host: str = Field(min_length=1, description="what backups call this machine")
     state_dir: LocalPath = Field(description="where memu-backup keeps its own state")
     log_file: LocalPath | None = Field(default=None, description="also write the log here, in files that rotate")
     history: HistorySettings = HistorySettings()
     usb: UsbSettings = UsbSettings()
+    verification: VerificationSettings = VerificationSettings()
     chat: ChatSettings = ChatSettings()
     alerts: AlertSettings = AlertSettings()
+    drill: DrillSettings = DrillSettings()
     sources: dict[str, AnySource]
     stores: dict[str, AnyStore]
     services: dict[str, AnyService] = {}
+    environment: dict[str, str] = {}
     jobs: dict[str, JobSettings]
 
     _path: Path = PrivateAttr(default=Path())
+    _off: dict[str, JobSettings] = PrivateAttr(default={})
 
     @classmethod
     def settings_customise_sources(
@@ -140,20 +154,50 @@ class Config(BaseSettings):
         """The household's time zone."""
         return ZoneInfo(self.timezone)
 
+    @property
+    def off(self) -> str:
+        """A sentence about jobs that have no place for their backups, and so are no ``jobs``; empty without any."""
+        if not self._off:
+            return ""
+        which = (
+            f"Job{'' if len(self._off) == 1 else 's'} {', '.join(self._off)} {'is' if len(self._off) == 1 else 'are'}"
+        )
+        return (
+            f"{which} off, and no backup is made: backup_dir is empty. Name a folder there, in {self.path}, or in the "
+            "variable BACKUP_DIR; then make the first backup: memu-backup start"
+        )
+
+    def must_have_jobs(self) -> None:
+        """Raises UsageError where none is on."""
+        if not self.jobs:
+            raise UsageError(self.off or f"There is no job, so nothing is backed up. Add [jobs.NAME] to {self.path}.")
+
     def job(self, name: str) -> Job:
-        """Raises UsageError when there is no such job."""
+        """Raises UsageError when there is no such job, or it is off."""
+        if name in self._off:
+            raise UsageError(self.off)
         _must_be_among(name, self.jobs, "job")
-        s = self.jobs[name]
+        return self._job(name, self.jobs[name])
+
+    def planned(self) -> list[Job]:
+        """All jobs, those that are off too."""
+        return [self._job(name, s) for name, s in (*self.jobs.items(), *self._off.items())]
+
+    def _job(self, name: str, s: JobSettings) -> Job:
         sources = s.sources or tuple(self.sources)
+        store = s.store or next(iter(self.stores))
+        keep = s.retention.in_effect(self.backup_retention_count).policy()
         return Job(
             name=name,
-            cron=cron.daily(s.at) if s.at else cron.normal(s.cron) if s.cron else None,
+            cron=None if not s.enabled else cron.daily(s.at) if s.at else cron.normal(s.cron) if s.cron else None,
             sources=sources,
-            store=s.store or next(iter(self.stores)),
-            retention=s.retention.in_effect(self.backup_retention_count).policy(),
+            store=store,
+            retention=replace(keep, max_in_place=self.stores[store].max_backups),
             services=(s.services or tuple(self.services)) if s.consistency == "stop" else (),
             needs_stop=frozenset(n for n in sources if self._needs_stop(n, s)),
             to_drives=s.to_drives,
+            full=s.full,
+            guards={n: self.sources[n].guard for n in sources},
         )
 
     def _needs_stop(self, source: str, job: JobSettings) -> bool:
@@ -176,9 +220,12 @@ class Config(BaseSettings):
         return next(kind for kind in service_kinds().values() if kind.Settings is type(settings))(name, settings)
 
     def store_of(self, job: Job) -> StoreSettings:
-        """The settings of the job's store, its ``dir`` filled in."""
-        settings = self.stores[job.store]
-        return settings.model_copy(update={"dir": settings.dir or self.backup_dir})
+        """The settings of the job's store, its ``dir`` filled in, with its ``folder``."""
+        return self.stores[job.store].model_copy(update={"dir": self._place(job.store), "folder": None})
+
+    def _place(self, store: str) -> Path | None:
+        above = self.stores[store].dir or self.backup_dir
+        return above / (self.stores[store].folder or "") if above else None
 
     def secret_files(self) -> dict[str, Path]:
         """The files that hold secrets, by the setting that names each, such as ``history.url_file``. Reads none."""
@@ -249,6 +296,12 @@ class Config(BaseSettings):
             raise SettingsError([f"{key}: what it holds {error}"], str(self.path)) from None
         return url
 
+    def _without_those_off(self) -> Config:
+        off = {n: j for n, j in self.jobs.items() if self._place(j.store or next(iter(self.stores))) is None}
+        on = self.model_copy(update={"jobs": {n: j for n, j in self.jobs.items() if n not in off}})
+        on._off = off
+        return on
+
     def _secret(self, key: str, file: Path) -> str:
         secret = self._content(key, file).strip()
         if not secret:
@@ -290,7 +343,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     """
     file = absolute(config_file.find(path, environ))
     raw = environment.defaults(environ) | config_file.parse(file)
-    variables = environment.gather(environ, Config)
+    variables = environment.gather(environ, Config, raw)
     found = [*variables.problems, *environment.unknown_tables(variables, raw)]
     raw = _laid_over(raw, environment.overlay(variables, Config, raw))
     with relative_to(file.parent):
@@ -299,7 +352,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     if found or config is None:
         raise SettingsError(list(dict.fromkeys(found)), str(file))
     config._path = file
-    return config
+    return config._without_those_off()
 
 
 def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -318,7 +371,7 @@ def _validated(raw: dict[str, Any], origins: Origins) -> tuple[Config | None, li
         config = Config(**{key: value for key, value in raw.items() if key not in private})
     except ValidationError as error:
         wrong += mistakes.of_shape(error, raw, lambda loc: _known(loc, raw), origins)
-    return config, [*wrong, *mistakes.between(raw), *_of_history(raw), *_of_alerts(raw), *_without_effect(raw, origins)]
+    return config, [*wrong, *mistakes.between(raw), *_of_names(raw), *_without_effect(raw, origins)]
 
 
 def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
@@ -334,6 +387,8 @@ def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
             return ChatSettings.model_fields
         case ("alerts",):
             return AlertSettings.model_fields
+        case ("drill",):
+            return DrillSettings.model_fields
         case ("jobs", _):
             return JobSettings.model_fields
         case ("jobs", _, "retention"):
@@ -355,18 +410,16 @@ def _without_effect(raw: Mapping[str, Any], origins: Origins) -> list[Mistake]:
     return []
 
 
-def _of_history(raw: Mapping[str, Any]) -> list[Mistake]:
-    table = raw.get("history")
-    given = set(table) if isinstance(table, dict) else set()
-    if {"url", "url_file"} <= given:
-        return [(("history",), "has both url and url_file; keep one of them")]
-    if "password_file" in given and not given & {"url", "url_file"}:
-        return [(("history", "password_file"), "has no effect without url or url_file")]
-    return []
-
-
-def _of_alerts(raw: Mapping[str, Any]) -> list[Mistake]:
-    table = raw.get("alerts")
-    if isinstance(table, dict) and {"fallback", "fallback_file"} <= set(table):
-        return [(("alerts",), "has both fallback and fallback_file; keep one of them")]
-    return []
+def _of_names(raw: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Of ``[environment]``: told although nobody has set the variable yet."""
+    for name, path in environment.named(raw).items():
+        loc, keys = ("environment", name), tuple(path.split("."))
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            yield loc, "is no name of a variable; it is made of letters, digits and _, and begins with no digit"
+        elif name in environment.MEMU_NAMES or name.startswith(PREFIX):
+            yield loc, "is a name that has its meaning already; choose another"
+        elif keys[0] == "environment" or keys[-1] not in (among := list(_known(keys[:-1], raw))):
+            yield loc, f"stands for {path}, which is not a setting{did_you_mean(keys[-1], among)}"
+        elif keys[0] in mistakes.NAMED and len(keys) > 2 and keys[1] not in tables(raw, keys[0]):
+            there = did_you_mean(keys[1], tables(raw, keys[0]))
+            yield loc, f"stands for {path}, and the file has no {keys[0].removesuffix('s')} called {keys[1]}{there}"

@@ -27,7 +27,9 @@ def show(config: Config) -> dict[str, Any]:
         kept = config.jobs[name].retention.in_effect(config.backup_retention_count).model_dump(exclude_none=True)
         shown["jobs"][name] |= {"sources": list(job.sources), "store": job.store, "services": list(job.services)}
         shown["jobs"][name]["retention"] = kept
-        shown["stores"][job.store]["dir"] = str(config.store_of(job).dir)
+        shown["stores"][job.store] |= {"dir": str(config.store_of(job).dir), "folder": None}
+    if config.off:
+        shown["off"] = config.off
     return {"file": str(config.path), **shown}
 
 

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from memu_backup import cron
 from memu_backup.paths import LocalPath
@@ -96,6 +96,13 @@ class HistorySettings(_Table):
     password_file: LocalPath | None = Field(default=None, description="a file that holds the password for the URL")
 
 
+def _checked_uuid(text: str) -> str:
+    """A label will not do: any stick can be given one."""
+    if not re.fullmatch(r"[0-9A-Fa-f]{4,}(-[0-9A-Fa-f]{4,})*", text):
+        raise ValueError(f"{text} is no UUID of a filesystem; memu-backup usb list shows it")
+    return text
+
+
 class UsbSettings(_Table):
     """Copies on drives that are plugged in."""
 
@@ -104,8 +111,18 @@ class UsbSettings(_Table):
         default="ask",
         description="ask: an admin says yes to each new drive; any: all; listed: those of drives",
     )
-    drives: tuple[str, ...] = Field(default=(), description="UUIDs or labels of filesystems, for approve = listed")
+    drives: tuple[Annotated[str, AfterValidator(_checked_uuid)], ...] = Field(
+        default=(), description="UUIDs of filesystems, for approve = listed"
+    )
     keep: int = Field(default=3, ge=1, description="how many copies of a job stay on a drive")
+
+
+class VerificationSettings(_Table):
+    """How often all that is stored is read back."""
+
+    every_days: int = Field(
+        default=30, ge=0, le=3650, description="within so many days every byte is re-read; 0: only when it is asked for"
+    )
 
 
 class ChatSettings(_Table):
@@ -124,9 +141,40 @@ class AlertSettings(_Table):
     )
     fallback_file: LocalPath | None = Field(default=None, description="a file that holds them, one a line")
     completed: bool = Field(default=False, description="also tell of each backup that went well")
+    reports: tuple[Literal["daily", "weekly", "monthly", "errors"], ...] = Field(
+        default=(), description="which reports are sent"
+    )
+    reports_at: Annotated[str, AfterValidator(_checked_time)] = Field(
+        default="08:00", description="each day, on Mondays (weekly, errors), on the 1st (monthly)"
+    )
+
+
+class DrillSettings(_Table):
+    """The restore test: backups are brought back to a scratch place, and tried there."""
+
+    enabled: bool = Field(default=True, description="false: nothing is tried by itself")
+    cron: Annotated[str, AfterValidator(_checked_cron)] = Field(
+        default="0 11 * * sun", description="a crontab line; Sundays at 11:00"
+    )
+    scratch: LocalPath | None = Field(
+        default=None, description="the folder that is used for it: that of the backups unless given"
+    )
+    postgres_image: str | None = Field(
+        default=None, min_length=1, description="an image for dumps that need extensions which our own Postgres lacks"
+    )
+    postgres_url: Annotated[SecretStr, AfterValidator(_checked_url)] | None = Field(
+        default=None, description="or a server for them, where databases are made and removed"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> DrillSettings:
+        if self.postgres_image and self.postgres_url:
+            raise ValueError("has both postgres_image and postgres_url; keep one of them")
+        return self
 
 
 class JobSettings(_Table):
+    enabled: bool = Field(default=True, description="false: it has no time, and nobody is told that none was made")
     at: Annotated[str, AfterValidator(_checked_time)] | None = Field(default=None, description="each day at this time")
     cron: Annotated[str, AfterValidator(_checked_cron)] | None = Field(default=None, description="a crontab line")
     sources: tuple[str, ...] | None = Field(default=None, min_length=1, description="all of them unless given")
@@ -135,6 +183,7 @@ class JobSettings(_Table):
         default="hot", description="stop: services stand still while the sources are read that need it"
     )
     services: tuple[str, ...] | None = Field(default=None, min_length=1, description="all of them unless given")
+    full: bool = Field(default=False, description="share nothing with older backups: read and write everything anew")
     window: Literal["short", "all"] = Field(default="short", description="all: services stand still for every source")
     retention: RetentionSettings = Field(
         default=RetentionSettings(), description="the last backup_retention_count unless given"

@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from memu_backup import words
-from memu_backup.errors import MemuError
+from memu_backup.errors import Declined, MemuError
 from memu_backup.model import Phase, Progress
 from memu_backup.stores import OnProgress
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # Rich draws tables and bars; most commands say a sentence an
     from rich.console import Console, RenderableType
 
 _PLAIN_EVERY_S = 10.0
+_TRIES = 3
 
 
 @contextmanager
@@ -105,21 +106,58 @@ def _plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: S
         say("  ".join(cells).rstrip())
 
 
-async def confirmed(question: str) -> bool:
-    """Ask on the terminal; only ``y`` and ``yes`` are a yes. Ctrl-C while it waits cancels."""
-    _write(sys.stderr, f"{words.printable(question)} [y/N] ")
+async def confirmed(question: str) -> None:
+    """Ask on the terminal; only ``y`` and ``yes`` are a yes. Raises Declined."""
+    if (await _line(f"{question} [y/N] ")).lower() not in ("y", "yes"):
+        raise Declined
+
+
+async def answered(question: str, usual: str = "") -> str:
+    """What somebody types, ``usual`` for Enter. Raises Declined for ``q``, and for Enter where nothing is usual."""
+    said = await _line(f"{question}: ") or usual
+    if said.lower() in ("", "q", "quit"):
+        raise Declined
+    return said
+
+
+async def chosen(question: str, among: Collection[str], usual: str = "") -> str:
+    """One of ``among``, as ``answered``. Raises Declined after three answers that are none of them."""
+    for _ in range(_TRIES):
+        said = (await answered(question, usual)).lower()
+        if said in among:
+            return said
+        complain("That is none of these. Type a number or a letter from the list, or q to stop.")
+    raise Declined
+
+
+async def typed(word: str, question: str) -> None:
+    """Have somebody type ``word``. Raises Declined for anything else, three times, and as ``answered``."""
+    for _ in range(_TRIES):
+        if await answered(question) == word:
+            return
+        complain(f"That was not the word {word}.")
+    raise Declined
+
+
+async def _line(question: str) -> str:
+    """Raises Declined for Ctrl-C and Ctrl-D."""
+    _write(sys.stderr, words.printable(question))
     loop = asyncio.get_running_loop()
-    answered = asyncio.Event()
+    there = asyncio.Event()
     # Not readline alone: while it blocks, no signal gets through to the loop.
-    loop.add_reader(sys.stdin.fileno(), answered.set)
+    loop.add_reader(sys.stdin.fileno(), there.set)
     try:
-        await answered.wait()
+        await there.wait()
+    except asyncio.CancelledError:
+        _write(sys.stderr, "\n")
+        raise Declined(interrupted=True) from None
     finally:
         loop.remove_reader(sys.stdin.fileno())
-    answer = sys.stdin.readline()
-    if not answer:  # Ctrl-D ends no line
+    line = sys.stdin.readline()
+    if not line:  # Ctrl-D ends no line
         _write(sys.stderr, "\n")
-    return answer.strip().lower() in ("y", "yes")
+        raise Declined
+    return line.strip()
 
 
 def ask(question: str, *, secret: bool = False) -> str:
@@ -137,6 +175,11 @@ def ask(question: str, *, secret: bool = False) -> str:
 def interactive() -> bool:
     """Whether somebody is there who can be asked."""
     return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def watched() -> bool:
+    """Whether somebody is there who can be asked, and sees what is said."""
+    return interactive() and sys.stdout.isatty()
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from memu_backup.manager import Manager, history_of
 from memu_backup.nights import Nights
 from memu_backup.plugged import Plugged
 from memu_backup.teller import Teller
+from memu_backup.weekly import Weekly
 
 if TYPE_CHECKING:
     from apscheduler.schedulers.asyncio import AsyncIOScheduler
@@ -47,6 +48,9 @@ _SIGNED_IN_S = 5.0
 _LONG_ENOUGH_S = 300.0
 """A chat that lasted so long had begun well."""
 
+_DRILL = "restore test"
+"""Among the jobs of the scheduler, none of which can have such a name."""
+
 _RUNS_ALREADY = "It makes the backups of these settings already; to start it anew, stop that one first."
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -62,8 +66,9 @@ class Daemon:
         self._manager = Manager(config, history, clock)
         self._nights = Nights(config, self._manager, self._start, clock)
         self._teller = Teller(self._manager, clock, _fallback(config), expects_room=_signed_in(config) is not None)
+        self._weekly = Weekly(config, self._manager, self._start, self._teller.look_again, clock)
         self._plugged = Plugged(self._manager, self._teller.wake, clock)
-        self._teller.on_rows = self._manager.visits.on_change = self._plugged.look
+        self._teller.on_rows = self._manager.passports.on_change = self._plugged.look
         self._tasks: set[asyncio.Task[None]] = set()
         self._asked_to_stop = asyncio.Event()
         self._new_login = asyncio.Event()
@@ -92,6 +97,8 @@ class Daemon:
             self._start(self._chat(), "the chat")
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
+        if self._config.off:
+            log.warning("%s", self._config.off)
         try:
             await self._asked_to_stop.wait()
         finally:
@@ -117,16 +124,24 @@ class Daemon:
             scheduler.add_job(
                 self._on_time, table, args=[name], id=name, coalesce=True, max_instances=1, misfire_grace_time=None
             )
+        if self._weekly.table:
+            scheduler.add_job(
+                self._on_day, self._weekly.table, id=_DRILL, coalesce=True, max_instances=1, misfire_grace_time=None
+            )
         return scheduler
 
     async def _on_time(self, job: str) -> None:
         """Async, since APScheduler calls anything else in a thread."""
         self._nights.look(job)
 
+    async def _on_day(self) -> None:
+        self._weekly.look()
+
     async def _open(self) -> None:
         await asyncio.wait({self._start(self._bring_back(), "services")})  # first of all: a family may be waiting
         await asyncio.wait({self._start(self._tidy_up())})  # what goes wrong there must not cost what was missed
         await self._nights.look_back()
+        await self._weekly.look_back()
 
     async def _bring_back(self) -> None:
         _, problems = await self._manager.bring_back(SCHEDULER)
@@ -144,6 +159,7 @@ class Daemon:
         except HistoryAway as error:
             log.warning("%s", error)
         await self._manager.recover()
+        await self._manager.drills.sweep()
 
     async def _chat(self) -> None:
         """Whatever becomes of it, backups are made all the same. Who signs the bot in anew need not restart us."""
@@ -224,6 +240,7 @@ class Daemon:
             scheduler.wakeup()
             for job in self._nights.tables:
                 self._nights.look(job)
+            self._weekly.look()
             systemd.notify(f"STATUS={self._next_words(scheduler)}")
             if time.monotonic() > bring_back_at and self._manager.left_down():
                 bring_back_at = time.monotonic() + _BRING_BACK_S
@@ -233,10 +250,10 @@ class Daemon:
             await asyncio.sleep(pause_s)
 
     def _next_words(self, scheduler: AsyncIOScheduler) -> str:
-        due = [job.next_run_time for job in scheduler.get_jobs() if job.next_run_time]
+        due = [job.next_run_time for job in scheduler.get_jobs() if job.next_run_time and job.id != _DRILL]
         due += self._nights.tried_again_at()
         if not due:
-            return "no job has a time; backups are made by hand"
+            return "no job has a time; backups are made by hand" if self._config.jobs else "no job is on"
         return f"the next backup is due {min(due).astimezone(self._config.zone):%Y-%m-%d %H:%M}"
 
     def _start(self, work: Coroutine[Any, Any, None], name: str = "the history") -> asyncio.Task[None]:

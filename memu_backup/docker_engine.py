@@ -130,6 +130,40 @@ async def used_by(docker: Docker, volume_name: str) -> list[str]:
     return sorted(min(c["Names"], key=len).removeprefix("/") for c in found)
 
 
+async def those_that_run(docker: Docker) -> str:
+    """The containers that run, as a part of a sentence."""
+    listed = await answer(docker.containers.list())
+    names = sorted(min(c["Names"], key=len).removeprefix("/") for c in listed)
+    return f"these run: {', '.join(names[:8])}" if names else "none runs"
+
+
+def host_of(told: Mapping[str, Any]) -> str | None:
+    """The address on which this machine reaches a container that runs; None where it is on no network of its own."""
+    if told["HostConfig"].get("NetworkMode") == "host":
+        return "127.0.0.1"
+    networks = (told["NetworkSettings"].get("Networks") or {}).values()
+    return next((network["IPAddress"] for network in networks if network.get("IPAddress")), None)
+
+
+def lies_at(told: Mapping[str, Any]) -> Path:
+    """Where a volume's files are. One that is bound to a folder lies there, also while nobody uses it."""
+    options = told.get("Options") or {}
+    device = str(options.get("device") or "")
+    if device.startswith("/") and "bind" in str(options.get("o", "")).split(","):
+        return Path(device)
+    return Path(told["Mountpoint"] or "/nonexistent")
+
+
+async def data_folder(docker: Docker, told: Mapping[str, Any], inside: str) -> Path | None:
+    """Where the folder ``inside`` a container lies on this machine; None where it is in the container alone."""
+    for mount in sorted(told.get("Mounts") or (), key=lambda m: len(m["Destination"]), reverse=True):
+        below = Path(inside)
+        if below.is_relative_to(mount["Destination"]):
+            known = await volume(docker, mount["Name"]) if mount["Type"] == "volume" else None
+            return (lies_at(known) if known else Path(mount["Source"])) / below.relative_to(mount["Destination"])
+    return None
+
+
 async def execute(
     docker: Docker,
     container_id: str,

@@ -10,15 +10,20 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from glob import escape, has_magic
 from pathlib import Path
 
 from memu_backup import docker_engine, files, presets, survey, words
 from memu_backup.errors import EngineError, UsageError
-from memu_backup.presets import Data, Files, Rules, Setting
+from memu_backup.presets import Data, Files, Rules, Server, Setting
 from memu_backup.survey import Mount, Part, Project
 
 _WIDTH = 118
 _SPECIAL = '"\\'
+_FLAGS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+_VOLUME = "/var/lib/docker/volumes/{}/_data"
+"""Where Docker has a volume, unless somebody has moved its folder."""
+
 _INLINE = re.compile(r"\{(home|\w+\.container)\}")
 
 
@@ -46,13 +51,18 @@ class Draft:
 
 async def draft(preset: str, home: Path | None, otherwise: Path) -> Draft:
     """For the system in the folder ``home``; without one, for the compose project that looks like it, else for what is
-    in ``otherwise``. Both are absolute. Nothing is changed, and nothing needs to be there.
+    in its usual folder or in ``otherwise``. Both are absolute. Nothing is changed, and nothing needs to be there.
 
     Raises UsageError for a preset that is none, and where several projects could be meant.
     """
     template, rules = presets.template(preset), presets.rules(preset)
-    made = Draft(home or otherwise)
-    project = await _project(rules, home, made)
+    usual = [Path(rules.home)] if rules.home and Path(rules.home).is_dir() else []
+    made = Draft(home or next(iter(usual), otherwise))
+    project = None
+    if rules.looks_like:
+        project = await _project(rules, home, made)
+    else:
+        made.looked.append(f"Looked for {rules.system} in {made.home}. Another folder is named with --home FOLDER.")
     return _Filling(made, rules, project).fill(template)
 
 
@@ -114,7 +124,8 @@ def _of_home(projects: Iterable[Project], home: Path) -> list[Project]:
 
 
 def _looks_like(rules: Rules, project: Project) -> bool:
-    met = [glob for glob in rules.looks_like if any(_fits(part, glob) for part in project.parts)]
+    name, globs = project.name.lower(), rules.looks_like
+    met = [glob for glob in globs if fnmatchcase(name, glob) or any(_fits(part, glob) for part in project.parts)]
     return len(met) >= rules.at_least
 
 
@@ -143,9 +154,10 @@ class _Filling:
 
     def fill(self, template: str) -> Draft:
         rules = self._rules
-        blocks = {"project": self._services()}
+        blocks = {"project": self._services()} if "{project}" in template else {}
         blocks |= {name: self._setting(name, rule) for name, rule in rules.settings.items()}
         blocks |= {name: self._data(name, rule) for name, rule in rules.data.items()}
+        blocks |= {name: self._server(name, rule) for name, rule in rules.servers.items()}
         blocks |= {name: self._files(name, rule) for name, rule in rules.files.items()}
         blocks["left_out"] = self._left_out()
         lines = [blocks[line[1:-1]] if line[1:-1] in blocks else self._inline(line) for line in template.splitlines()]
@@ -172,9 +184,7 @@ class _Filling:
         return "\n".join(['kind = "docker"', *comment, f"project = {toml(name)}", *_socket()])
 
     def _setting(self, name: str, rule: Setting) -> str:
-        given = self._variables.get(rule.variable, "")
-        if rule.number is not None and not re.fullmatch("[1-9][0-9]{0,5}", given):
-            given = ""
+        given, key = self._given(rule), rule.key or name
         known, where = bool(given), f" From {rule.variable} in .env." if given else ""
         value: str | int
         if rule.folder is not None:
@@ -182,14 +192,56 @@ class _Filling:
             self._taken.add(value)
         elif rule.number is not None:
             value, known = int(given or rule.number), True
-        elif given:
-            value = given
+        elif rule.flag is not None:
+            value, known = _FLAGS[given.lower()] if given else rule.flag, True
+        elif given or rule.text:
+            value, known = given or rule.text or "", True
+        elif rule.text is not None:
+            value = ""
+            self._made.not_found.append(f"{name} ({rule.variable} in .env)")
         else:
             self._made.not_found.append(f"{name} ({rule.variable} in .env)")
-            return "\n".join([*_comment(rule.says), f"# {name} = {toml(rule.example or '')}"])
-        return "\n".join(
-            [*self._value(name, str(value), f"{rule.says}{where}", known=known), f"{name} = {toml(value)}"]
-        )
+            return "\n".join([*_comment(rule.says), f"# {key} = {toml(rule.example or '')}"])
+        shown = toml(value) if rule.flag is not None else str(value)
+        return "\n".join([*self._value(name, shown, f"{rule.says}{where}", known=known), f"{key} = {toml(value)}"])
+
+    def _given(self, rule: Setting) -> str:
+        """What .env says, as far as that can be meant."""
+        given = self._variables.get(rule.variable, "")
+        if rule.number is not None and not re.fullmatch("[1-9][0-9]{0,5}", given):
+            return ""
+        if rule.flag is not None and given.lower() not in _FLAGS:
+            return ""
+        inside = rule.not_below and Path(given).is_relative_to(rule.not_below)
+        return "" if inside else given
+
+    def _server(self, name: str, rule: Server) -> str:
+        called = rule.kind.capitalize()
+        found = [part for glob in rule.of for part in self._parts if _fits(part, glob)]
+        names = list(dict.fromkeys(part.container for part in found if part.container))
+        says, known = "Docker knows it by this name.", len(names) == 1
+        container = names[0] if names else rule.container
+        what, where = f"{called} in container {container}", [f"container = {toml(container)}", *_socket()]
+        if len(names) > 1:
+            says = f"It is not the only one: {', '.join(names[1:])}."
+        elif not names and rule.port and survey.listens(port := int(self._given(rule.port) or rule.port.number or 0)):
+            says, what = rule.port.says, f"{called} at port {port} of this machine"
+            where = rule.here.replace("{port}", str(port)).splitlines()
+        elif not names:
+            says = f"No container with {called} was found; this is the usual name."
+            self._made.not_found.append(f"sources.{name}: no container with {called}")
+        comment = self._value(f"sources.{name}", what, says, known=known)
+        return "\n".join([f"kind = {toml(rule.kind)}", *comment, *where, *self._password(rule)])
+
+    def _password(self, rule: Server) -> list[str]:
+        """Where it is, never what it is."""
+        if rule.password_file is None:
+            return []
+        file = self._path(rule.password_file)
+        if os.path.lexists(file):
+            return [*_comment("Its password is read from there each time."), f"password_file = {toml(file)}"]
+        how = "Should check say that it asks for a password: a file that holds it, for root alone to read."
+        return [*_comment(how), f"# password_file = {toml(file)}"]
 
     def _data(self, name: str, rule: Data) -> str:
         found = list(self._mounts(rule))
@@ -202,9 +254,9 @@ class _Filling:
             source, is_volume, says, known = self._path(given), False, f"{rule.variable} in .env.", True
         else:
             source, is_volume = self._usual(name, rule)
-            says, known = f"No container was found that keeps {rule.inside[0]}; this is the usual place.", False
-            if self._project:
-                self._made.not_found.append(f"sources.{name}: no container that keeps {' or '.join(rule.inside)}")
+            says, known = self._assumed(name, rule, source)
+        if rule.databases:
+            return self._databases(name, rule, _VOLUME.format(source) if is_volume else source, says, known=known)
         self._taken.add(source)
         if not is_volume and not os.path.lexists(source):
             self._made.not_found.append(source)
@@ -213,6 +265,24 @@ class _Filling:
         if is_volume:
             return "\n".join(['kind = "volume"', *comment, f"volume = {toml(source)}", *_socket()])
         return "\n".join(['kind = "directory"', *comment, f"path = {toml(source)}"])
+
+    def _assumed(self, name: str, rule: Data, source: str) -> tuple[str, bool]:
+        if not rule.inside:
+            there = os.path.lexists(source)
+            return "It is there." if there else "Nothing is there; this is the usual place.", there
+        if self._project:
+            self._made.not_found.append(f"sources.{name}: no container that keeps {' or '.join(rule.inside)}")
+        return f"No container was found that keeps {rule.inside[0]}; this is the usual place.", False
+
+    def _databases(self, name: str, rule: Data, folder: str, says: str, *, known: bool) -> str:
+        """What else lies in the folder is not in it, and so may be told of as left out."""
+        missing = [one for one in rule.databases if not any(Path(folder).glob(one))]
+        self._made.not_found += [str(Path(folder) / one) for one in missing]
+        paths = [str(Path(escape(folder) if has_magic(one) else folder) / one) for one in rule.databases]
+        if missing:
+            says, known = f"Not found: {', '.join(missing)}. {says}", False
+        comment = self._value(f"sources.{name}", f"SQLite databases {', '.join(paths)}", says, known=known)
+        return "\n".join(['kind = "sqlite"', *comment, "paths = [", *(f"    {toml(path)}," for path in paths), "]"])
 
     def _usual(self, name: str, rule: Data) -> tuple[str, bool]:
         """Where the system has it unless somebody has changed that, and whether that is a volume."""
@@ -303,7 +373,7 @@ def _socket() -> list[str]:
 def toml(value: str | int) -> str:
     """As a TOML value. Raises UsageError for a name that is no text: TOML holds nothing else."""
     if isinstance(value, int):
-        return str(value)
+        return str(value).lower()
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise UsageError(f"{value!r} has characters in its name that a settings file cannot hold. Name another folder.")
     return f'"{"".join(c if c.isprintable() and c not in _SPECIAL else _escaped(c) for c in value)}"'

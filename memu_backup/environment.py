@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
@@ -17,10 +17,11 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from memu_backup.mistakes import NAMED, PREFIX, Origins, did_you_mean, fold, tables
+from memu_backup.mistakes import NAMED, PREFIX, Origins, did_you_mean, fold, tables, variable
 
 CONFIG_VARIABLE = PREFIX + "CONFIG"
-MEMU_NAMES = ("BACKUP_DIR", "BACKUP_RETENTION_COUNT", "BACKUP_NOTIFICATION_ROOM")
+MEMU_NAMES = {name: name.lower() for name in ("BACKUP_DIR", "BACKUP_RETENTION_COUNT", "BACKUP_NOTIFICATION_ROOM")}
+"""Names that count without a word in the file, and the settings that they stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +33,44 @@ class Variables:
     problems: tuple[str, ...]
 
 
-def gather(environ: Mapping[str, str], settings: type[BaseSettings]) -> Variables:
-    """All variables and credentials that are ours. Unreadable credentials and mistyped names become problems."""
+def gather(environ: Mapping[str, str], settings: type[BaseSettings], raw: Mapping[str, Any]) -> Variables:
+    """All variables and credentials that are ours, also by the names that the file, ``raw``, gives them. Unreadable
+    credentials and mistyped names become problems.
+    """
     values: dict[str, str] = {}
     written: dict[str, str] = {}
     problems: list[str] = []
+    names = {**named(raw), **MEMU_NAMES}
+
+    def ours(name: str) -> str:
+        return variable(tuple(names[name].split("."))) if name in names else name
 
     def take(name: str, value: str) -> None:
-        ours = PREFIX + name if name in MEMU_NAMES else name
-        problems.extend(_unknown(ours, settings))
-        values[fold(ours)], written[fold(ours)] = value, name
+        problems.extend(_unknown(ours(name), settings))
+        values[fold(ours(name))], written[fold(ours(name))] = value, name
 
     for file in _credentials(environ):
         try:
             take(file.name, file.read_text("utf-8").rstrip("\n"))
         except (OSError, UnicodeDecodeError):
             problems.append(f"{file.name}: the credential {file} cannot be read")
-    for name, value in environ.items():
-        if (name.startswith(PREFIX) and name != CONFIG_VARIABLE) or name in MEMU_NAMES:
-            if value:
-                take(name, value)
+    given: dict[str, str] = {}
+    for name in sorted(environ, key=lambda name: name in names):
+        if (name.startswith(PREFIX) and name != CONFIG_VARIABLE) or name in names:
+            if environ[name]:
+                other = given.setdefault(fold(ours(name)), name)
+                if environ[other] != environ[name]:
+                    problems.append(f"{name}: says something else than {other}; keep one of them")
+                take(name, environ[name])
         elif name != CONFIG_VARIABLE:
-            problems.extend(_near_miss(name, settings))
-    for name in MEMU_NAMES:
-        if environ.get(name) and environ.get(PREFIX + name, environ[name]) != environ[name]:
-            problems.append(f"{name}: says something else than {PREFIX}{name}; keep one of them")
+            problems.extend(_near_miss(name, settings, names))
     return Variables(values, Origins(written), tuple(problems))
+
+
+def named(raw: Mapping[str, Any]) -> dict[str, str]:
+    """Names of variables that the file gives to settings; what is wrong there is reported as a mistake of shape."""
+    found = raw.get("environment")
+    return {k: v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
 def overlay(variables: Variables, settings: type[BaseSettings], raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,6 +121,8 @@ def _credentials(environ: Mapping[str, str]) -> list[Path]:
 def _unknown(name: str, settings: type[BaseSettings]) -> Iterator[str]:
     head, _, rest = fold(name).removeprefix(fold(PREFIX)).partition("__")
     fields = list(settings.model_fields)
+    if head == "environment":  # it could change what it is read by
+        yield f"{name}: is not a setting; variables are named in the file alone"
     if head in fields:
         return
     if (memus := f"BACKUP_{head.upper()}") in MEMU_NAMES:  # of BACKUP_DIR and MEMU_BACKUP_HOST
@@ -122,9 +137,9 @@ def _unknown(name: str, settings: type[BaseSettings]) -> Iterator[str]:
     yield f"{name}: is not a setting{hint}"
 
 
-def _near_miss(name: str, settings: type[BaseSettings]) -> Iterator[str]:
+def _near_miss(name: str, settings: type[BaseSettings], names: Iterable[str]) -> Iterator[str]:
     """A slip in one of our names, and not the BACKUP_PASSWORD of another program."""
-    among = [*MEMU_NAMES, *(PREFIX + field.upper() for field in settings.model_fields), CONFIG_VARIABLE]
+    among = [*names, *(PREFIX + field.upper() for field in settings.model_fields), CONFIG_VARIABLE]
     close = get_close_matches(name.upper(), among, n=1, cutoff=0.9)
     if not close and name.startswith("BACKUP_"):
         close = [m for m in MEMU_NAMES if _alike(name.removeprefix("BACKUP_"), m.removeprefix("BACKUP_"))]

@@ -5,6 +5,7 @@
     │   ├── SettingsError      2   config.toml or the environment; holds every mistake found
     │   ├── UnknownBackup      2   no backup of that name
     │   └── BackupsMissing     2   by hand, into an empty folder in which backups were made: mount its disk, or say so
+    ├── Declined               1   somebody who was asked said no, or stopped (130)
     ├── LockHeld              75   another run holds the backup directory
     ├── Interrupted            1   cancelled, or the daemon is stopping
     ├── SourceError            1   something to back up is not there or cannot be read
@@ -26,6 +27,7 @@
     │   └── HostileArchive     1   an entry that would write outside its folder
     ├── CannotCheck            1   a part of a backup could not be looked at, which says nothing about the part
     ├── RestoreError           1   target not empty, not enough space
+    │   └── HalfWay            1   …one was interrupted while names were exchanged: settle it first
     ├── DriveError             1   a drive cannot be copied to; what lies on it already is untouched
     │   ├── DriveGone          1   …it was pulled out, or does not answer any more
     │   ├── DriveFull          1
@@ -80,6 +82,17 @@ class UnknownBackup(UsageError):
 
 class BackupsMissing(UsageError):
     code = "backups_missing"
+
+
+class Declined(MemuError):
+    """Before anything began; ``interrupted`` says that it was by Ctrl-C."""
+
+    code = "declined"
+
+    def __init__(self, *, interrupted: bool = False) -> None:
+        super().__init__("Nothing was changed.")
+        if interrupted:
+            self.code, self.exit_status = "interrupted", 130
 
 
 class LockHeld(MemuError):
@@ -180,6 +193,10 @@ class CannotCheck(MemuError):
 
 class RestoreError(MemuError):
     code = "restore"
+
+
+class HalfWay(RestoreError):
+    code = "half_way"
 
 
 class DriveError(MemuError):

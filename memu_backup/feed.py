@@ -12,8 +12,8 @@ from memu_backup.errors import DamagedArchive
 from memu_backup.files import SETTLING_FILES
 from memu_backup.formats.index import Entry
 from memu_backup.formats.members import THREADS
-from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.tar import Header, Type
+from memu_backup.stores import Opened
 from memu_backup.unpack import Unpacker
 from memu_backup.work import Stop
 
@@ -27,7 +27,7 @@ _GAP = 1024 * 1024
 """As many bytes that nobody wants are read to come to the next that somebody does."""
 
 
-def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *, indexed: bool) -> list[Entry]:
+def feed(reader: Opened, entries: Sequence[Entry], unpacker: Unpacker, *, indexed: bool) -> list[Entry]:
     """Unpack everything that can be read, also what stands behind damage. Returns what could not be read.
 
     By an index on all cores: it tells where everything lies, and nothing but links depends on what came before.
@@ -38,7 +38,7 @@ def feed(reader: ArchiveReader, entries: Sequence[Entry], unpacker: Unpacker, *,
         with suppress(DamagedArchive):
             _put(reader.entries_with_content(), left, unpacker.put)
         return list(left.values())
-    with ThreadPoolExecutor(_threads(entries, len(reader.parts)), "memu-restore") as pool:
+    with ThreadPoolExecutor(_threads(entries, reader.open_files), "memu-restore") as pool:
         enough = Stop()
         parts = [pool.submit(_feed_part, reader, part, unpacker, enough) for part in _parts(entries)]
         done, rest = wait(parts, return_when=FIRST_EXCEPTION)
@@ -73,7 +73,7 @@ class _Fed:
     links: list[Header]
 
 
-def _feed_part(reader: ArchiveReader, part: Sequence[Entry], unpacker: Unpacker, enough: Stop) -> _Fed:
+def _feed_part(reader: Opened, part: Sequence[Entry], unpacker: Unpacker, enough: Stop) -> _Fed:
     """``enough`` ends it in the middle: a restore that failed must not go on to the end of a long film."""
     left = {e.path: e for e in part}
     fed = _Fed([], [])

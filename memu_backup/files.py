@@ -6,11 +6,14 @@ import ctypes
 import errno
 import os
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memu_backup.errors import DiskFull, MemuError, NoInodes, QuotaUsedUp, StoreError, WriteFailed
+
+Tick = Callable[[int, int, str], None]
+"""Content bytes and files done since the last call, and what is being read now."""
 
 _MOST_EXTENTS = 100_000
 _FORGOTTEN_AT_ONCE = 16 * 1024 * 1024
@@ -197,6 +200,34 @@ def storing(error: OSError, where: Path) -> MemuError:
     )
 
 
+@contextmanager
+def writer(file: Path, named: str) -> Iterator[Callable[[bytes], None]]:
+    """What writes to ``file``, which is made and which only we can read; its disk holds what people know as ``named``.
+
+    Raises DiskFull and its like, here and as it writes.
+    """
+
+    def refused(error: OSError) -> MemuError:
+        return no_room(error.errno, file, named) or storing(error, file.parent)
+
+    def write(block: bytes) -> None:
+        rest = memoryview(block)
+        try:
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            raise refused(error) from error
+
+    try:
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise refused(error) from error
+    try:
+        yield write
+    finally:
+        os.close(descriptor)
+
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -216,7 +247,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_RENAME_NOREPLACE = 1
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _AT_FDCWD = -100
 
 
@@ -237,6 +268,18 @@ def rename_without_replacing(old: Path | str, new: Path | str, *, folder: int | 
         os.stat(new, dir_fd=folder, follow_symlinks=False)
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
     os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """renameat2(2) with RENAME_EXCHANGE: each takes the place of the other at once. False where the filesystem does not
+    know how (NFS, some FUSE ones); nothing was done then. Raises OSError.
+    """
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def write_atomically(

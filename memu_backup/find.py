@@ -11,10 +11,9 @@ from itertools import groupby
 
 from memu_backup.errors import ArchiveError, UsageError
 from memu_backup.formats.index import Entry
-from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.tar import Type
 from memu_backup.model import Backup, Manifest, Phase, Progress
-from memu_backup.stores import OnProgress
+from memu_backup.stores import OnProgress, Opened, Store
 from memu_backup.work import Stop
 
 MOST = 10_000
@@ -95,7 +94,7 @@ class _Hits:
             content.numbers.append(number)
 
 
-def find(backups: Sequence[Backup], pattern: str, on_progress: OnProgress, stop: Stop) -> Found:
+def find(lying: Sequence[tuple[Store, Backup]], pattern: str, on_progress: OnProgress, stop: Stop) -> Found:
     """Look for ``pattern`` (see ``fits``) among the files and links of all these backups; blocks.
 
     Reads the index of each; one that has none is read from its beginning to its end. Raises UsageError for a pattern
@@ -103,14 +102,15 @@ def find(backups: Sequence[Backup], pattern: str, on_progress: OnProgress, stop:
     """
     if not _plain(pattern):
         raise UsageError("Say what to look for, such as: memu-backup find IMG_2041.jpg")
-    backups = sorted(backups, key=lambda b: (b.created_at, b.name), reverse=True)
-    efforts = [_effort(b) for b in backups]
+    lying = sorted(lying, key=lambda both: (both[1].created_at, both[1].name), reverse=True)
+    backups = [backup for _, backup in lying]
+    efforts = [_effort(store, backup) for store, backup in lying]
     exact, any_case = _Hits(), _Hits()
     unread: list[tuple[Backup, str]] = []
-    for number, backup in enumerate(backups):
+    for number, (store, backup) in enumerate(lying):
         on_progress(Progress(Phase.SEARCHING, sum(efforts[:number]), sum(efforts), what=backup.name))
         try:
-            _look(backup, number, pattern, exact, any_case, stop)
+            _look(store, backup, number, pattern, exact, any_case, stop)
         except (ArchiveError, UsageError) as error:
             unread.append((backup, str(error).removesuffix(".")))
     on_progress(Progress(Phase.SEARCHING, sum(efforts), sum(efforts)))
@@ -144,17 +144,17 @@ def _plain(pattern: str) -> str:
 # --- one archive -----------------------------------------------------------------------------------------------------
 
 
-def _effort(backup: Backup) -> int:
+def _effort(store: Store, backup: Backup) -> int:
     try:
-        with ArchiveReader(backup.path) as reader:
+        with store.open(backup.path, Stop()) as reader:
             return reader.index_bytes
     except (ArchiveError, UsageError):  # said when its turn comes
         return 0
 
 
-def _look(backup: Backup, number: int, pattern: str, exact: _Hits, any_case: _Hits, stop: Stop) -> None:
+def _look(store: Store, backup: Backup, number: int, pattern: str, exact: _Hits, any_case: _Hits, stop: Stop) -> None:
     lower = pattern.lower()
-    with ArchiveReader(backup.path, stop) as reader:
+    with store.open(backup.path, stop) as reader:
         for entry in _entries(reader, pattern):
             if entry.type is Type.DIRECTORY:
                 continue
@@ -164,7 +164,7 @@ def _look(backup: Backup, number: int, pattern: str, exact: _Hits, any_case: _Hi
                 any_case.add(_origin(backup), entry, number)
 
 
-def _entries(reader: ArchiveReader, pattern: str) -> Iterator[Entry]:
+def _entries(reader: Opened, pattern: str) -> Iterator[Entry]:
     if reader.indexed:
         return reader.index(may_fit([pattern]))
     return (found for found in reader.readable() if not isinstance(found, Manifest))

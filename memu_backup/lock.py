@@ -23,15 +23,30 @@ _ADVICE = "Wait until it is done, or look with: memu-backup status"
 
 
 @contextmanager
-def held(directory: Path, purpose: str, advice: str = _ADVICE) -> Iterator[None]:
+def held(directory: Path, purpose: str, advice: str = _ADVICE, *, shared: bool = False) -> Iterator[None]:
     """Hold ``directory`` for ``purpose`` ("backup job nightly"); the kernel lets go when the process ends, however.
+    Several may hold it ``shared``, and then nobody else.
 
     Raises LockHeld with who holds it and the ``advice``, StoreError where the file cannot be made or the filesystem
     knows no locks.
     """
-    descriptor = _taken(directory, advice)
+    descriptor = _taken(directory, advice, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     try:
         _sign(descriptor, purpose)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def briefly(file: Path) -> Iterator[None]:
+    """Nobody else is in here meanwhile who names the same ``file``, which is made (0600); waits for who is.
+
+    For a few file operations only, never while waiting for a server. Raises OSError.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)
@@ -54,7 +69,7 @@ def taken(directory: Path) -> bool:
     return False
 
 
-def _taken(directory: Path, advice: str) -> int:
+def _taken(directory: Path, advice: str, how: int) -> int:
     """The lock file, open and locked. One that was removed since it was opened keeps nobody else out."""
     while True:
         try:
@@ -62,7 +77,7 @@ def _taken(directory: Path, advice: str) -> int:
         except OSError as error:
             raise files.storing(error, directory) from error
         try:
-            _take(descriptor, directory, advice)
+            _take(descriptor, directory, advice, how)
             if _is_there(descriptor, directory):
                 return descriptor
         except BaseException:
@@ -80,10 +95,10 @@ def _is_there(descriptor: int, directory: Path) -> bool:
         raise files.storing(error, directory) from error
 
 
-def _take(descriptor: int, directory: Path, advice: str) -> None:
+def _take(descriptor: int, directory: Path, advice: str, how: int) -> None:
     for patience_s in (_SECOND_LOOK_S, None):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             return
         except BlockingIOError as error:
             if patience_s is None:

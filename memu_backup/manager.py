@@ -15,17 +15,20 @@ from memu_backup import (
     alarms,
     anywhere,
     catalog,
-    check,
     clean,
+    digest,
+    guard,
     lock,
     place,
     rebuild,
     recover,
     report,
+    restores,
     schedule,
     standstill,
     status,
     verify,
+    whole,
 )
 from memu_backup.anywhere import nobody_watches
 from memu_backup.audit import SCHEDULER, Asker, Audit
@@ -34,15 +37,20 @@ from memu_backup.checks import Finding
 from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
+from memu_backup.digest import Digest
+from memu_backup.drills import Drills
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
-from memu_backup.model import Backup, Level, Problem, Run, StatusReport, Trigger
+from memu_backup.model import Backup, Drill, Level, Problem, ReportKind, Run, StatusReport, Trigger
+from memu_backup.passports import Passports
+from memu_backup.rereading import Rereading
+from memu_backup.returns import Returns
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
 from memu_backup.visits import Visits
 
 if TYPE_CHECKING:  # what does the long work is imported when it is asked for: status is to answer at once
-    from memu_backup import put_back, restore
+    from memu_backup import restore
     from memu_backup.find import Found
 
 log = logging.getLogger(__name__)
@@ -78,9 +86,32 @@ class Manager:
         self._audit = Audit(history, config.host, clock)
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
+        self.passports = Passports(config.state_dir / "drives", config.host, self._ours, history, self._audit, clock)
+        self.returns = Returns(config, history, self._audit, clock)
         self.visits = Visits(
-            config, history, self._audit, lambda job: self.store(config.job(job)), self._read_back, clock
+            config,
+            history,
+            self._audit,
+            self.passports,
+            lambda job: self.store(config.job(job)),
+            self._read_back,
+            clock,
         )
+        self.rereading = Rereading(config, history, self._audit, self.stores(), clock)
+        self.drills = Drills(
+            config,
+            history,
+            self._audit,
+            self.passports,
+            self.visits,
+            lambda job: self.store(config.job(job)),
+            self._read_back,
+            self._one_at_a_time,
+            clock,
+        )
+
+    def _ours(self) -> list[Path]:
+        return [self.config.path, self.config.state_dir, *(store.directory for store in self.stores())]
 
     # --- backups -----------------------------------------------------------------------------------------------------
 
@@ -128,6 +159,9 @@ class Manager:
             services=tuple(self.config.service(name) for name in settings.services),
             needs_stop=settings.needs_stop,
             journals=self._journals,
+            restores=self.returns.folder,
+            full=settings.full,
+            guards=settings.guards,
         )
         async with self._audit.act(asker, "backup", job) as deed:
             async with self._one_at_a_time:
@@ -180,14 +214,24 @@ class Manager:
         Takes no lock, since a run may hold it for hours. Raises UsageError for one that lies in none of our places,
         UnknownBackup for one that went meanwhile, StoreError.
         """
-        if not self._is_ours(store):
-            raise UsageError(
-                f"{stored.path} lies in none of the places that hold the backups of these settings; nothing there is "
-                "ever removed, so there is nothing to pin."
-            )
+        self._must_be_ours(store, stored, "nothing there is ever removed, so there is nothing to pin")
         change = store.release if release else store.pin
         async with self._audit.act(asker, "release" if release else "keep", stored.name):
             await asyncio.to_thread(change, stored.path)
+
+    async def accept(self, store: Store, stored: Backup, asker: Asker) -> list[Backup]:
+        """Somebody says that a suspicious backup is as it should be; which count as good now, see ``guard.accept``.
+
+        Takes no lock, as ``keep``. Raises UsageError for one that lies in none of our places, UnknownBackup for one
+        that went meanwhile, StoreError.
+        """
+        self._must_be_ours(store, stored, "nobody waits for an answer about it")
+        job = stored.manifest.job if stored.manifest else ""
+        limits = self.config.job(job).guards if job in self.config.jobs else {}
+        async with self._audit.act(asker, "accept", stored.name) as deed:
+            accepted = await guard.accept(store, stored, self.history, limits)
+            deed.outcome = ", ".join(backup.name for backup in accepted) or "was not suspicious"
+        return accepted
 
     async def recover(self, jobs: Collection[str] | None = None) -> None:
         """Remove what killed runs of these ``jobs`` (all) left behind and bring rows in line with the files, wherever
@@ -209,9 +253,14 @@ class Manager:
         return self.config.state_dir / "stopped"
 
     async def bring_back(self, asker: Asker) -> tuple[list[str], list[str]]:
-        """Start what killed backups had stopped, see ``standstill.recover``."""
+        """Start what killed backups had stopped, see ``standstill.recover``; nothing of it onto what a restore has left
+        half-way.
+        """
         if not standstill.left_down(self._journals):
             return [], []
+        if half := await asyncio.to_thread(self.returns.half_way):
+            why = f"Nothing is started, as the restore of {half.backup} was interrupted half-way."
+            return [], [f"{why} {restores.HOW_TO_SETTLE}"]
         services = {name: self.config.service(name) for name in self.config.services}
         async with self._audit.act(asker, "services recover", "") as deed:
             back, problems = await standstill.recover(services, self._journals)
@@ -257,24 +306,39 @@ class Manager:
     def _is_ours(self, store: Store) -> bool:
         return any(_same_folder(store.directory, ours.directory) for ours in self.stores())
 
+    def _must_be_ours(self, store: Store, stored: Backup, so: str) -> None:
+        if not self._is_ours(store):
+            where = "lies in none of the places that hold the backups of these settings"
+            raise UsageError(f"{stored.path} {where}; {so}.")
+
     async def listing(self) -> list[Listed]:
         """Everything stored and what is known of it, newest first. Raises StoreError."""
         return await catalog.listing(self.stores(), self.history, self.config.host)
 
     async def find(self, name: str) -> tuple[Store, Backup]:
         """A backup by name, see ``catalog.named``. Raises UnknownBackup, StoreError."""
-        return await catalog.named(name, self.stores(), self.history, self.config.host)
+        return await catalog.named(name, self.stores(), self.history, self.config.host, self._clock())
+
+    async def of_run(self, run_id: str) -> tuple[Store, Backup]:
+        """The backup that a run made. Raises UnknownBackup, StoreError."""
+        for store, stored in await catalog.backups(self.stores()):
+            if stored.manifest and stored.manifest.run_id == run_id:
+                return store, stored
+        raise UnknownBackup("That backup is not there any more. See what there is with: memu-backup list")
+
+    async def waiting(self) -> dict[str, Run]:
+        """By job, the suspicious backup of which nobody has said yet that it is as it should be."""
+        return {job: report.in_doubt for job, report in (await self.reports()).items() if report.in_doubt}
 
     async def search(self, pattern: str, on_progress: OnProgress = nobody_watches) -> tuple[list[Backup], Found]:
         """Look for a file in all backups, of every job, machine and place; these backups, and what was found.
 
         Raises UnknownBackup where there is none yet, UsageError, StoreError.
         """
-        stores = self.stores()
-        stored = [there for _, there in await catalog.backups(stores)]
+        stored = await catalog.backups(self.stores())
         if not stored:
             raise await self.none_yet()
-        return stored, await anywhere.search(stored, pattern, on_progress)
+        return [there for _, there in stored], await anywhere.search(stored, pattern, on_progress)
 
     async def none_yet(self) -> UnknownBackup:
         """What to say where there is no backup at all, see ``catalog.none_yet``. Raises StoreError."""
@@ -282,6 +346,8 @@ class Manager:
 
     async def check(self) -> AsyncIterator[Finding]:
         """Look at everything that a backup will need, without changing it; each thing as soon as it was looked at."""
+        from memu_backup import check
+
         jobs = {name: self.store(self.config.job(name)) for name in self.config.jobs}
         stores = {store: [n for n, s in jobs.items() if s.directory == store.directory] for store in self.stores()}
         left = self.left_down()
@@ -289,16 +355,39 @@ class Manager:
             yield finding
 
     async def reports(self) -> dict[str, StatusReport]:
-        """Where each job stands. Always answers, see ``report.of_job``."""
-        found = {name: await self._report(self.config.job(name)) for name in self.config.jobs}
+        """Where each job stands. Always answers, see ``report.of_job``. One that is switched off is no concern, unless
+        all are.
+        """
+        on = [name for name, job in self.config.jobs.items() if job.enabled] or list(self.config.jobs)
+        drills, _ = await self.history.drills()
+        found = {name: await self._report(self.config.job(name), drills) for name in on}
         if self.left_down():
             found = {name: status.with_problem(report, Problem.SERVICES_DOWN) for name, report in found.items()}
         chat = alarms.read(alarms.file_in(self.config.state_dir)).alarms.get(alarms.CHAT)
         if chat and not chat.over and chat.told.due <= self._clock():
             problem = Problem.CHAT_ENDED if chat.cause == alarms.SIGNED_OUT else Problem.CHAT_BROKEN
             found = {name: status.with_problem(report, problem) for name, report in found.items()}
-        drives, copying = tuple(d for d in self.visits.known.drives() if d.trusted_at), self.visits.copying()
+        drives, copying = tuple(d for d in self.passports.known.drives() if d.trusted_at), self.visits.copying()
         return {name: replace(report, drives=drives, copying=copying) for name, report in found.items()}
+
+    async def reports_in_full(self) -> dict[str, StatusReport]:
+        """The same, with how much of what is stored was re-read in time."""
+        covered = await self.rereading.coverage()
+        return {job: replace(report, coverage=covered) for job, report in (await self.reports()).items()}
+
+    async def digest(self, kind: ReportKind) -> Digest:
+        """A report on the jobs of this machine. Always answers, see ``digest``; without what lies on a disk that is
+        away.
+        """
+        runs, away = await self.history.known_runs(host=self.config.host, quiet=True)
+        try:
+            stored = [there for _, there in await catalog.backups(self.stores())]
+        except StoreError as error:
+            log.info("%s", error)
+            stored = []
+        mine = [b for b in stored if b.manifest and b.manifest.host == self.config.host]
+        known = status.with_unrecorded(runs, mine)
+        return digest.digest(kind, await self.reports(), known, mine, self._clock(), history_away=away)
 
     async def at_work(self, job: str) -> bool:
         """Whether somebody works in the place of a job, in this process or another; True where that cannot be seen."""
@@ -308,9 +397,9 @@ class Manager:
         except StoreError:
             return True
 
-    async def _report(self, job: Job) -> StatusReport:
+    async def _report(self, job: Job, drills: Sequence[Drill]) -> StatusReport:
         wait = schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None
-        copied = [d.last_copied_at for d in self.visits.known.drives() if d.last_copied_at]
+        copied = [d.last_copied_at for d in self.passports.known.drives() if d.last_copied_at]
         return await report.of_job(
             self._shelf(job),
             self.history,
@@ -318,6 +407,7 @@ class Manager:
             interval=wait,
             usb_overdue_days=self.config.usb.overdue_days if job.to_drives else 0,
             usb_copied_at=max(copied, default=None),
+            drills=[drill for drill in drills if drill.job == job.name] if self.config.drill.enabled else None,
         )
 
     async def reports_elsewhere(self) -> dict[tuple[str, str], StatusReport]:
@@ -352,7 +442,10 @@ class Manager:
         async with self._audit.act(asker, f"verify {level}", stored.name) as deed:
             if self._is_ours(store) and stored.path.name == stored.name:  # in parts it is a copy, wherever it lies
                 host = self.config.host
-                verdict = await verify.verify(store, stored, level, host, self.history, on_progress, self._clock)
+                copies = whole.Copies(await catalog.backups(self.stores()))
+                verdict = await verify.verify(
+                    store, stored, level, host, self.history, on_progress, self._clock, copies=copies
+                )
             else:
                 verdict = await anywhere.prove(store, stored, level, on_progress)
             deed.outcome = "good" if verdict.good else "damaged" if verdict.problems else "not checked"
@@ -377,23 +470,6 @@ class Manager:
         """Carry out a plan of ``restore.plan``. Raises as ``restore.carry_out``."""
         async with self._audit.act(asker, "restore", _subject(planned)):
             return await anywhere.give_back(planned, overwrite=overwrite, on_progress=on_progress)
-
-    async def plan_back(self, stored: Backup, wanted: Sequence[str]) -> list[put_back.Step]:
-        """What it takes to put sources back to where they live, see ``put_back.plan``."""
-        from memu_backup import put_back
-
-        sources = {name: self.config.source(name, self.history) for name in self.config.sources}
-        scratch = self.config.state_dir / "returning"
-        return await put_back.plan(stored.path, sources, wanted, scratch, trusted=self.is_ours(stored.path))
-
-    async def put_back(
-        self, step: put_back.Step, asker: Asker, on_progress: OnProgress = nobody_watches
-    ) -> put_back.Returned:
-        """Carry out one step of ``plan_back``. Raises as ``put_back.carry_out``."""
-        from memu_backup import put_back
-
-        async with self._audit.act(asker, "put back", f"{step.source.name} from {step.unpacking.name}"):
-            return await put_back.carry_out(step, on_progress)
 
 
 def _store(config: Config, job: Job) -> Store:

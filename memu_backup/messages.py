@@ -10,8 +10,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, tzinfo
 
-from memu_backup.model import Backup, Drive, Progress, Run, Status, Trigger
-from memu_backup.words import PHASES, about_days, inline, moment, reason, size, the_drive, time_of_day, what_lacks
+from memu_backup.model import Copied, Doubt, Drill, Drive, Loss, Progress, Run, Status, Trigger
+from memu_backup.words import (
+    PHASES,
+    about_days,
+    doubted,
+    error_line,
+    inline,
+    moment,
+    question,
+    reason,
+    restore_test,
+    size,
+    the_drive,
+    time_of_day,
+    what_lacks,
+)
 
 _LISTED = 10
 _NAMED = 3
@@ -22,13 +36,41 @@ _NAMED = 3
 def failed(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
     """``run`` has failed."""
     why = reason(run.error_code)
-    return _alert(f"{_which(run, now, zone)} failed: {why.what}", why.todo, job)
+    return _alert(f"{_which(run, now, zone)} failed: {why.what}{_lost(run)}", why.todo, job)
+
+
+def _lost(run: Run) -> str:
+    """Of a damaged backup what it lost, and where that is whole: a line of its own."""
+    return f"\n{error_line(run.error)}" if run.error_code == "damaged" and run.error else ""
 
 
 def incomplete(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
     """``run`` made a backup that lacks something."""
     what = f"{_which(run, now, zone)} is incomplete: {what_lacks(run)}"
     return _alert(what, "To see what it lacks, on the server, type: memu-backup show latest", job)
+
+
+def suspicious(
+    run: Run, doubts: Sequence[Doubt], last_good: Run | None, now: datetime, zone: tzinfo, job: str = ""
+) -> str:
+    """``run`` made a backup for which there are ``doubts``, compared with the ``last_good`` one; a question."""
+    more = f"; and {len(doubts) - _NAMED} more" if len(doubts) > _NAMED else ""
+    what = f"{doubted(doubts[:_NAMED])}{more}" if doubts else what_lacks(run)
+    since = f", compared with {inline(moment(last_good.created_at, now, zone))}" if last_good else ""
+    return (
+        f"{_titled('Backup Question', job)}\n"
+        f"{_which(run, now, zone)} looks wrong{since}. {_capital(what)}. {question(doubts)}\n"
+        "If so, an admin puts a 👍 under this message, or writes !backup accept "
+        "(on the server: memu-backup accept)\n"
+        f"If not, {_if_not(doubts)}\n\n"
+        "All older backups are safe: until this is settled none of them is removed."
+    )
+
+
+def _if_not(doubts: Sequence[Doubt]) -> str:
+    if any(doubt.what is Loss.CONTENT for doubt in doubts):
+        return "something may be destroying them right now: turn the server off, and ask whoever looks after it."
+    return "look for them now; their disk may be away. Once all is back, the next backup is good without an answer."
 
 
 def overdue(last_good: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
@@ -42,9 +84,10 @@ def damaged(runs: Sequence[Run], now: datetime, zone: tzinfo, job: str = "") -> 
     times = [inline(moment(run.created_at, now, zone)) for run in runs[:_NAMED]]
     more = len(runs) - len(times)
     if len(runs) == 1:
-        return _alert(f"The older backup of {times[0]} is damaged", "Check the disk it lies on", job)
+        what = f"The older backup of {times[0]} is damaged{_lost(runs[0])}"
+        return _alert(what, "Check the disk it lies on", job)
     what = f"{len(runs)} older backups are damaged: {', '.join(times)}{f' and {more} more' if more else ''}"
-    return _alert(what, "Check the disk they lie on", job)
+    return _alert(f"{what}{_lost(runs[0])}", "Check the disk they lie on", job)
 
 
 def space_short(free_bytes: int, days_left: int) -> str:
@@ -55,6 +98,32 @@ def space_short(free_bytes: int, days_left: int) -> str:
 def no_room(free_bytes: int) -> str:
     what = f"The next backup does not fit on the backup disk ({size(free_bytes)} left)"
     return _alert(what, "Free up space, add storage, or keep fewer backups")
+
+
+def drill_failed(drill: Drill, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """A backup was brought back to try it, and not all of it came back."""
+    of = f", on {the_drive(drill.lay_at)}," if drill.lay_at else ""
+    which = f"the backup of {inline(moment(drill.made_at, now, zone))}{of}"
+    more = f" (and {len(drill.problems) - 1} more)" if len(drill.problems) > 1 else ""
+    why = " ".join(" ".join(drill.problems[:1]).split()).removesuffix(".")
+    what = f"A restore test found that not all of {which} comes back: {why}{more}"
+    if drill.whole_in:
+        return _alert(
+            f"{what}\nAll of that is whole in {drill.whole_in}",
+            f"Start a new backup. What is needed now comes out of that one: memu-backup restore {drill.whole_in}",
+            job,
+        )
+    if drill.lay_at:
+        return _alert(
+            f"{what}\nWhat lies on the server is not concerned",
+            "Plug that drive in again for a new copy, or use another drive",
+            job,
+        )
+    return _alert(
+        f"{what}\nNo other backup was found in which it is whole",
+        "Start a new backup, and when it is done, on the server, type: memu-backup drill",
+        job,
+    )
 
 
 def services_down(names: Sequence[str]) -> str:
@@ -97,6 +166,11 @@ def well(run: Run, now: datetime, zone: tzinfo, job: str = "") -> str:
 def well_space(free_bytes: int | None) -> str:
     left = "" if free_bytes is None else f" ({size(free_bytes)} left)"
     return f"All well again\nThe backup disk has room again{left}."
+
+
+def well_drill(drill: Drill, now: datetime, zone: tzinfo, job: str = "") -> str:
+    """After a restore test that failed."""
+    return f"{_titled('All well again', job)}\n{restore_test(drill, now, zone)}."
 
 
 def well_services() -> str:
@@ -176,7 +250,7 @@ def drive_copying(drive: Drive, size_bytes: int, seconds: float) -> str:
     return f"{_capital(drive.name or the_drive(drive.called))} seen. Copying {size(size_bytes)}, {about}."
 
 
-def drive_done(drive: Drive, copied: Sequence[Backup], there: Sequence[Backup], held_by: Sequence[str]) -> str:
+def drive_done(drive: Drive, copied: Sequence[Copied], there: Sequence[Copied], held_by: Sequence[str]) -> str:
     """All that was to be copied lies there. ``held_by`` are the places where somebody else still has it."""
     if copied:
         what = f"Copied latest backup to {the_drive(drive.called)}."
@@ -185,7 +259,7 @@ def drive_done(drive: Drive, copied: Sequence[Backup], there: Sequence[Backup], 
     return "\n".join(["USB Backup Complete", what, *_files(copied or there), "", may_be_pulled(held_by)])
 
 
-def drive_more(drive: Drive, copied: Sequence[Backup], there: Sequence[Backup]) -> str:
+def drive_more(drive: Drive, copied: Sequence[Copied], there: Sequence[Copied]) -> str:
     """The newest is on it, and a newer one is just being made."""
     more = "A new backup is being made right now and follows; leave the drive plugged in."
     what = f"The latest backup lies on {the_drive(drive.called)}."
@@ -202,7 +276,7 @@ def drive_failed(drive: Drive, why: str, code: str) -> str:
     todo = _DRIVE_TODO.get(code, "Plug it in again")
     if code == "drive_unknown":
         todo = f"If it is to be used, an admin answers !backup trust {drive.called}"
-    older = " Older copies on it are untouched." if drive.copies else ""
+    older = " The older copies that lie on it are untouched." if drive.copies else ""
     return f"USB Backup Failed\n{_capital(the_drive(drive.called))}: {why}{older}\nAction needed: {todo}"
 
 
@@ -210,13 +284,13 @@ def drive_twice(drive: Drive) -> str:
     return (
         "USB Backup Failed\n"
         f"Two drives are plugged in that both say they are {the_drive(drive.called)}: one is a copy of the other, so "
-        "nothing was written on either.\n"
+        "neither gets anything.\n"
         "Action needed: Pull one of them out"
     )
 
 
-def _files(backups: Sequence[Backup]) -> list[str]:
-    return [f"File: {backup.name} ({size(backup.size_bytes)})" for backup in backups]
+def _files(archives: Sequence[Copied]) -> list[str]:
+    return [f"File: {archive.name} ({size(archive.size_bytes)})" for archive in archives]
 
 
 def may_be_pulled(held_by: Sequence[str]) -> str:
@@ -276,6 +350,7 @@ def help() -> str:
         "!backup now - make a backup now\n"
         "!backup verify - read the newest backup back, every byte\n"
         "!backup snooze - no reminders for a week\n"
+        "!backup accept - what I asked about a backup is as it should be\n"
         "!backup trust NAME - use this drive for copies\n"
         "\n"
         "/backup-status works too; in Element press Enter twice."
@@ -328,6 +403,25 @@ def nothing_asked() -> str:
     return "There is nothing to say yes to right now."
 
 
+def nothing_waits() -> str:
+    """Somebody accepts a backup, and none is suspicious, or not that one."""
+    return "No backup waits for an answer like that right now."
+
+
+def which_backup(names: Sequence[str]) -> str:
+    """Several are suspicious, and none was named."""
+    return "\n".join(["Which backup? Write one of these:", *(f"!backup accept {name}" for name in names)])
+
+
+def accepted(made_at: Sequence[datetime], still_asks: str, now: datetime, zone: tzinfo) -> str:
+    """The backups of these moments, newest first, count as good; ``still_asks`` is what is said of a newer one."""
+    times = " and ".join(inline(moment(at, now, zone)) for at in made_at)
+    said = f"Good. The backup of {times} is as it should be, and the next ones are compared with it."
+    if len(made_at) > 1:
+        said = f"Good. The backups of {times} are as they should be, and the next ones are compared with them."
+    return f"{said} A newer one still looks wrong: {still_asks}." if still_asks else said
+
+
 def running(since: datetime, now: datetime, zone: tzinfo) -> str:
     return f"A backup is being made already, since {inline(moment(since, now, zone))}. Ask again when it is done."
 
@@ -361,6 +455,8 @@ def ended(run: Run, now: datetime, zone: tzinfo) -> str:
     """What became of the backup that somebody asked for."""
     if run.status is Status.SUCCESS:
         return f"The backup is done: {moment(run.created_at, now, zone)} ({size(run.size_bytes)})."
+    if run.suspicious:
+        return f"The backup is done ({size(run.size_bytes)}), but looks wrong: {what_lacks(run)}."
     if run.status is Status.PARTIAL:
         return f"The backup is done ({size(run.size_bytes)}), but incomplete: {what_lacks(run)}."
     why = reason(run.error_code)

@@ -20,9 +20,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memu_backup.paths import LocalPath
 from memu_backup.services import kinds as service_kinds
-from memu_backup.sources import RESERVED, Source
+from memu_backup.sources import RESERVED, Source, SourceSettings
 from memu_backup.sources import kinds as source_kinds
-from memu_backup.stores import Store
+from memu_backup.stores import Store, StoreSettings
 from memu_backup.stores import kinds as store_kinds
 
 Loc = tuple[str | int, ...]
@@ -79,7 +79,7 @@ class Origins:
 
     def variable(self, loc: Loc) -> str | None:
         """The variable that set this very place; None where the file did."""
-        return self.written.get(fold(_variable(loc)))
+        return self.written.get(fold(variable(loc)))
 
     def sentence(self, mistake: Mistake) -> str:
         loc, text = mistake
@@ -87,7 +87,8 @@ class Origins:
         return f"{variable or _dotted(loc)}: {text}"
 
 
-def _variable(loc: Loc) -> str:
+def variable(loc: Loc) -> str:
+    """The name of the variable that sets what stands at this place."""
     return PREFIX + "__".join(map(str, loc)).upper().replace("-", "_")
 
 
@@ -134,14 +135,14 @@ def _unknown_key(loc: Loc, known: Iterable[str], origins: Origins) -> str:
     close = get_close_matches(str(loc[-1]).lower(), list(known), n=1)
     if not close:
         return "is not a setting"
-    meant = close[0] if origins.variable(loc) is None else _variable((*loc[:-1], close[0]))
+    meant = close[0] if origins.variable(loc) is None else variable((*loc[:-1], close[0]))
     return f"is not a setting; did you mean {meant}?"
 
 
 def _number_of_backups(loc: Loc, raw: Raw, origins: Origins) -> str:
     """``retention = 3``: the likeliest way to say how many."""
     if origins.variable(loc):
-        return f"is a table; for a number of backups set {_variable((*loc, 'keep_last'))}"
+        return f"is a table; for a number of backups set {variable((*loc, 'keep_last'))}"
     given = tables(raw, "jobs").get(str(loc[1]), {}).get("retention")
     number = given if type(given) is int and given > 0 else 7
     return f"is a table; for a number of backups write retention = {{ keep_last = {number} }}"
@@ -154,7 +155,7 @@ def _as_written(loc: Loc, raw: Raw) -> Loc:
     table, rest = loc[:2], loc[2:]
     if len(_KINDS[str(loc[0])]()) > 1 and rest[0] == tables(raw, str(loc[0])).get(str(loc[1]), {}).get("kind"):
         rest = rest[1:]
-    return (*table, *rest[:1], *(key for key in rest[1:] if isinstance(key, int)))
+    return (*table, *rest[:1], *(key for key in rest[1:] if isinstance(key, int) or key.isidentifier()))
 
 
 def _kind_mistake(loc: Loc, raw: Raw) -> Mistake:
@@ -198,7 +199,29 @@ def between(raw: Raw) -> Iterator[Mistake]:
             yield ("sources", name), f"{name}/ is a name that every backup needs for itself; choose another"
     for name, job in tables(raw, "jobs").items():
         yield from (((("jobs", name, *key), text)) for key, text in _of_job(job, raw, places))
-    yield from _circles(raw, dict(_readable(raw, "sources", source_kinds())))
+    readable = dict(_readable(raw, "sources", source_kinds()))
+    for name, settings in readable.items():
+        for other in settings.speaks_of() if isinstance(settings, SourceSettings) else ():
+            if other not in (among := tables(raw, "sources")):
+                yield ("sources", name), f"speaks of source {other}, which is not there{did_you_mean(other, among)}"
+    yield from _circles(raw, readable)
+    yield from _of_history(raw)
+    yield from _of_alerts(raw)
+
+
+def _of_history(raw: Raw) -> Iterator[Mistake]:
+    table = raw.get("history")
+    given = set(table) if isinstance(table, dict) else set()
+    if {"url", "url_file"} <= given:
+        yield ("history",), "has both url and url_file; keep one of them"
+    if "password_file" in given and not given & {"url", "url_file"}:
+        yield ("history", "password_file"), "has no effect without url or url_file"
+
+
+def _of_alerts(raw: Raw) -> Iterator[Mistake]:
+    table = raw.get("alerts")
+    if isinstance(table, dict) and {"fallback", "fallback_file"} <= set(table):
+        yield ("alerts",), "has both fallback and fallback_file; keep one of them"
 
 
 def _readable(
@@ -258,11 +281,12 @@ def _any_needs_stop(job: Raw, raw: Raw) -> bool:
 
 def _circles(raw: Raw, sources: Mapping[str, BaseModel]) -> Iterator[Mistake]:
     """Backups of backups: each night's would hold all earlier ones, until the disk is full."""
-    stores = [getattr(s, "dir", None) for _, s in _readable(raw, "stores", store_kinds())]
-    backups = {d or _local(raw.get("backup_dir")) for d in stores} - {None}
+    above = _local(raw.get("backup_dir") or None)
+    stores = [s for _, s in _readable(raw, "stores", store_kinds())]
+    backups = {d / (s.folder or "") for s in stores if isinstance(s, StoreSettings) and (d := s.dir or above)}
     for name, settings in sources.items():
         for key, path in _paths(settings):
-            for folder in sorted(f for f in backups if f):
+            for folder in sorted(backups):
                 if path.is_relative_to(folder):
                     yield ("sources", name, *key), f"{path} lies inside {folder}, where the backups are kept"
                 elif folder.is_relative_to(path) and not _excluded(settings, folder.relative_to(path)):

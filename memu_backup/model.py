@@ -6,12 +6,18 @@ All times are aware datetimes in UTC, all sizes are bytes, all durations are sec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from memu_backup.crosscheck import CrossCheck
+
+CLOCK_SLACK = timedelta(days=1)
+"""A backup dated further ahead than this was written while a clock was wrong."""
 
 
 class Status(StrEnum):
@@ -44,13 +50,14 @@ class Root:
 
     ``place`` ends in ``/`` for a directory (its content goes below it) and names a file otherwise.
     ``exclude`` holds globs relative to ``path``, in gitignore manner: ``*.tmp`` anywhere, ``/cache/`` at the top,
-    ``**`` across folders.
+    ``**`` across folders. A directory that is ``packed`` is to be one file, a tar.gz of its own: ``place`` names that.
     """
 
     path: Path
     place: str
     exclude: tuple[str, ...] = ()
     cross_filesystems: bool = False
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,9 @@ class Captured:
 
     ``consistency`` is one phrase for people ("pg_dump in one snapshot"). ``details`` is JSON for metadata.json and
     never holds a secret. ``warnings`` are sentences; a warning alone does not make a run partial, ``missing`` does:
-    things that were asked for and could not be had.
+    things that were asked for and could not be had. ``tell`` is called with what is known of the backup once all the
+    others are stored, and writes the root down only then; it blocks, and raises StoreError. ``crosscheck`` is shown
+    each entry that is stored, and tells in the end how they differ from the rows of a database that name them.
     """
 
     source: str
@@ -70,6 +79,8 @@ class Captured:
     details: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    tell: Callable[[Manifest], None] | None = None
+    crosscheck: CrossCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +144,36 @@ class Manifest:
         return (self.host, self.job) == (host, job)
 
 
+class Loss(StrEnum):
+    """What a source seems to have lost; the words never change once released. ``UNTOLD``: somebody said so by hand."""
+
+    FILES = "files"
+    BYTES = "bytes"
+    EVERYTHING = "everything"
+    ENTRIES = "entries"
+    CONTENT = "content"
+    UNTOLD = "untold"
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Why a backup looks wrong: of ``before`` files of a source, ``lost`` are gone, or hold other content. Bytes, or
+    rows and keys of a database of which all are gone (``ENTRIES``), where ``what`` says so.
+    """
+
+    source: str
+    what: Loss
+    before: int
+    lost: int
+
+
 @dataclass(frozen=True, slots=True)
 class Backup:
     """A backup that lies in a store. ``manifest`` is None where the archive tells nothing of itself.
 
-    ``pinned`` says that somebody asked to keep it, whatever retention says, ``damaged`` that it was found to be. Where
-    it lies in parts, ``path`` is the first of them, and ``name`` that of the whole.
+    ``pinned`` says that somebody asked to keep it, whatever retention says, ``damaged`` that it was found to be. With
+    ``doubts`` it is suspicious, until somebody says that it is as it should be. Where it lies in parts, ``path`` is the
+    first of them, and ``name`` that of the whole.
     """
 
     name: str
@@ -148,6 +183,41 @@ class Backup:
     manifest: Manifest | None
     pinned: bool = False
     damaged: bool = False
+    doubts: tuple[Doubt, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """Whether people can rely on it, as far as anybody knows."""
+        return self.manifest is not None and not (self.manifest.partial or self.damaged or self.doubts)
+
+    def is_ahead(self, now: datetime) -> bool:
+        """Whether a clock was wrong when it was made, and not merely another machine's."""
+        return self.created_at > now + CLOCK_SLACK
+
+    @property
+    def taken_bytes(self) -> int:
+        """What the disk lost by it when it was made: its size without what it shares with older ones."""
+        return max(0, self.size_bytes - (self.manifest.shared_bytes if self.manifest else 0))
+
+
+def newest_good(backups: Iterable[Backup], now: datetime) -> Backup | None:
+    """Of several, newest first. One that a clock dated ahead of ``now`` only where there is no other: it would stay the
+    newest for years.
+    """
+    good = [b for b in backups if b.good]
+    return next((b for b in good if not b.is_ahead(now)), good[0] if good else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """The archive that a backup is on a drive. ``size_bytes`` is at most so many where it is not ``made`` yet, and
+    ``sha256`` then None, as for one beside which none was noted.
+    """
+
+    name: str
+    size_bytes: int
+    sha256: str | None
+    made: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +227,7 @@ class Run:
     ``run_id`` is the key by which a row is written and written again. ``filename`` and ``location`` are final from
     the start, with ``size_bytes`` 0 until the backup lies there; only what others wrote has no location.
     ``write_seconds`` lasts until what was written is on the disk, ``prove_seconds`` is the re-reading after it.
+    A suspicious backup is a partial one whose ``error_code`` says so, until somebody accepts it.
     ``error`` is the sentence, ``error_code`` the stable code of ``errors``. ``deleted_at`` is set when the backup was
     pruned. ``attempt`` counts the tries for one night from 1; ``retry_at`` is set on a failed one that is to be tried
     again, and stays. A failed run with neither ``retry_at`` nor ``notification_sent`` is an alert still owed.
@@ -188,6 +259,10 @@ class Run:
     notification_sent: bool = False
     attempt: int = 1
     retry_at: datetime | None = None
+
+    @property
+    def suspicious(self) -> bool:
+        return self.error_code == "suspicious"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +312,45 @@ class AuditEvent:
     outcome: str = ""
 
 
+class Tried(StrEnum):
+    """What became of trying to bring a backup back. ``BEGUN`` stays where the trial was killed; ``UNTRIED`` is one that
+    could not be made, which says nothing about the backup.
+    """
+
+    BEGUN = "begun"
+    WHOLE = "whole"
+    FAILED = "failed"
+    UNTRIED = "untried"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """One row of ``backup_drills``: a backup was brought back to a scratch place and tried there.
+
+    ``filename`` and ``made_at`` are the backup's, and ``lay_at`` is what people call where it lay: empty for the place
+    of its job. ``seconds`` is how long it took, ``size_bytes`` what came back. ``problems`` are sentences: what is
+    wrong with the backup, or why it could not be tried; ``unchecked`` what of it could only be compared. ``whole_in``
+    is the newest other backup in which all that failed is whole, empty where there is none or nobody looked.
+    """
+
+    drill_id: str
+    host: str
+    job: str
+    filename: str
+    made_at: datetime
+    created_at: datetime
+    outcome: Tried
+    lay_at: str = ""
+    finished_at: datetime | None = None
+    size_bytes: int = 0
+    files: int = 0
+    seconds: float = 0.0
+    problems: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+    whole_in: str = ""
+
+
 class Phase(StrEnum):
     """Where a long piece of work stands; the words for it are in ``words``."""
 
@@ -249,6 +363,7 @@ class Phase(StrEnum):
     SEARCHING = "searching"
     COPYING = "copying"
     COMPARING = "comparing"
+    REHEARSING = "rehearsing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +385,19 @@ class Copying:
     progress: Progress
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of what is stored was read back within ``every_days``; ``oldest_at`` is when the longest unread was.
+    ``behind`` is what needs somebody to look after it.
+    """
+
+    every_days: int
+    total_bytes: int
+    read_bytes: int
+    oldest_at: datetime | None
+    behind: bool
+
+
 class Health(StrEnum):
     """How much the family has to worry."""
 
@@ -286,6 +414,7 @@ class Problem(StrEnum):
     CANNOT_LOOK = "cannot_look"
     BACKUP_GONE = "backup_gone"
     NOT_MARKED = "not_marked"
+    SUSPICIOUS = "suspicious"
     NOTHING_GOOD = "nothing_good"
     OVERDUE = "overdue"
     NO_ROOM = "no_room"
@@ -313,6 +442,15 @@ _CRITICAL = frozenset(
 )
 
 
+class ReportKind(StrEnum):
+    """What people can have told of a time that is past, see ``digest``."""
+
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    MONTHLY = "monthly"
+    ERRORS = "errors"
+
+
 @dataclass(frozen=True, slots=True)
 class StatusReport:
     """Where a household's backups stand at one moment; made by ``status.assess``, put into words by ``words``.
@@ -324,7 +462,11 @@ class StatusReport:
     is not known. ``free_bytes`` and ``days_left`` are those of ``outlook.Outlook``; None, too, where the disk cannot be
     asked or a backup is being made. With ``elsewhere`` it tells of another machine, by nothing but what that one wrote
     down. ``sources`` is what ``last_good`` says it holds; empty where there is none, or nobody can look at it.
-    ``drives`` are those that get copies, and ``copying`` is what one of them gets right now.
+    ``in_doubt`` is the newest backup where it is suspicious, for its ``doubts``: nobody has said yet that it is as it
+    should be. ``drives`` are those that get copies, and ``copying`` is what one of them gets right now. ``coverage`` is
+    that of all that is stored, where it was asked for.
+    ``drill`` is the restore test to tell of (``rotation.telling``), and ``drill_late`` says that the last one is too
+    long ago.
     """
 
     problems: tuple[Problem, ...]
@@ -343,6 +485,11 @@ class StatusReport:
     sources: tuple[SourceSummary, ...] = ()
     drives: tuple[Drive, ...] = ()
     copying: Copying | None = None
+    in_doubt: Run | None = None
+    doubts: tuple[Doubt, ...] = ()
+    coverage: Coverage | None = None
+    drill: Drill | None = None
+    drill_late: bool = False
 
     @property
     def health(self) -> Health:

@@ -7,28 +7,23 @@ import os
 import shutil
 from pathlib import Path
 
-from memu_backup import process
+from memu_backup import process, swap
 from memu_backup.errors import RestoreError
 from memu_backup.files import rename_without_replacing, sync_folder
+from memu_backup.swap import OF_THE_DISK
 
-_OF_THE_DISK = frozenset({"lost+found"})
+_PROBE = ".memu-backup-probe"
+"""An empty file that is there for a moment, or until the next restore after a kill."""
 
 
 def is_free(home: Path) -> bool:
     """Whether there is nothing, or nothing but an empty folder. Raises OSError."""
     try:
-        return {entry.name for entry in home.iterdir()} <= _OF_THE_DISK
+        return {entry.name for entry in home.iterdir()} <= OF_THE_DISK
     except FileNotFoundError:
         return not os.path.lexists(home)
     except NotADirectoryError:
         return False
-
-
-def landing(home: Path) -> Path:
-    """Where to unpack what is to live at ``home``: on the same disk, so that it moves in at once."""
-    home = home.resolve()
-    above = home if home.is_mount() else home.parent
-    return above / f".{home.name}.memu-backup"
 
 
 def move_in(given: Path, home: Path) -> None:
@@ -68,6 +63,41 @@ async def move_beside(given: Path, home: Path) -> None:
         sync_folder(home.parent)
     except OSError as error:
         raise _not_moved(home, error) from error
+
+
+async def near(given: Path, home: Path) -> Path:
+    """``given``, or where that lies on another disk a copy of it beside ``home``: what can be renamed to ``home``.
+
+    Raises RestoreError.
+    """
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        if _on_one_disk(given.parent, home.parent):
+            return given
+        beside = home.with_name(f".{home.name}.memu-backup")
+        swap.clear(beside)
+        await _copied(given, beside)
+    except OSError as error:
+        raise _not_moved(home, error) from error
+    return beside
+
+
+def _on_one_disk(one: Path, other: Path) -> bool:
+    """Whether something can be renamed from one folder into the other: not so where one of them is mounted a second
+    time, though it is the same filesystem. Raises OSError.
+    """
+    here, there = one / _PROBE, other / _PROBE
+    try:
+        here.touch(mode=0o600)
+        here.rename(there)  # also over one that was left by a kill
+        return True
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return False
+        raise
+    finally:
+        for probe in (here, there):
+            probe.unlink(missing_ok=True)
 
 
 async def _copied(given: Path, home: Path) -> None:

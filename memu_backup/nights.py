@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from datetime import datetime
@@ -37,6 +38,7 @@ class Nights:
         self._watches = {name: Watch(table, clock()) for name, table in self.tables.items()}
         self._pausing: dict[str, Run] = {}
         self._under_way: set[str] = set()
+        self._rereading: asyncio.Task[None] | None = None
 
     def look(self, job: str) -> None:
         """Begin what is due; called as often as one likes. Only submits: what the scheduler runs, it would cancel."""
@@ -55,16 +57,37 @@ class Nights:
             self._submit(job, self._try_again(job, failed))
 
     def _submit(self, job: str, work: Coroutine[Any, Any, None]) -> None:
-        """Under way from here on: what is begun a moment later is this service's own thread, too."""
+        """Under way from here on: what is begun a moment later is this service's own thread, too. Re-reading gives way
+        to it, and goes on once the last of them is done.
+        """
         self._under_way.add(job)
+        if self._rereading:
+            self._rereading.cancel()
 
         async def through() -> None:
             try:
                 await work
             finally:
                 self._under_way.discard(job)
+            if self._manager.rereading.on and not self._under_way:
+                self._start(self._reread(), "re-reading what is stored")
 
         self._start(through(), f"backup job {job}")
+
+    async def _reread(self) -> None:
+        if self._under_way:  # begun since we were
+            return
+        self._rereading = asyncio.current_task()
+        try:
+            if read := await self._manager.rereading.read(SCHEDULER):
+                log.info(
+                    "%d pieces of what is stored were re-read.", len({(r.backup.path.parent, r.piece) for r in read})
+                )
+        except MemuError as error:
+            log.warning("What is stored was not re-read: %s", error)
+        finally:
+            if self._rereading is asyncio.current_task():
+                self._rereading = None
 
     async def look_back(self) -> None:
         """Once the history is open: take up the thread of an earlier service."""

@@ -12,8 +12,8 @@ from datetime import datetime, timedelta, tzinfo
 from itertools import pairwise
 from statistics import median
 
+from memu_backup.model import CLOCK_SLACK
 from memu_backup.retention import (
-    CLOCK_SLACK,
     Candidate,
     Policy,
     Room,
@@ -126,7 +126,8 @@ def _after_night(disk: _Disk, habit: _Habit, policy: Policy, at: datetime, zone:
     """The disk with one backup more, and without those that the rules then let go."""
     newest = max((b for b in disk.backups if not b.partial), key=lambda b: b.created_at)
     size_bytes = newest.size_bytes + habit.growth_bytes
-    made = Candidate(at.isoformat(), at, partial=False, verified=True, size_bytes=size_bytes)
+    every = newest.whole_every
+    made = Candidate(at.isoformat(), at, partial=False, verified=True, size_bytes=size_bytes, whole_every=every)
     if habit.new_bytes is not None and not next_is_whole(disk.backups, at):
         built_on = max((b for b in disk.backups if b.verified), key=lambda b: b.created_at)
         shared_bytes = max(0, size_bytes - habit.new_bytes)

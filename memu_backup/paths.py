@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from memu_backup.errors import UsageError
 
@@ -43,5 +43,12 @@ def _resolve(path: Path) -> Path:
     return ((_base.get() or Path.cwd()) / expanded).absolute()
 
 
+def _none_if_empty(text: Any) -> Any:
+    return None if text == "" else text
+
+
 LocalPath = Annotated[Path, AfterValidator(_resolve)]
 """A path on this machine, absolute after validation, ``~`` expanded, symbolic links left as they are."""
+
+PathOrNone = Annotated[LocalPath | None, BeforeValidator(_none_if_empty)]
+"""The same; an empty text says that there is none."""

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from memu_backup import work
 
+NOWHERE = asyncio.subprocess.DEVNULL
+
 TERM_GRACE_S = 3.0
 """How long a group may take after the first signal before it gets SIGKILL; small beside the daemon's 10 s to stop."""
 
@@ -84,6 +86,7 @@ async def run_into(
     gentle: bool = False,
     folder: Path | None = None,
     descriptors: Sequence[int] = (),
+    stop_with: signal.Signals = signal.SIGTERM,
 ) -> Completed:
     """As ``run``, with what it prints given to ``write`` in blocks, each in a thread; of its stderr the end is kept.
 
@@ -92,7 +95,7 @@ async def run_into(
     has ended then.
     """
     void, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-    child = await _started(argv, void, pipe, env, folder, signal.SIGTERM, gentle=gentle, descriptors=descriptors)
+    child = await _started(argv, void, pipe, env, folder, stop_with, gentle=gentle, descriptors=descriptors)
     assert child.stdout and child.stderr
     complaining = asyncio.ensure_future(_end_of(child.stderr))
     try:
@@ -105,7 +108,7 @@ async def run_into(
             returncode = await child.wait()
     except BaseException:
         complaining.cancel()
-        await _end_group(child, signal.SIGTERM)
+        await _end_group(child, stop_with)
         raise
     return Completed(tuple(argv), returncode, b"", stderr)
 

@@ -63,5 +63,5 @@ def _text(run: Run) -> str:
         case Status.SUCCESS:
             return f"{run.filename}, {size(run.size_bytes)}"
         case Status.PARTIAL:
-            return "The backup is incomplete."
+            return "The backup looks wrong." if run.suspicious else "The backup is incomplete."
     return f"The backup failed: {reason(run.error_code).what}"

@@ -32,6 +32,7 @@ class What(StrEnum):
     INTERRUPTED = "interrupted"
     GONE = "gone"
     CAME_BACK = "came_back"
+    ACCEPTED = "accepted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ async def _known(store: Store, host: str, job: str, history: History) -> tuple[l
 
 def _changes(store: Store, rows: Sequence[Run], stored: Sequence[Backup], moment: datetime) -> list[Change]:
     killed = [r for r in rows if r.status is Status.IN_PROGRESS]
-    there = {b.manifest.run_id for b in stored if b.manifest}
+    there = {b.manifest.run_id: b for b in stored if b.manifest}
     return [
         *(_ended(row, stored, store, moment) for row in killed),
         *(Change(What.GONE, replace(row, deleted_at=moment)) for row in _gone(rows, stored)),
@@ -135,6 +136,11 @@ def _changes(store: Store, rows: Sequence[Run], stored: Sequence[Backup], moment
             Change(What.CAME_BACK, replace(row, deleted_at=None))
             for row in rows
             if row.deleted_at and row.run_id in there
+        ),
+        *(
+            Change(What.ACCEPTED, adopted(row, there[row.run_id]))
+            for row in rows
+            if row.suspicious and row.deleted_at is None and row.run_id in there and not there[row.run_id].doubts
         ),
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from memu_backup import catalog, clean, lock, place, recover, schedule, status
@@ -11,7 +12,7 @@ from memu_backup.clean import Shelf
 from memu_backup.clock import Clock
 from memu_backup.errors import StoreError
 from memu_backup.history import History
-from memu_backup.model import Backup, Run, Status, StatusReport
+from memu_backup.model import Backup, Drill, Run, Status, StatusReport
 from memu_backup.stores import Store
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,9 @@ async def of_job(
     interval: timedelta | None,
     usb_overdue_days: int,
     usb_copied_at: datetime | None = None,
+    drills: Sequence[Drill] | None = None,
 ) -> StatusReport:
-    """Where a job stands; ``interval``, ``usb_overdue_days`` and ``usb_copied_at`` are as ``status.assess`` takes them.
+    """Where a job stands; what is handed in besides is as ``status.assess`` takes it.
 
     With the history away, from what lies on disk and in the spool.
     """
@@ -51,6 +53,7 @@ async def of_job(
         outlook=ahead,
         history_away=away,
         usb_copied_at=usb_copied_at,
+        drills=drills,
     )
 
 

@@ -22,20 +22,22 @@ from memu_backup.files import shown
 from memu_backup.find import fits, may_fit
 from memu_backup.formats.index import Entry
 from memu_backup.formats.manifest import lies_in
-from memu_backup.formats.parts import whole
-from memu_backup.formats.reader import ArchiveReader, is_own
+from memu_backup.formats.reader import is_own
 from memu_backup.formats.tar import Type
-from memu_backup.model import Manifest, Phase, Progress
-from memu_backup.stores import OnProgress
+from memu_backup.model import Backup, Manifest, Phase, Progress
+from memu_backup.stores import OnProgress, Opened, Store
 from memu_backup.work import Stop
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to give back; nothing named means everything. ``paths`` are paths in the backup or globs of them."""
+    """What to give back; nothing named means everything. ``paths`` are paths in the backup or globs of them, ``places``
+    those of sources, to the letter, where the backup itself does not tell its sources.
+    """
 
     sources: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Plan:
     had, and nobody knows what stood behind. ``indexed`` says whether each entry can be read by itself.
     """
 
-    archive: Path
+    store: Store
+    backup: Backup
     target: Path
     entries: tuple[Entry, ...]
     files: int
@@ -70,8 +73,8 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """What the archive is called, also where it lies in parts."""
-        return whole(self.archive).name
+        """What the backup is called, also where it lies in parts."""
+        return self.backup.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,26 +93,27 @@ class Restored:
     lost: tuple[str, ...]
 
 
-def plan(archive: Path, wanted: Wanted, target: Path, stop: Stop, *, trusted: bool = False) -> Plan:
-    """Judge every entry of the archive, pick what is wanted, look at the target. Changes nothing; blocks.
+def plan(store: Store, backup: Backup, wanted: Wanted, target: Path, stop: Stop, *, trusted: bool = False) -> Plan:
+    """Judge every entry of the backup, pick what is wanted, look at the target. Changes nothing; blocks.
 
     Only from a ``trusted`` archive come setuid, setgid and capabilities of files (docs/decisions/0007).
 
     Of a damaged archive it plans what can be had. Raises UnknownBackup, NotAnArchive, HostileArchive, DamagedArchive
     where nothing can be had, and UsageError where nothing fits ``wanted``.
     """
-    with ArchiveReader(archive, stop) as reader:
+    with store.open(backup.path, stop) as reader:
         try:
             held = _look_through(reader, wanted, trusted=trusted)
             # All of them and not only the wanted: one that holds a hostile entry is not trusted with the others.
             unpack.judge((e.path, e) for e in held.entries)
         except (DamagedArchive, HostileArchive) as error:
-            raise about(archive, error) from error
+            raise about(backup.name, error) from error
     chosen = _with_link_targets(_choose(held, wanted), held.entries)
-    disk = os.statvfs(_nearest(target.absolute()))
+    disk = os.statvfs(nearest(target.absolute()))
     existing = {e.path for e in chosen if os.path.lexists(target / e.path)}
     return Plan(
-        archive=archive,
+        store=store,
+        backup=backup,
         target=target,
         entries=chosen,
         files=sum(e.type is not Type.DIRECTORY for e in chosen),
@@ -139,7 +143,7 @@ class _Held:
     cut: bool = False
 
 
-def _look_through(reader: ArchiveReader, wanted: Wanted, *, trusted: bool) -> _Held:
+def _look_through(reader: Opened, wanted: Wanted, *, trusted: bool) -> _Held:
     """By the index where that is whole, else by reading all there is. Raises DamagedArchive where nothing is.
 
     Of a ``trusted`` one no more is looked at than may be wanted: one photo out of a million comes at once.
@@ -261,7 +265,7 @@ def _unpack(
         )
     except OSError as error:
         raise RestoreError(f"{_unusable(planned.target, error)}, so nothing was restored.") from error
-    with ArchiveReader(planned.archive, stop) as reader, unpacker:
+    with planned.store.open(planned.backup.path, stop) as reader, unpacker:
         try:
             unread = feed(reader, planned.entries, unpacker, indexed=planned.indexed)
             for entry in unread:
@@ -273,14 +277,14 @@ def _unpack(
                 raise
             raise RestoreError(f"{error} Before that, {words.files(done_entries)} came back.") from error
         except ArchiveError as error:
-            raise about(planned.archive, error) from error
+            raise about(planned.name, error) from error
     return [e for e in unread if e.type is not Type.DIRECTORY], tuple(unpacker.warnings)
 
 
 def as_json(planned: Plan) -> dict[str, Any]:
     """A plan for machines; sizes are bytes."""
     return {
-        "archive": str(planned.archive),
+        "archive": str(planned.backup.path),
         "target": str(planned.target),
         "files": planned.files,
         "size_bytes": planned.size_bytes,
@@ -293,7 +297,7 @@ def as_json(planned: Plan) -> dict[str, Any]:
 
 def refuse(planned: Plan, *, overwrite: bool) -> None:
     """Raises RestoreError where a plan cannot be carried out: no folder, files in the way, or not enough space."""
-    there = _nearest(planned.target)
+    there = nearest(planned.target)
     if not there.is_dir():
         raise RestoreError(f"{there} is a file and not a folder, so nothing was restored. Choose another with --to.")
     if planned.conflicts:
@@ -322,7 +326,7 @@ def refuse(planned: Plan, *, overwrite: bool) -> None:
 
 
 def _choose(held: _Held, wanted: Wanted) -> list[Entry]:
-    places = _places(wanted.sources, held.manifest)
+    places = wanted.places or _places(wanted.sources, held.manifest)
     inside = [e for e in held.entries if not places or any(lies_in(e.path, p) for p in places)]
     for pattern in wanted.paths:
         # Each on its own: a mistyped one beside a good one would pass unnoticed, on a day that matters.
@@ -387,14 +391,14 @@ def _kind(path: Path) -> str:
     return "folder" if stat.S_ISDIR(mode) else "link" if stat.S_ISLNK(mode) else "file"
 
 
-def _nearest(target: Path) -> Path:
+def nearest(target: Path) -> Path:
     """``target``, or what there is above it."""
     return next(f for f in (target, *target.parents) if os.path.exists(f))  # noqa: PTH110  Path.exists raises below a closed folder
 
 
-def about(archive: Path, error: MemuError) -> MemuError:
+def about(name: str, error: MemuError) -> MemuError:
     """Errors of the archive are half-sentences about "it"; here they get its name, and what it means."""
-    text, name = str(error), whole(archive).name
+    text = str(error)
     if text[:1].isupper():
         return type(error)(f"{name}: {text}")
     return type(error)(f"{name} is damaged: {text}. Try an older backup, or a copy of this one.")

@@ -10,8 +10,12 @@ Pure: nothing is read or deleted here; the present moment, the household's zone 
 4. What is pinned stays. So does the newest backup that was checked, a complete one before an incomplete one.
 5. Then the maxima cut, and where a run asks for room, so does that: incomplete ones first, then the oldest; never
    those of rule 4, and never the newest of all. That newest, where it is incomplete, is not counted by the maxima.
+   Where all jobs of one place have a maximum together, it cuts last, in the same order: never what rule 4 protects, nor
+   the newest, of any of the jobs, nor anything of one of which rule 7 says that all stay.
 6. Where the newest backup older than a week is more than half a year old, the clock may have jumped, and for now no
    such old one goes by its age.
+7. While the newest backup is suspicious and nobody has said that it is as it should be, all stay: the others may be all
+   that there is of what it lacks. Once a newer one is not, it counts as an incomplete one.
 
 As time goes on and newer backups come, one that no rule wanted is wanted by none later. Three things can break that
 for what counts (last, days, weeks, months, and which of a Sunday's), as they leave a gap among the newer ones: one is
@@ -20,19 +24,14 @@ removed by hand or by a maximum, one is found damaged, or the clock goes back. A
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta, tzinfo
 
 from memu_backup import words
-
-CLOCK_SLACK = timedelta(days=1)
-"""A backup dated further ahead than this was written while a clock was wrong."""
-
-WHOLE_EVERY = 7
-"""Every so many backups one is read anew from its sources and shares no block with another: a block that goes bad
-takes at most the backups of a week, and a file whose content changed without its times and inode is noticed."""
+from memu_backup.model import CLOCK_SLACK
 
 _PINNED = "It is pinned and stays until somebody lets it go: memu-backup keep --release"
 
@@ -50,6 +49,7 @@ class Policy:
     None are no rule; with no rule at all, or a number below 0, raises ValueError.
 
     ``max_backups`` and ``max_bytes`` hold for what stays in all. ``min_free_bytes`` shall stay free on the disk.
+    ``max_in_place`` is for all jobs of the place together, and for ``within_place`` alone.
     """
 
     keep_last: int = 0
@@ -62,6 +62,7 @@ class Policy:
     max_backups: int | None = None
     max_bytes: int | None = None
     min_free_bytes: int | None = None
+    max_in_place: int | None = None
 
     def __post_init__(self) -> None:
         if any(value is not None and value < 0 for value in (getattr(self, f.name) for f in fields(self))):
@@ -75,9 +76,9 @@ class Policy:
 class Candidate:
     """A stored backup in the eyes of retention.
 
-    ``partial`` is true for one that lacks something and for one known to be damaged: neither may push out a good
-    one. ``verified`` says that its bytes were once re-read and found right. ``nights_shared`` and ``shared_bytes`` are
-    those of its manifest.
+    ``partial`` is true for one that lacks something, for one known to be damaged, and for a ``suspicious`` one: none
+    may push out a good one. ``verified`` says that its bytes were once re-read and found right. ``nights_shared`` and
+    ``shared_bytes`` are those of its manifest, ``whole_every`` is its store's.
     """
 
     name: str
@@ -88,6 +89,8 @@ class Candidate:
     pinned: bool = False
     nights_shared: int = 0
     shared_bytes: int = 0
+    whole_every: int | None = None
+    suspicious: bool = False
 
     @property
     def taken_bytes(self) -> int:
@@ -128,6 +131,8 @@ def plan(
     newest_first = sorted(backups, key=_when, reverse=True)
     ahead = [b for b in newest_first if b.created_at > now + CLOCK_SLACK]
     present = newest_first[len(ahead) :]
+    if asked := waits_for(present):
+        return [Verdict(b.name, keep=True, reason=_waiting(asked)) for b in newest_first]
 
     safe = _safe(present)
     stays = safe | _wanted_by_rules(present, policy, now, zone) | {b.name: _PINNED for b in present if b.pinned}
@@ -142,6 +147,43 @@ def plan(
     for b in ahead:
         stays[b.name] = "It is dated in the future, so a clock was wrong; it stays and is not counted."
     return [Verdict(b.name, b.name not in goes, goes.get(b.name) or stays[b.name]) for b in newest_first]
+
+
+def within_place(
+    verdicts: Sequence[Verdict], jobs: Sequence[Sequence[Candidate]], most: int, now: datetime
+) -> list[Verdict]:
+    """The ``verdicts`` of one job where ``most`` backups may lie in its place, whatever their job; at the end those of
+    other jobs that have to go for it. ``jobs`` are the backups there, job by job, in any order.
+    """
+    gone = {v.name for v in verdicts if not v.keep}
+    safe, staying = set[str](), list[Candidate]()
+    for backups in jobs:
+        present = [b for b in _present(backups, now) if b.name not in gone]
+        safe |= _safe(present).keys() | {b.name for b in (present if waits_for(present) else present[:1])}
+        staying += present
+    goes: dict[str, str] = {}
+    for b in sorted(staying, key=lambda b: (not b.partial, _when(b))):
+        if len(staying) - len(goes) <= most:
+            break
+        if b.name not in safe:
+            goes[b.name] = f"At most {most} backups may lie in this place, of all jobs together, and {_first_to_go(b)}."
+    judged = [Verdict(v.name, v.name not in goes and v.keep, goes.get(v.name, v.reason)) for v in verdicts]
+    mine = {v.name for v in verdicts}
+    return judged + [Verdict(name, False, reason) for name, reason in goes.items() if name not in mine]
+
+
+def waits_for(backups: Iterable[Candidate]) -> Candidate | None:
+    """The newest of the ``backups``, none of which is from the future, where it is suspicious and nothing may go until
+    somebody says that it is as it should be.
+    """
+    newest = max((b for b in backups if b.verified), key=_when, default=None)
+    return newest if newest and newest.suspicious else None
+
+
+def _waiting(asked: Candidate) -> str:
+    return (
+        f"{asked.name} looks wrong, and nothing goes until that is settled. Is it as it should be? memu-backup accept"
+    )
 
 
 def next_size(backups: Iterable[Candidate], now: datetime) -> int:
@@ -161,7 +203,9 @@ def newly_taken(backups: Iterable[Candidate], now: datetime) -> int | None:
 def next_is_whole(backups: Iterable[Candidate], now: datetime) -> bool:
     """Whether it is the turn of a backup that is written whole, sharing nothing."""
     built_on = next((b for b in _present(backups, now) if b.verified), None)
-    return built_on is None or built_on.nights_shared + 1 >= WHOLE_EVERY
+    if built_on is None:
+        return True
+    return built_on.whole_every is not None and built_on.nights_shared + 1 >= built_on.whole_every
 
 
 def _present(backups: Iterable[Candidate], now: datetime) -> list[Candidate]:
@@ -174,7 +218,7 @@ def _last(newest_first: Sequence[Candidate]) -> list[Candidate]:
 
 def used_bytes(backups: Iterable[Candidate]) -> int:
     """What these take of the disk together: blocks that several share are there once, and stay until the last goes."""
-    used, nights = 0, WHOLE_EVERY
+    used, nights = 0, sys.maxsize
     for b in sorted(backups, key=_when):
         # The oldest of those in a row that build on each other holds all that it shared with one that is gone.
         used += b.taken_bytes if b.nights_shared > nights else b.size_bytes
@@ -265,7 +309,7 @@ def _of_doubtful_age(present: Sequence[Candidate], now: datetime) -> AbstractSet
 def _let_go(backup: Candidate, policy: Policy) -> str:
     if backup.partial:
         return f"It is {_lacking(backup)}, and enough newer backups are there."
-    return f"It is none of those that the rules keep: {_described(policy)}."
+    return f"It is none of those that the rules keep: {described(policy)}."
 
 
 def _cut_by_maxima(staying: Sequence[Candidate], safe: AbstractSet[str], policy: Policy) -> dict[str, str]:
@@ -308,11 +352,11 @@ def _expendable(staying: Sequence[Candidate], safe: AbstractSet[str]) -> list[Ca
 def _first_to_go(backup: Candidate) -> str:
     if not backup.partial:
         return "it is the oldest that may go"
-    return "an incomplete one goes first" if backup.verified else "a damaged one goes first"
+    return f"{'an' if _lacking(backup)[0] == 'i' else 'a'} {_lacking(backup)} one goes first"
 
 
 def _lacking(backup: Candidate) -> str:
-    return "incomplete" if backup.verified else "damaged"
+    return "damaged" if not backup.verified else "suspicious" if backup.suspicious else "incomplete"
 
 
 # --- days, weeks and months, and how they are told -------------------------------------------------------------------
@@ -348,7 +392,8 @@ def _period(unit: str, day: date) -> str:
     return f"{'the week of ' if unit == 'week' else ''}{begin.day} {words.MONTHS[begin.month - 1]} {begin.year}"
 
 
-def _described(policy: Policy) -> str:
+def described(policy: Policy) -> str:
+    """Its rules as a phrase: one a day for 7 days and one a week for 4 weeks."""
     parts = []
     if policy.keep_last:
         parts.append(f"the {policy.keep_last} newest" if policy.keep_last > 1 else "the newest")

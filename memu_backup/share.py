@@ -11,24 +11,31 @@ from memu_backup.clock import Clock
 from memu_backup.errors import MemuError
 from memu_backup.history import History
 from memu_backup.model import Backup, Level
-from memu_backup.retention import CLOCK_SLACK, WHOLE_EVERY
 from memu_backup.stores import OnProgress, Store
 
 log = logging.getLogger(__name__)
 
 
-async def with_earlier(store: Store, job: str, host: str, now: datetime, history: History) -> Backup | None:
-    """The backup that tonight's may share blocks with; None for one that is to be written whole. Raises nothing.
+async def before(store: Store, job: str, host: str, now: datetime, history: History) -> Backup | None:
+    """The backup that tonight's is compared with, and may share blocks with; None for the first. Raises nothing.
 
-    None from the future, where a clock was wrong: it would stay the newest for years, and with it the count of nights.
+    The newest that is neither damaged nor suspicious: what an unmounted disk left is nothing to build on. None from the
+    future, where a clock was wrong: it would stay the newest for years, and with it the count of nights.
     """
     try:
         mine = await catalog.of_job(store, host, job, history)
     except Exception as error:
-        log.warning("What to share with is not known (%s), so everything is written anew.", type(error).__name__)
+        log.warning("What was there before is not known (%s), so everything is written anew.", type(error).__name__)
         return None
-    newest = next((b for b in mine if not b.damaged and b.created_at <= now + CLOCK_SLACK), None)
-    return newest if newest and newest.manifest and newest.manifest.nights_shared + 1 < WHOLE_EVERY else None
+    return next((b for b in mine if not (b.damaged or b.doubts or b.is_ahead(now))), None)
+
+
+def with_earlier(store: Store, newest: Backup | None) -> Backup | None:
+    """``newest`` where tonight's may share blocks with it; None where it is to be written whole."""
+    if newest is None or newest.manifest is None:
+        return None
+    is_turn = store.whole_every is not None and newest.manifest.nights_shared + 1 >= store.whole_every
+    return None if is_turn else newest
 
 
 async def look_back(store: Store, earlier: Backup, history: History, on_progress: OnProgress, clock: Clock) -> None:

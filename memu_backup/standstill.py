@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -54,9 +54,11 @@ _Running = Sequence[tuple[Service, Unit]]
 
 
 @asynccontextmanager
-async def standstill(services: Sequence[Service], folder: Path, run_id: str) -> AsyncIterator[Still]:
-    """Stop what runs of ``services``, in their order, and start it again in the opposite one: as soon as it is
-    released, and at the latest at the end, which waits for it, also when cancelled.
+async def standstill(
+    services: Sequence[Service], folder: Path, run_id: str, spared: Collection[str] = ()
+) -> AsyncIterator[Still]:
+    """Stop what runs of ``services``, without what has a ``spared`` name, in their order, and start it again in the
+    opposite one: as soon as it is released, and at the latest at the end, which waits for it, also when cancelled.
 
     Raises ServiceError where one could not be stopped or, with nothing stopped, where the journal could not be written.
     """
@@ -72,7 +74,7 @@ async def standstill(services: Sequence[Service], folder: Path, run_id: str) -> 
         return
     with ExitStack() as held:
         await _alone(folder, held)
-        ran = [(service, unit) for service in services for unit in await service.running()]
+        ran = [(service, unit) for service in services for unit in await service.running() if unit.name not in spared]
         if not ran:
             yield still
             return
@@ -176,7 +178,9 @@ async def _started(service: Service, unit: Unit) -> str:
 @contextmanager
 def _journal(folder: Path, run_id: str, ran: _Running) -> Iterator[Path]:
     """On the disk before anything is stopped, and held for as long as this process lives and works on it."""
-    path = folder / f"{run_id}{_SUFFIX}"
+    path, again = folder / f"{run_id}{_SUFFIX}", 1
+    while path.exists():  # it names what an earlier standstill of this run has left down
+        path, again = folder / f"{run_id}_{again}{_SUFFIX}", again + 1
     partial = path.with_suffix(".partial")
     try:
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

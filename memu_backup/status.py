@@ -6,14 +6,27 @@ Pure: nothing is read here, and the present moment is handed in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from memu_backup import words
+from memu_backup import rotation, words
 from memu_backup.errors import MemuError
-from memu_backup.model import Backup, Copying, Drive, Problem, Run, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.model import (
+    Backup,
+    Copying,
+    Coverage,
+    Doubt,
+    Drill,
+    Drive,
+    Problem,
+    Run,
+    SourceSummary,
+    Status,
+    StatusReport,
+    Trigger,
+)
 from memu_backup.outlook import Outlook
 
 OVERDUE_INTERVALS = 1.5
@@ -37,6 +50,7 @@ def assess(
     outlook: Outlook | None = None,
     history_away: bool = False,
     usb_copied_at: datetime | None = None,
+    drills: Sequence[Drill] | None = None,
 ) -> StatusReport:
     """Where things stand ``now`` (aware).
 
@@ -48,7 +62,8 @@ def assess(
     ``marked`` is whether that place carries the mark without which nothing is written there at night.
     ``interval`` is the usual time between two runs, None for a job without a timetable. ``usb_overdue_days`` 0 means
     that no drive is part of the plan, and ``usb_copied_at`` is when a drive got its last copy as far as this machine
-    knows by itself; rows may know of a later one. ``outlook`` is None where the disk could not be asked.
+    knows by itself; rows may know of a later one. ``outlook`` is None where the disk could not be asked. ``drills`` are
+    the job's restore tests, newest first; None where nothing is tried by itself.
     """
     cannot_look = stored is None
     stored = stored or ()
@@ -57,6 +72,7 @@ def assess(
     ended = [r for r in known if r.status is not Status.IN_PROGRESS]
     good = [r for r in ended if r.status is Status.SUCCESS]
     last_good = next((r for r in good if _lies_there(r, names)), None)
+    in_doubt = _in_doubt(ended, None if cannot_look else names)
     copies = [at for at in (usb_copied_at, *(r.usb_copied_at for r in known)) if at and at <= now + CLOCKS_APART]
     usb_copied_at = max(copies, default=None)
 
@@ -67,6 +83,8 @@ def assess(
         problems.discard(Problem.NO_BACKUP)
     if overdue_at and now > overdue_at:
         problems.add(Problem.OVERDUE)
+    if in_doubt:
+        problems.add(Problem.SUSPICIOUS)
     if history_away:
         problems.add(Problem.HISTORY_AWAY)
     if usb_overdue_days and (usb_copied_at or not history_away):
@@ -89,6 +107,12 @@ def assess(
         free_bytes=outlook.free_bytes if outlook else None,
         days_left=outlook.days_left if outlook else None,
         sources=_sources(last_good, stored),
+        in_doubt=in_doubt,
+        drill=rotation.telling(drills or ()),
+        drill_late=drills is not None
+        and not history_away
+        and rotation.is_late(drills, min((r.created_at for r in good), default=None), now),
+        doubts=next((b.doubts for b in stored if in_doubt and in_doubt.filename in (b.name, b.path.name)), ()),
     )
 
 
@@ -144,6 +168,11 @@ def as_json(report: StatusReport) -> dict[str, Any]:
         "sources": [_source_as_json(s) for s in report.sources],
         "drives": [drive_as_json(drive) for drive in report.drives],
         "copying": _copying_as_json(report.copying),
+        "in_doubt": _run_or_none(report.in_doubt),
+        "doubts": [doubt_as_json(doubt) for doubt in report.doubts],
+        "coverage": coverage_as_json(report.coverage),
+        "drill": drill_as_json(report.drill) if report.drill else None,
+        "drill_late": report.drill_late,
     }
 
 
@@ -155,7 +184,7 @@ def _problems_of_runs(ended: Sequence[Run], last_good: Run | None, names: set[st
         found.add(Problem.NO_BACKUP)
     elif last.status is Status.FAILED:
         found.add(Problem.LAST_FAILED)
-    elif last.status is Status.PARTIAL:
+    elif last.status is Status.PARTIAL and not last.suspicious:
         found.add(Problem.LAST_PARTIAL)
     if newest_success and newest_success.deleted_at is None and not _lies_there(newest_success, names):
         found.add(Problem.BACKUP_GONE)
@@ -164,6 +193,13 @@ def _problems_of_runs(ended: Sequence[Run], last_good: Run | None, names: set[st
     if any(r.error_code == "damaged" and _lies_there(r, names) for r in ended[1:]):
         found.add(Problem.OLDER_DAMAGED)
     return found
+
+
+def _in_doubt(ended: Sequence[Run], names: set[str] | None) -> Run | None:
+    """The newest backup that is whole on the disk, where it is suspicious; ``names`` None where nobody can look."""
+    made = (r for r in ended if r.status in (Status.SUCCESS, Status.PARTIAL) and r.deleted_at is None)
+    newest = next((r for r in made if names is None or r.filename in names), None)
+    return newest if newest and newest.suspicious else None
 
 
 def _problems_of_place(cannot_look: bool, marked: bool, outlook: Outlook | None) -> set[Problem]:
@@ -189,8 +225,12 @@ def _lies_there(run: Run, names: set[str]) -> bool:
 
 
 def with_unrecorded(runs: Sequence[Run], stored: Sequence[Backup]) -> list[Run]:
-    """All runs, newest first, with those added that only their backup tells of; damaged where that is noted there."""
+    """All runs, newest first, with those added that only their backup tells of; damaged where that is noted there, and
+    suspicious just where that is.
+    """
     damaged = {n for b in stored if b.damaged for n in (b.name, b.path.name)}
+    lying = {b.manifest.run_id: b for b in stored if b.manifest}
+    runs = [_as_noted(r, lying[r.run_id]) if r.run_id in lying else r for r in runs]
     runs = [_found_damaged(r) if _lies_there(r, damaged) else r for r in runs]
     recorded = {r.filename for r in runs}
     added = [from_backup(b) for b in stored if b.manifest and not recorded & {b.name, b.path.name}]
@@ -225,9 +265,15 @@ def _found_damaged(row: Run) -> Run:
     return replace(row, status=Status.FAILED, error_code="damaged", error=said)
 
 
+def _as_noted(row: Run, backup: Backup) -> Run:
+    """Somebody may have accepted it by hand, or was killed in between."""
+    made = row.status in (Status.SUCCESS, Status.PARTIAL) and row.deleted_at is None
+    return adopted(row, backup) if made and row.suspicious != bool(backup.doubts) else row
+
+
 def adopted(row: Run, backup: Backup) -> Run:
-    """``row``, with all that follows from the backup that lies there (it has a manifest): it was made, whole or not,
-    and may have been found damaged since.
+    """``row``, with all that follows from the backup that lies there (it has a manifest): it was made, whole or not or
+    suspicious, and may have been found damaged since.
     """
     made = backup.manifest
     assert made is not None
@@ -244,6 +290,8 @@ def adopted(row: Run, backup: Backup) -> Run:
         files=made.files,
         warnings=tuple(w for s in made.sources for w in (*s.missing, *s.warnings)),
     )
+    if backup.doubts:
+        row = replace(row, status=Status.PARTIAL, error_code="suspicious", error=words.doubted(backup.doubts))
     return _found_damaged(row) if backup.damaged else row
 
 
@@ -293,6 +341,36 @@ def drive_as_json(drive: Drive) -> dict[str, Any]:
         "last_copied_at": _time_as_json(drive.last_copied_at),
         "copies": drive.copies,
     }
+
+
+def coverage_as_json(coverage: Coverage | None) -> dict[str, Any] | None:
+    """How much was re-read, for machines, in the manner of ``as_json``."""
+    return asdict(coverage) | {"oldest_at": _time_as_json(coverage.oldest_at)} if coverage else None
+
+
+def drill_as_json(drill: Drill) -> dict[str, Any]:
+    """A restore test for machines, in the manner of ``as_json``."""
+    return {
+        "drill_id": drill.drill_id,
+        "job": drill.job,
+        "backup": drill.filename,
+        "made_at": _time_as_json(drill.made_at),
+        "lay_at": drill.lay_at,
+        "outcome": drill.outcome.value,
+        "created_at": _time_as_json(drill.created_at),
+        "finished_at": _time_as_json(drill.finished_at),
+        "files": drill.files,
+        "size_bytes": drill.size_bytes,
+        "seconds": drill.seconds,
+        "problems": list(drill.problems),
+        "unchecked": list(drill.unchecked),
+        "whole_in": drill.whole_in,
+    }
+
+
+def doubt_as_json(doubt: Doubt) -> dict[str, Any]:
+    """A doubt for machines, in the manner of ``as_json``."""
+    return {"source": doubt.source, "what": doubt.what.value, "before": doubt.before, "lost": doubt.lost}
 
 
 def _copying_as_json(copying: Copying | None) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
 """Which compose projects this machine has, and where their containers keep what they write: as the Docker Engine tells,
-or as a compose file does.
+or as a compose file does; and what else takes connections.
 
 Of a compose file so much is understood as tells that: names, images, volumes in both forms, and variables out of
 ``.env`` (https://docs.docker.com/reference/compose-file/).
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from aiodocker import Docker
 
 _COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+_ANSWERS_WITHIN_S = 2.0
 _VARIABLE = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)(?:(:?[-+?])([^}]*))?\})")
 
 
@@ -99,6 +101,15 @@ def _project(name: str, told: list[tuple[Mapping[str, str], Part]]) -> Project:
     folder = Path(labels.get(FOLDER) or "/")
     files = tuple(folder / file for file in labels.get(FILES, "").split(",") if file)
     return Project(name, folder, files, tuple(sorted((part for _, part in told), key=lambda p: p.container)))
+
+
+def listens(port: int) -> bool:
+    """Whether anything takes connections at a port of this machine. Blocks."""
+    try:
+        with socket.create_connection(("localhost", port), _ANSWERS_WITHIN_S):
+            return True
+    except (OSError, OverflowError):
+        return False
 
 
 # --- as its files tell -----------------------------------------------------------------------------------------------

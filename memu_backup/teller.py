@@ -12,14 +12,14 @@ from datetime import UTC, datetime, timedelta
 from datetime import time as time_of_day
 from typing import Any, Protocol
 
-from memu_backup import alarms, messages, pulse, schedule, troubles
+from memu_backup import alarms, digest, messages, pulse, schedule, troubles
 from memu_backup.alarms import FALLBACK, ROOM, Alarm, Book, Trouble
 from memu_backup.alerts import Channel, Notice
 from memu_backup.clock import Clock
 from memu_backup.errors import ChatAway, MemuError, SettingsError
 from memu_backup.history.rows import lies_in
 from memu_backup.manager import Manager
-from memu_backup.model import Problem, Run, Status, StatusReport
+from memu_backup.model import Problem, ReportKind, Run, Status, StatusReport
 from memu_backup.troubles import Found
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,11 @@ class Teller:
         """There is something new to tell."""
         self._wake.set()
 
+    def look_again(self) -> None:
+        """Something has changed of which no row of a run tells."""
+        self._looked = None
+        self._wake.set()
+
     def snooze(self) -> datetime:
         """For a week no reminder comes, nor what people know. Until when."""
         until = self._clock() + _SNOOZE
@@ -171,6 +176,7 @@ class Teller:
         await self._settle_killed(runs, now)
         await self._look(runs, now, away=away)
         found = self._found(runs, now, away=away)
+        found.troubles += await self._reports_due(now)
         book = self._believed(now)
         self._keep(replace(book, alarms=alarms.review(book, found.troubles, now, found.undecided)))
         pause_s = await self._tell(found, now)
@@ -253,13 +259,28 @@ class Teller:
             found.undecided.add(alarms.CHAT)
         elif self._room:
             found.well[alarms.CHAT] = messages.well_chat()
-        for drive, news in self._manager.visits.known.news().items():
+        for drive, news in self._manager.passports.known.news().items():
             if now - news.at < _STALE:
                 topic = f"drive:{drive}/{news.at.isoformat()}"
                 found.troubles.append(Trouble(topic, "news", news.text, once=True))
         if self._is_reminded(now) and (trouble := self._reminder(now)):
             found.troubles.append(trouble)
         return found
+
+    async def _reports_due(self, now: datetime) -> list[Trouble]:
+        """As long as one is due, so that it stays in the book; its text is made for who has not heard it yet."""
+        at, kinds = (
+            time_of_day.fromisoformat(f"{self._manager.config.alerts.reports_at:0>5}"),
+            map(ReportKind, self._manager.config.alerts.reports),
+        )
+        zone, due = self._manager.config.zone, []
+        for kind, since in digest.due(kinds, at, now, zone):
+            topic = f"report:{kind}/{since.isoformat()}"
+            alarm = self._book.alarms.get(topic)
+            heard = alarm and (ROOM in alarm.told.by or (alarm.told.by and not self.expects_room))
+            text = "" if heard else digest.text(await self._manager.digest(kind), zone)
+            due.append(Trouble(topic, "report", text, once=True))
+        return due
 
     def _heartbeats(self) -> dict[str, str]:
         """By job, read anew each time: a file that cannot be read now is no reason not to make backups."""
@@ -294,6 +315,7 @@ class Teller:
 
     async def _tell(self, found: Found, now: datetime) -> float:
         texts = {trouble.topic: trouble.text for trouble in found.troubles}
+        asks = {trouble.topic: trouble.asks for trouble in found.troubles}
         fallback = self._fallback is not None
         waits = [_SWEEP_S]
         for alarm, way in list(alarms.owed(self._book.alarms, now, room=self.expects_room, fallback=fallback)):
@@ -305,7 +327,7 @@ class Teller:
                 waits.append(closed.until - time.monotonic())
                 continue
             try:
-                await self._say(alarm, way, text)
+                await self._say(alarm, way, text, "" if alarm.over else asks[alarm.topic])
             except Exception as error:  # whatever it is, there are other ways and other things to do
                 self._closed[way] = after = _Closed.after(closed, error)
                 waits.append(after.until - time.monotonic())
@@ -318,7 +340,7 @@ class Teller:
             self._keep(replace(self._book, alarms={**self._book.alarms, alarm.topic: told}))
         return max(1.0, min(waits))
 
-    async def _say(self, alarm: Alarm, way: str, text: str) -> None:
+    async def _say(self, alarm: Alarm, way: str, text: str, asks: str) -> None:
         """The key is in the book before: who is killed now, and says it again, says it under the same."""
         parts = (alarm.topic, alarm.cause, str(alarm.told.number), alarm.told.due.isoformat(), str(alarm.over))
         key = "/".join((self._manager.config.host, *parts))
@@ -329,7 +351,7 @@ class Teller:
         elif self._room is None:
             raise ChatAway("The chat is not connected yet.")
         else:
-            await self._room.send(Notice(key, text))
+            await self._room.send(Notice(key, text, asks))
 
     async def _settle(self, found: Found) -> None:
         """What was told, or need not be, is no debt any more."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, tzinfo
 
 from memu_backup import messages
 from memu_backup.alarms import Trouble
-from memu_backup.model import Problem, Run, Status, StatusReport
+from memu_backup.model import Problem, Run, Status, StatusReport, Tried
 
 _SLACK = timedelta(hours=2)
 """What was to be tried again, and was not so much later, is not tried any more."""
@@ -21,6 +21,9 @@ _MADE_UP = timedelta(minutes=5)
 
 _HANGS = timedelta(hours=12)
 """No backup of a household takes so long, but for the first."""
+
+_GATHERED = timedelta(minutes=10)
+"""By then what re-reads has come past the other trees that share a file gone bad: one message and not thirty."""
 
 _FRESH = timedelta(days=1)
 _FULL = frozenset({"disk_full", "no_inodes", "quota"})
@@ -62,6 +65,7 @@ def of_jobs(
         name = job if len(reports) > 1 else ""
         mine = [run for run in owed if run.job == job]
         _of_job(found, job, name, report, mine, now, zone)
+        _of_drill(found, job, name, report, now, zone)
         if completed:
             _completed(found, job, name, report, now, zone)
     _of_space(found, reports, disks)
@@ -83,6 +87,12 @@ def _of_job(
         cause, text = last.error_code or "unexpected", messages.failed(last, now, zone, name)
         found.troubles.append(Trouble(topic, cause, text, known=last.notification_sent))
         found.rows[topic] = [last]
+    elif report.in_doubt:
+        run, doubts = report.in_doubt, report.doubts
+        cause = " ".join(["suspicious", *sorted(f"{doubt.source}:{doubt.what}" for doubt in doubts)])
+        text = messages.suspicious(run, doubts, report.last_good, now, zone, name)
+        found.troubles.append(Trouble(topic, cause, text, known=run.notification_sent, asks=run.run_id))
+        found.rows[topic] = [r for r in debts if r.suspicious]
     elif last and last.status is Status.PARTIAL:
         text = messages.incomplete(last, now, zone, name)
         found.troubles.append(Trouble(topic, "partial", text, known=last.notification_sent))
@@ -105,8 +115,19 @@ def _is_made(report: StatusReport, now: datetime) -> bool:
 def _of_damaged(found: Found, job: str, name: str, damaged: Sequence[Run], now: datetime, zone: tzinfo) -> None:
     if damaged:
         topic, cause = f"damaged:{job}", " ".join(sorted(run.run_id for run in damaged))
-        found.troubles.append(Trouble(topic, cause, messages.damaged(damaged, now, zone, name), once=True))
+        text = messages.damaged(damaged, now, zone, name)
+        found.troubles.append(Trouble(topic, cause, text, once=True, wait=_GATHERED))
         found.rows[topic] = list(damaged)
+
+
+def _of_drill(found: Found, job: str, name: str, report: StatusReport, now: datetime, zone: tzinfo) -> None:
+    topic, drill = f"drill:{job}", report.drill
+    if report.history_away or drill is None or drill.outcome is Tried.UNTRIED:
+        found.undecided.add(topic)
+    elif drill.outcome is Tried.FAILED:
+        found.troubles.append(Trouble(topic, drill.drill_id, messages.drill_failed(drill, now, zone, name)))
+    else:
+        found.well[topic] = messages.well_drill(drill, now, zone, name)
 
 
 def _completed(found: Found, job: str, name: str, report: StatusReport, now: datetime, zone: tzinfo) -> None:

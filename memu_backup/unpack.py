@@ -16,9 +16,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from memu_backup.descent import Descent
 from memu_backup.errors import DamagedArchive, HostileArchive, RestoreError
-from memu_backup.files import Settling, may_give_away, rename_without_replacing, shown, sync_filesystem
+from memu_backup.files import Settling, rename_without_replacing, shown, sync_filesystem
 from memu_backup.formats.tar import Header, Type
+from memu_backup.rights import Rights
 from memu_backup.walk import DEEPEST
 from memu_backup.work import Stop
 
@@ -29,12 +31,8 @@ _MOST = 10_000_000
 """Entries in one archive; a plan for more does not fit into the memory of a small machine."""
 
 _LONGEST_LINK = 4095
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BLOCK = 4 * 1024 * 1024
 _SETTLED = 64 * 1024
-_ACL = "system.posix_acl_"
-_CAPABILITY = "security.capability"
-_UNTRUSTED = "it comes without its special rights (setuid, capabilities), as anyone may have packed it; see --trust"
 _TEMPORARY = re.compile(r"\.[0-9a-f]{2,100}\.([0-9]{1,10})\.restoring")
 
 OnDone = Callable[[int, int], None]
@@ -128,24 +126,23 @@ class Unpacker:
     ) -> None:
         self._plan = plan
         self._overwrite = overwrite
-        self._trusted = trusted
         self._stop = stop
         self._on_done = on_done
         self._root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._inherits = _hands_down(self._root)
-        self._open: list[tuple[str, int]] = []
+        self._way = Descent(self._root)
+        self._rights = Rights(self._root, trusted=trusted)
         self._settling = Settling()
         self._folders: list[Header] = []
         self._links: list[Header] = []
-        self.warnings: list[str] = []
+        self.warnings = self._rights.warnings
 
     def __enter__(self) -> Unpacker:
         self._sweep()
-        self._close_to(0)  # the threads that restore need as many for themselves
+        self._way.close()  # the threads that restore need as many for themselves
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close_to(0)
+        self._way.close()
         self._settling.close()
         os.close(self._root)
 
@@ -153,11 +150,11 @@ class Unpacker:
     def another(self) -> Iterator[Unpacker]:
         """One more for another thread, that puts entries into the same target; ``finish`` is for the first alone."""
         other = copy.copy(self)
-        other._open, other._settling = [], Settling()
+        other._way, other._settling = Descent(self._root), Settling()
         try:
             yield other
         finally:
-            other._close_to(0)
+            other._way.close()
             other._settling.close()
 
     def put(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
@@ -167,7 +164,7 @@ class Unpacker:
             raise DamagedArchive(f"{shown(header.path)} is not what the archive's index says of it")
         try:
             if header.type is Type.DIRECTORY:
-                self._folder_of(header.path + "/", make=True)
+                self._way.folder_of(header.path + "/", make=True)
                 self._folders.append(header)
             elif header.type is Type.FILE:
                 self._file(header, content)
@@ -179,10 +176,10 @@ class Unpacker:
     def make_private_folder(self, path: str) -> None:
         """Make a folder of which the archive no longer tells anything but the name. Raises RestoreError."""
         try:
-            self._folder_of(path + "/", make=True)
+            self._way.folder_of(path + "/", make=True)
         except OSError as error:
             raise _failed(path, error) from error
-        self._warn(f"{shown(path)}: this folder's owner, rights and time cannot be read any more")
+        self._rights.warn(f"{shown(path)}: this folder's owner, rights and time cannot be read any more")
 
     def finish(self) -> None:
         """Make the links, set the folders' rights and times, the innermost first, and bring all of it to the disk."""
@@ -195,7 +192,7 @@ class Unpacker:
             self._on_done(0, 1)
         for header in sorted(self._folders, key=lambda h: h.path.count("/"), reverse=True):
             try:
-                self._adorn(self._folder_of(header.path + "/", make=True), header)
+                self._rights.adorn(self._way.folder_of(header.path + "/", make=True), header)
             except OSError as error:
                 raise _failed(header.path, error) from error
             self._on_done(0, 1)
@@ -207,32 +204,11 @@ class Unpacker:
                 "Check the disk and restore again."
             ) from error
 
-    # --- folders -----------------------------------------------------------------------------------------------------
-
-    def _folder_of(self, path: str, *, make: bool) -> int:
-        """The open folder that holds ``path``; what is missing on the way is made, private until its own entry."""
-        parts = path.split("/")[:-1]
-        same = 0
-        while same < min(len(parts), len(self._open)) and self._open[same][0] == parts[same]:
-            same += 1
-        self._close_to(same)
-        for part in parts[same:]:
-            above = self._open[-1][1] if self._open else self._root
-            if make:
-                with suppress(FileExistsError):
-                    os.mkdir(part, 0o700, dir_fd=above)
-            self._open.append((part, os.open(part, _FOLDER, dir_fd=above)))
-        return self._open[-1][1] if self._open else self._root
-
-    def _close_to(self, depth: int) -> None:
-        while len(self._open) > depth:
-            os.close(self._open.pop()[1])
-
     def _sweep(self) -> None:
         """Remove what killed restores left half-made in the folders that this one writes to."""
         for folder in sorted({path.rpartition("/")[0] for path in self._plan}):
             with suppress(OSError):  # not there yet, or a conflict that is met, and told, later
-                descriptor = self._folder_of(f"{folder}/" if folder else "", make=False)
+                descriptor = self._way.folder_of(f"{folder}/" if folder else "")
                 for name in os.listdir(descriptor):  # noqa: PTH208  Path knows no descriptors
                     left = _TEMPORARY.fullmatch(name)
                     if left and not _is_at_work(int(left[1])):
@@ -241,7 +217,7 @@ class Unpacker:
     # --- files and links ---------------------------------------------------------------------------------------------
 
     def _file(self, header: Header, content: Iterator[bytes | memoryview]) -> None:
-        folder = self._folder_of(header.path, make=True)
+        folder = self._way.folder_of(header.path, make=True)
         name = header.path.rpartition("/")[2]
         made = _temporary()  # a kill must not leave half a photo under the name of a whole one
         descriptor = os.open(
@@ -250,7 +226,7 @@ class Unpacker:
         try:
             try:
                 self._fill(descriptor, header, content)
-                self._adorn(descriptor, header)
+                self._rights.adorn(descriptor, header)
                 if self._overwrite and _is_there(folder, name):
                     os.fsync(descriptor)  # else a power cut could take the old content and the new
             finally:
@@ -283,77 +259,20 @@ class Unpacker:
 
     def _link(self, header: Header) -> None:
         name = header.path.rpartition("/")[2]
-        folder = os.dup(self._folder_of(header.path, make=True))  # going to the target's folder closes the first
+        folder = os.dup(self._way.folder_of(header.path, make=True))  # going to the target's folder closes the first
         try:
             made = _temporary() if self._overwrite else name
             if header.type is Type.SYMLINK:
                 os.symlink(header.link, made, dir_fd=folder)
-                self._own(made, header, folder)
-                os.utime(made, ns=(header.mtime_ns, header.mtime_ns), dir_fd=folder, follow_symlinks=False)
+                self._rights.adorn_link(made, header, folder)
             else:
-                source = self._folder_of(header.link, make=False)
+                source = self._way.folder_of(header.link)
                 target = header.link.rpartition("/")[2]
                 os.link(target, made, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)
             if made != name:
                 _take_the_place(folder, made, name)
         finally:
             os.close(folder)
-
-    # --- owners, rights, attributes, times ---------------------------------------------------------------------------
-
-    def _adorn(self, descriptor: int, header: Header) -> None:
-        owned = self._own(descriptor, header)
-        if self._inherits:
-            self._disown(descriptor, header)
-        for key, value in header.xattrs.items():
-            if key == _CAPABILITY and not self._trusted:
-                self._warn(f"{shown(header.path)}: {_UNTRUSTED}")
-                continue
-            try:
-                os.setxattr(descriptor, key, value)
-            except OSError as error:
-                self._warn(f"{shown(header.path)}: its attribute {shown(key)} could not be set ({error.strerror})")
-        os.fchmod(descriptor, self._mode(header, owned))  # after the owner: a new owner clears setuid
-        os.utime(descriptor, ns=(header.mtime_ns, header.mtime_ns))
-
-    def _disown(self, descriptor: int, header: Header) -> None:
-        """Take away the rights that the target folder hands down to whatever is made in it (a default ACL)."""
-        for key in os.listxattr(descriptor):
-            if key.startswith(_ACL) and key not in header.xattrs:
-                os.removexattr(descriptor, key)
-
-    def _mode(self, header: Header, owned: bool) -> int:
-        """Its rights, without those by which a program would run as somebody it was never meant to run as."""
-        # A folder's setgid gives nobody any rights: what is made in it gets the group that the folder has.
-        harmless = 0o3777 if header.type is Type.DIRECTORY else 0o1777
-        if (owned and self._trusted) or header.mode & harmless == header.mode:
-            return header.mode
-        why = "it does not run as its owner or group any more, as they could not be set"
-        self._warn(f"{shown(header.path)}: {why if self._trusted else _UNTRUSTED}")
-        return header.mode & harmless
-
-    def _own(self, entry: int | str, header: Header, folder: int | None = None) -> bool:
-        """Whether its owner and group are those of the archive now."""
-        if not may_give_away():
-            return False
-        try:
-            # A descriptor is what it is; only a name could be a link.
-            os.chown(entry, header.uid, header.gid, dir_fd=folder, follow_symlinks=folder is None)
-        except OSError as error:
-            self._warn(f"{shown(header.path)}: its owner could not be set ({error.strerror})")
-            return False
-        return True
-
-    def _warn(self, sentence: str) -> None:
-        if len(self.warnings) < 100:
-            self.warnings.append(sentence)
-
-
-def _hands_down(folder: int) -> bool:
-    try:
-        return _ACL + "default" in os.listxattr(folder)
-    except OSError:  # a filesystem without them
-        return False
 
 
 def _promise(header: Header) -> tuple[Type, int, str]:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from memu_backup import whole
 from memu_backup.clock import Clock, now
-from memu_backup.errors import ArchiveError, CannotCheck, HistoryAway, MemuError, UsageError
+from memu_backup.errors import ArchiveError, CannotCheck, HistoryAway, MemuError, UnknownBackup, UsageError
 from memu_backup.history import History
 from memu_backup.model import Backup, Level, Manifest, Run, SourceSummary, Status
 from memu_backup.sources import Reader, kinds
 from memu_backup.status import adopted, from_backup
-from memu_backup.stores import OnProgress, Store, Verdict
+from memu_backup.stores import OnProgress, Portion, Store, Verdict
 from memu_backup.work import Stop, in_thread
 
 log = logging.getLogger(__name__)
@@ -32,18 +33,25 @@ class _Stored:
 
 
 async def prove(
-    store: Store, path: Path, manifest: Manifest | None, on_progress: OnProgress, level: Level = Level.FULL
+    store: Store,
+    path: Path,
+    manifest: Manifest | None,
+    on_progress: OnProgress,
+    level: Level = Level.FULL,
+    portion: Portion | None = None,
 ) -> Verdict:
-    """Re-read a backup that need not be published yet. A full look also asks each source (does the dump list?).
+    """Re-read a backup that need not be published yet, or a ``portion`` of it. A full look at the whole also asks each
+    source (does the dump list?).
 
     Raises NotAnArchive and OSError-free ArchiveErrors only where nothing could be looked at; all else is in the
     verdict: a problem, or unchecked where a source could not look. When cancelled, its threads and children have ended
     before this returns.
     """
     stop = Stop()
-    report = with_total(manifest.size_bytes, on_progress) if manifest else on_progress
-    verdict = await in_thread(lambda: store.prove(path, level, report, stop), stop, gentle=True)
-    if level is Level.QUICK or manifest is None or not verdict.good:
+    total_bytes = manifest.size_bytes // (portion.of if portion else 1) if manifest else 0
+    report = with_total(total_bytes, on_progress) if manifest else on_progress
+    verdict = await in_thread(lambda: store.prove(path, level, report, stop, portion), stop, gentle=True)
+    if level is Level.QUICK or portion or manifest is None or not verdict.good:
         return verdict
     problems: list[str] = []
     unchecked: list[str] = []
@@ -90,17 +98,27 @@ async def verify(
     history: History,
     on_progress: OnProgress,
     clock: Clock = now,
+    *,
+    copies: whole.Copies | None = None,
+    portion: Portion | None = None,
 ) -> Verdict:
     """Prove a backup that lies in its store and note the outcome there and in its row: good and when, or damaged.
 
     A damaged one stops being the last good one; it is not removed. Where a part could not be checked and nothing is
-    known to be damaged, the row stays as it is. One without a row (the history was lost) gets it from its own
-    metadata. With the history away the row tells the outcome only where it still waits here.
+    known to be damaged, the row stays as it is, as where no more than a ``portion`` was looked at. One without a row
+    (the history was lost) gets it from its own metadata. With the history away the row tells the outcome only where it
+    still waits here. ``copies`` are where its damaged files may be whole, which the verdict then says.
+
+    Raises UnknownBackup where it was removed meanwhile, so that nothing is known of it.
     """
-    verdict = await prove(store, backup.path, backup.manifest, on_progress, level)
-    if not verdict.problems and (verdict.unchecked or level is Level.QUICK):
+    verdict = await prove(store, backup.path, backup.manifest, on_progress, level, portion)
+    if not verdict.problems and (verdict.unchecked or portion or level is Level.QUICK):
         return verdict
     await _noted(store, backup, verdict)
+    if verdict.spoiled and copies:
+        found = await copies.told(store, backup, verdict.spoiled)
+        first, *rest = verdict.problems
+        verdict = replace(verdict, problems=(f"{first} {found[0]}", *rest, *found[1:]) if found else verdict.problems)
     row = await _row(history, backup, host)
     if row is not None:
         try:
@@ -113,6 +131,8 @@ async def verify(
 async def _noted(store: Store, backup: Backup, verdict: Verdict) -> None:
     try:
         await asyncio.to_thread(store.condemn if verdict.problems else store.acquit, backup.path)
+    except UnknownBackup:
+        raise
     except MemuError as error:  # the row tells it all the same
         log.warning("%s", error)
 

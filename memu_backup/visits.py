@@ -1,4 +1,4 @@
-"""One visit of a drive: mounted, known by its mark, copied to, written down, let go; and what people say of drives."""
+"""One visit of a drive: mounted, known by its mark, copied to, written down, let go."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from memu_backup import catalog, copy_to_drive, lock, messages, rescue
+from memu_backup import anywhere, catalog, copy_to_drive, lock, rescue
 from memu_backup.audit import Asker, Audit
 from memu_backup.clock import Clock
 from memu_backup.config import Config
 from memu_backup.copy_to_drive import Made, OnBegin, Order, SourceDamaged, Wanted
-from memu_backup.drives import mounting, rules, udev
+from memu_backup.drives import mounting
 from memu_backup.drives import shelf as drive_shelf
-from memu_backup.drives.known import Known
 from memu_backup.drives.shelf import Shelf
 from memu_backup.drives.udev import Plug
 from memu_backup.errors import ArchiveError, DriveUnknown, HistoryAway, StoreError, UsageError
 from memu_backup.files import write_atomically
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.history import History
-from memu_backup.model import Backup, Copying, Drive, Phase, Progress
+from memu_backup.model import Backup, Copying, Drive, Phase, Progress, newest_good
+from memu_backup.passports import Passports
 from memu_backup.status import from_backup
 from memu_backup.stores import OnProgress, Store
 from memu_backup.work import Stop, in_thread
@@ -50,13 +50,14 @@ class Visit:
 
 
 class Visits:
-    """The manager's room for drives. ``on_change`` is called when somebody said something of one."""
+    """One at a time on this machine, on drives that have a passport."""
 
     def __init__(
         self,
         config: Config,
         history: History,
         audit: Audit,
+        passports: Passports,
         store_of: Callable[[str], Store],
         verify: Verify,
         clock: Clock,
@@ -64,139 +65,11 @@ class Visits:
         self._config = config
         self._history = history
         self._audit = audit
+        self._passports = passports
         self._store_of = store_of
         self._verify = verify
         self._clock = clock
-        self.on_change: Callable[[], None] = lambda: None
-        self._folder = config.state_dir / "drives"
-        self.known = Known(self._folder / "drives.json", config.host)
-
-    # --- what people say of drives -----------------------------------------------------------------------------------
-
-    async def trust(self, name: str, asker: Asker, *, called: str = "", kept_at: str = "") -> Drive:
-        """From now on it gets copies; what is plugged in by that name gets a mark of its own, whatever it was before.
-
-        ``name`` is as people know it, see ``Known.named``. Raises UsageError.
-        """
-        drive = self._named(name)
-        plugs = [plug for plug in self._present() if plug.fs_uuid == drive.fs_uuid]
-        for plug in plugs:
-            self._must_be_fit(plug)
-
-        def trusted(drive: Drive) -> Drive:
-            return replace(
-                drive,
-                trusted_at=self._clock(),
-                marker="" if plugs else drive.marker,
-                name=udev.fit_to_show(called) or drive.name,
-                kept_at=udev.fit_to_show(kept_at) or drive.kept_at,
-            )
-
-        return await self._changed(drive, asker, "trust drive", trusted)
-
-    async def rename(self, name: str, asker: Asker, *, called: str | None, kept_at: str | None) -> Drive:
-        """What people call it, and where it is kept. Raises UsageError."""
-
-        def renamed(drive: Drive) -> Drive:
-            return replace(
-                drive,
-                name=drive.name if called is None else udev.fit_to_show(called),
-                kept_at=drive.kept_at if kept_at is None else udev.fit_to_show(kept_at),
-            )
-
-        return await self._changed(self._named(name), asker, "rename drive", renamed)
-
-    async def forget(self, name: str, asker: Asker) -> Drive:
-        """It gets no copies any more, and is asked about anew; what lies on it stays. Raises UsageError."""
-        drive = self._named(name)
-        async with self._audit.act(asker, "forget drive", drive.called):
-            await asyncio.to_thread(self.known.forget, drive.drive_id)
-            await self._write_down(replace(drive, trusted_at=None))
-            await asyncio.to_thread(rules.publish, self.known.drives())
-        self.on_change()
-        return drive
-
-    async def _changed(self, drive: Drive, asker: Asker, what: str, how: Callable[[Drive], Drive]) -> Drive:
-        async with self._audit.act(asker, what, drive.called):
-            drive = await asyncio.to_thread(self.known.change, drive.drive_id, how)
-            await self._write_down(drive)
-            await asyncio.to_thread(rules.publish, self.known.drives())
-        self.on_change()
-        return drive
-
-    def look_around(self) -> list[Plug]:
-        """What is plugged in; what fits is known from now on, also where no service runs."""
-        found = self._present()
-        for plug in found:
-            if plug.fs_uuid and not mounting.unfit(plug) and not self.is_the_machines(plug):
-                self.known.seen(plug, self._clock())
-        return found
-
-    def _named(self, name: str) -> Drive:
-        """Raises UsageError."""
-        self.look_around()
-        return self.known.named(name)
-
-    def _present(self) -> list[Plug]:
-        try:
-            return udev.present()
-        except ImportError:
-            return []
-
-    def is_the_machines(self, plug: Plug) -> bool:
-        """Whether it is a disk of this machine itself, see ``mounting``. Blocks."""
-        places = (self._store_of(name).directory for name in self._config.jobs)
-        return mounting.belongs_to_the_machine(plug, (self._config.path, self._config.state_dir, *places))
-
-    def _must_be_fit(self, plug: Plug) -> None:
-        if why := mounting.unfit(plug):
-            raise UsageError(f"{plug.label or plug.model or plug.node} cannot get copies. {why}")
-        if self.is_the_machines(plug):
-            raise UsageError(
-                f"{plug.label or plug.node} belongs to this server, which mounts it by itself. A drive for copies is "
-                "one that comes and goes; plug in another."
-            )
-
-    async def learn(self) -> None:
-        """Take over what the history knows, where this machine has lost its own list; and write udev's rules anew."""
-        if not self.known.exists():
-            try:
-                drives = await self._history.drives()
-            except HistoryAway:
-                drives = []
-            if drives:
-                await asyncio.to_thread(self.known.put, *drives)
-        await asyncio.to_thread(rules.publish, self.known.drives())
-
-    # --- a copy ------------------------------------------------------------------------------------------------------
-
-    def plugged(self, name: str | None) -> Plug:
-        """A trusted drive that is plugged in, the only one unless ``name`` says which. Raises UsageError."""
-        trusted = {d.fs_uuid: d for d in self.known.drives() if d.trusted_at}
-        if name is not None:
-            drive = self._named(name)
-            if drive.trusted_at is None:
-                raise UsageError(
-                    f"Nobody has approved the drive {drive.called}, so nothing was written on it. To approve it: "
-                    f"memu-backup usb trust {drive.fs_uuid}"
-                )
-            trusted = {drive.fs_uuid: drive}
-        found = [plug for plug in self._present() if plug.fs_uuid in trusted]
-        if len(found) == 1:
-            return found[0]
-        if len({plug.fs_uuid for plug in found}) == 1:
-            raise UsageError(messages.drive_twice(next(iter(trusted.values()))))
-        if found:
-            raise UsageError(f"Which drive? There are {', '.join(trusted[p.fs_uuid].called for p in found)}.")
-        raise UsageError(
-            "No drive that was approved is plugged in. See what is known with: memu-backup usb list; or copy to a "
-            "folder: memu-backup usb copy --to FOLDER"
-        )
-
-    def called(self, plug: Plug) -> str:
-        """What people call a drive that is plugged in."""
-        drive = self.known.of(plug)
-        return drive.called if drive else plug.label or str(plug.node)
+        self._folder = passports.folder
 
     async def wanted(self) -> tuple[Wanted, ...]:
         """The newest good backup of each job that is to lie on drives. Raises StoreError."""
@@ -205,22 +78,34 @@ class Visits:
             job = self._config.job(name)
             if job.to_drives:
                 store = self._store_of(name)
-                good = (
-                    b
-                    for b in await catalog.of_job(store, self._config.host, name, self._history)
-                    if b.manifest and not b.manifest.partial and not b.damaged
-                )
-                if backup := next(good, None):
-                    sha256 = await asyncio.to_thread(store.checksum, backup.path)
-                    found.append(Wanted(name, store, backup, sha256))
+                mine = await catalog.of_job(store, self._config.host, name, self._history)
+                if backup := newest_good(mine, self._clock()):
+                    archive = await asyncio.to_thread(store.copied_as, backup)
+                    found.append(Wanted(name, store, backup, archive))
         return tuple(found)
 
     async def missing_on(self, where: Plug | Path) -> tuple[Wanted, ...]:
         """What a copy would write to a drive, which is mounted for a look, or to a folder. Raises as ``copy``."""
         wanted = await self.wanted()
-        async with self._opened(where, reading=True) as top:
+        called = self._passports.called(where) if isinstance(where, Plug) else str(where)
+        async with self._alone(called), self._opened(where, reading=True) as top:
             work = partial(copy_to_drive.missing, wanted, self._config.host, top)
             return tuple(await in_thread(work, Stop()))
+
+    @asynccontextmanager
+    async def newest_copy(self, plug: Plug, job: str) -> AsyncIterator[tuple[Store, Backup] | None]:
+        """The newest whole copy of a job on a trusted drive, which is mounted for reading alone meanwhile; None where
+        there is none. Raises as ``copy``, and ArchiveError.
+        """
+        async with self._alone(self._passports.called(plug)), self._opened(plug, reading=True) as top:
+            with drive_shelf.reading(top, self._config.host, job) as shelf:
+                copies = await in_thread(shelf.copies, Stop()) if shelf else []
+                newest = next((copy for copy in copies if copy.sha256), None)
+                if shelf is None or newest is None:
+                    yield None
+                    return
+                file = drive_shelf.path_of(shelf.descriptor, newest.files[0])
+                yield await in_thread(partial(anywhere.look, file), Stop())
 
     @asynccontextmanager
     async def _opened(self, where: Plug | Path, *, reading: bool = False) -> AsyncIterator[int]:
@@ -244,7 +129,7 @@ class Visits:
         Raises DriveError in words that follow the drive's name, LockHeld where another copy is made, StoreError,
         UsageError where there is nothing to copy.
         """
-        drive = self.known.of(plug)
+        drive = self._passports.known.of(plug)
         if drive is None or drive.trusted_at is None:
             raise DriveUnknown("Nobody has approved it, so nothing was written on it.")
         async with self._alone(drive.called) as noted, self._audit.act(asker, "copy to drive", drive.called) as deed:
@@ -252,7 +137,7 @@ class Visits:
                 drive = await self._introduced(drive, top)
                 order = partial(self._order, device=plug.node, called=drive.called)
                 made = await self._made(order, top, on_begin, noted(on_progress))
-            deed.outcome = ", ".join(w.backup.name for w in made.copied) or "all there already"
+            deed.outcome = ", ".join(w.archive.name for w in made.copied) or "all there already"
             drive = await self._written_down(drive, made)
         return Visit(drive, made)
 
@@ -264,12 +149,23 @@ class Visits:
             await self._note_rows(made)
         return Visit(None, made)
 
+    async def held_by(self, plug: Plug) -> tuple[str, ...]:
+        """Where it is still in use, see ``mounting.holders``; it may be pulled where it is not. Raises LockHeld while
+        something is copied.
+        """
+        async with self._alone(self._passports.called(plug)):
+            return tuple(await in_thread(partial(mounting.holders, plug), Stop()))
+
     async def let_go(self, plug: Plug) -> tuple[str, ...]:
-        """Power it off, where nobody has it any more and it can; else where it is still in use."""
-        held = await in_thread(partial(mounting.holders, plug), Stop())
+        """Power it off, where nobody has it any more and it can; else as ``held_by``."""
+        held = await self.held_by(plug)
         if not held:
             await mounting.power_off(plug)
-        return tuple(held)
+        return held
+
+    async def power_off(self, plug: Plug) -> None:
+        """See ``mounting.power_off``."""
+        await mounting.power_off(plug)
 
     def copying(self) -> Copying | None:
         """What is being copied right now."""
@@ -319,7 +215,9 @@ class Visits:
 
         if not found:
             await in_thread(introduce, Stop())
-        return await asyncio.to_thread(self.known.change, drive.drive_id, lambda d: replace(d, marker=marker))
+        return await asyncio.to_thread(
+            self._passports.known.change, drive.drive_id, lambda d: replace(d, marker=marker)
+        )
 
     def _order(self, wanted: tuple[Wanted, ...], device: Path | None = None, called: str = "") -> Order:
         kit = partial(self._leave_kit, called=called)
@@ -331,7 +229,7 @@ class Visits:
         for folder, copy in copy_to_drive.whole(shelf):
             with shelf.named(folder) as job, suppress(ArchiveError, UsageError):
                 with ArchiveReader(drive_shelf.path_of(job.descriptor, copy.files[0])) as reader:
-                    made = reader.manifest()
+                    made = reader.manifest() if reader.indexed else None  # else all of it would be read
                 if made:
                     told = rescue.Copy(
                         path=f"{folder}/{copy.name}",
@@ -359,10 +257,10 @@ class Visits:
             )
 
         try:
-            drive = await asyncio.to_thread(self.known.change, drive.drive_id, visited)
+            drive = await asyncio.to_thread(self._passports.known.change, drive.drive_id, visited)
         except UsageError:  # forgotten meanwhile; the copies are there all the same
             return drive
-        await self._write_down(drive)
+        await self._passports.write_down(drive)
         return drive
 
     async def _note_rows(self, made: Made) -> None:
@@ -378,12 +276,6 @@ class Visits:
                     await self._history.record(replace(row, usb_copied_at=self._clock()))
                 except HistoryAway as error:
                     log.warning("That %s was copied could not be written down: %s", row.filename, error)
-
-    async def _write_down(self, drive: Drive) -> None:
-        try:
-            await self._history.know(drive)
-        except HistoryAway as error:
-            log.warning("What is known of the drive %s could not be written down: %s", drive.called, error)
 
     def _mountpoint(self, plug: Plug) -> Path:
         return self._folder / "mounted" / plug.node.name

@@ -14,7 +14,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 
-from memu_backup.model import Copying, Drive, Phase, Problem, Run, SourceSummary, Status, StatusReport
+from memu_backup.model import (
+    Backup,
+    Copying,
+    Coverage,
+    Doubt,
+    Drill,
+    Drive,
+    Loss,
+    Phase,
+    Problem,
+    Run,
+    SourceSummary,
+    Status,
+    StatusReport,
+    Tried,
+)
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -29,6 +44,7 @@ PHASES: Mapping[Phase, str] = {
     Phase.SEARCHING: "Looking",
     Phase.COPYING: "Copying",
     Phase.COMPARING: "Reading the copy back",
+    Phase.REHEARSING: "Trying it out",
 }
 
 
@@ -57,6 +73,7 @@ REASONS: Mapping[str, Reason] = {
     "archive": Reason("The backup could not be read back", "Start a new backup"),
     "damaged": Reason("The backup is damaged", "Start a new backup and check the disk it lies on"),
     "interrupted": Reason("It was interrupted", "Start it again or wait for the next one"),
+    "half_way": Reason("A restore was interrupted half-way", "Finish or undo it"),
     "lock_held": Reason("Another backup was still running", "Wait for the next one"),
     "settings": Reason("The settings have a mistake", "Correct the settings"),
 }
@@ -159,6 +176,40 @@ def unread(files: int) -> str:
     return f"{files} file{'' if files == 1 else 's'} could not be read"
 
 
+def doubted(doubts: Collection[Doubt]) -> str:
+    """photos: 4,012 of 4,020 files are gone; chat: 12 GB of 20 GB are gone"""
+    return "; ".join(f"{_one_line(d.source)}: {_loss(d)}" if d.source else _loss(d) for d in doubts)
+
+
+def _loss(doubt: Doubt) -> str:
+    match doubt.what:
+        case Loss.FILES:
+            return f"{doubt.lost:,} of {files(doubt.before)} are gone"
+        case Loss.BYTES:
+            return f"{size(doubt.lost)} of {size(doubt.before)} are gone"
+        case Loss.EVERYTHING:
+            return f"nothing is left of {files(doubt.before)}"
+        case Loss.ENTRIES:
+            return f"nothing is left of {doubt.before:,} entries"
+        case Loss.CONTENT:
+            return f"{doubt.lost:,} of {files(doubt.before)} are not what they were"
+        case Loss.UNTOLD:
+            return "somebody noted that it looks wrong"
+
+
+def question(doubts: Collection[Doubt]) -> str:
+    """Did someone remove 4,012 files?"""
+    asked = {
+        Loss.FILES: lambda d: f"Did someone remove {files(d.lost)}?",
+        Loss.BYTES: lambda d: f"Did someone remove {size(d.lost)}?",
+        Loss.EVERYTHING: lambda d: f"Did someone remove {'all ' if d.lost > 1 else ''}{files(d.lost)}?",
+        Loss.ENTRIES: lambda d: f"Did someone remove all {d.lost:,} entries?",
+        Loss.CONTENT: lambda d: f"Did someone change {files(d.lost)}?",
+    }
+    worst = max((d for d in doubts if d.what in asked), key=lambda d: d.lost / max(1, d.before), default=None)
+    return asked[worst.what](worst) if worst else "Is it as it should be?"
+
+
 def status_message(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     """The answer to ``/backup-status``, in lines. Who is healthy hears how much is stored, who is not what to do."""
     lines = ["Backup Status:"]
@@ -194,20 +245,60 @@ def details(report: StatusReport, tell: Tell, now: datetime, zone: tzinfo) -> li
     """
     lines = []
     if report.last and report.last.status is Status.FAILED and report.last.error:
-        lines.append(f"What went wrong: {_cut(_one_line(report.last.error), _LONGEST_ERROR)}")
+        lines.append(f"What went wrong: {error_line(report.last.error)}")
     run = report.last_good
     lines += [f"Drive {drive_age(drive, now, zone)}" for drive in report.drives]
+    read = covered(report.coverage, now, zone) if report.coverage else []
     if run is None:
-        return lines
-    lines += [_source(s, tell(s, now, zone)) for s in report.sources[:_SOURCES_LISTED]]
+        return lines + read
+    lines += [of_source(s, tell(s, now, zone)) for s in report.sources[:_SOURCES_LISTED]]
     if (more := len(report.sources[_SOURCES_LISTED:])) > 0:
         lines.append(f"… and {more:,} more")
-    lines.append(f"Last checked: {_checked(run, report.history_away, now, zone)}")
+    lines += [f"Last checked: {_checked(run, report.history_away, now, zone)}", *read]
+    if report.drill:
+        lines.append(restore_test(report.drill, now, zone))
+    if report.drill_late:
+        last = "The last restore test is too long ago" if report.drill else "No backup was ever brought back to try it"
+        lines.append(f"{last}; to make one, type: memu-backup drill")
     if report.free_bytes is not None:
         lines.append(f"Space: {size(report.free_bytes)} left for backups")
     if run.downtime_seconds:
         lines.append(f"Services stood still for {duration(run.downtime_seconds)}")
     return lines
+
+
+def covered(coverage: Coverage, now: datetime, zone: tzinfo) -> list[str]:
+    """Re-read within 30 days: 97 % of 1.2 TB; longest unread: 2026-10-30 02:04"""
+    if not (coverage.total_bytes and coverage.oldest_at):
+        return []
+    part = coverage.read_bytes * 100 // coverage.total_bytes
+    oldest = f"; longest unread: {moment(coverage.oldest_at, now, zone)}" if part < 100 else ""
+    lines = [f"Re-read within {coverage.every_days} days: {part} % of {size(coverage.total_bytes)}{oldest}"]
+    if coverage.behind:
+        lines.append(
+            "Re-reading is far behind: it goes on each night after the backup, for as long as the machine is on. To do "
+            "it now, type: memu-backup verify --due"
+        )
+    return lines
+
+
+def restore_test(drill: Drill, now: datetime, zone: tzinfo) -> str:
+    """Restore tested: Sunday, everything came back (312 MB in 9 s)"""
+    day = _day(drill.created_at, now, zone)
+    of = f" of the copy {_lay_at(drill.lay_at)}" if drill.lay_at else ""
+    why = _cut(_one_line(" ".join(drill.problems[:1])), _LONGEST_ERROR).removesuffix(".")
+    if drill.outcome is Tried.UNTRIED:
+        return f"Restore test: {day} it could not be made{of} - {inline(why)}"
+    came = f"everything{of} came back ({size(drill.size_bytes)} in {duration(max(1, drill.seconds))})"
+    if drill.outcome is Tried.FAILED:
+        whole = f"; it is whole in {_one_line(drill.whole_in)}" if drill.whole_in else ""
+        came = f"NOT everything{of} came back - {inline(why)}{whole}"
+    part = f"; {_counted(len(drill.unchecked), 'part')} could only be compared" if drill.unchecked else ""
+    return f"Restore tested: {day}, {came}{part}"
+
+
+def _lay_at(where: str) -> str:
+    return f"in {_one_line(where)}" if where.startswith("/") else f"on {the_drive(where)}"
 
 
 def copying(at: Copying) -> str:
@@ -230,8 +321,10 @@ def drive_age(drive: Drive, now: datetime, zone: tzinfo) -> str:
     return f"{the_drive(drive.called)}{kept}: {days_ago(drive.last_copied_at, now, zone)}{copies}"
 
 
-def _source(summary: SourceSummary, told: str) -> str:
-    """Names come out of an archive that may be a stranger's, and have to fit on a line and into a message."""
+def of_source(summary: SourceSummary, told: str) -> str:
+    """Photos: 12,431 files, newest from yesterday; ``told`` is the phrase of its kind.
+
+    Names come out of an archive that may be a stranger's, and have to fit on a line and into a message."""
     name = _one_line(summary.name.replace("-", " ").replace("_", " "))
     name = _cut(name, _LONGEST_NAME)
     # Sockets, which every running service has, are counted but not warned of: nobody needs to hear of them alone.
@@ -242,6 +335,11 @@ def _source(summary: SourceSummary, told: str) -> str:
 
 def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def error_line(error: str) -> str:
+    """The sentence of a row on one line of bearable length."""
+    return _cut(_one_line(error), _LONGEST_ERROR)
 
 
 def _one_line(text: str) -> str:
@@ -263,6 +361,8 @@ def _last(report: StatusReport, now: datetime, zone: tzinfo) -> str:
     when = moment(run.created_at, now, zone)
     if run.status is Status.FAILED:
         return f"FAILED {inline(when)} - {reason(run.error_code).what}"
+    if run.suspicious:
+        return f"SUSPICIOUS {inline(when)} ({size(run.size_bytes)}) - {what_lacks(run)}"
     if run.status is Status.PARTIAL:
         return f"INCOMPLETE {inline(when)} ({size(run.size_bytes)}) - {what_lacks(run)}"
     return f"{when} ({size(run.size_bytes)})"
@@ -312,6 +412,8 @@ def _health(report: StatusReport) -> str:
             if report.last is None and report.in_progress is None:
                 return "No backup here - connect the backup disk, or start the first backup by hand if there is none"
             return "The backup disk is not in its place - connect it, or start a backup by hand if this is a new one"
+        case Problem.SUSPICIOUS:
+            return "The last backup looks wrong - is it as it should be? !backup accept, or: memu-backup accept"
         case Problem.NOTHING_GOOD:
             return "There is no good backup - start one now"
         case Problem.OVERDUE:
@@ -349,7 +451,38 @@ def inline(text: str) -> str:
     return text if text.startswith(WEEKDAYS) else text[:1].lower() + text[1:]
 
 
+# --- which backup to take ---------------------------------------------------------------------------------------------
+
+_STATES: Mapping[str, str] = {
+    "good": "whole",
+    "incomplete": "NOT COMPLETE: something could not be read when it was made",
+    "damaged": "DAMAGED: what can be read of it goes into a folder",
+    "unreadable": "does not tell what it holds: another program made it, or it is damaged",
+}
+
+
+def how_good(
+    state: str, backup: Backup, verified_at: datetime | None, tried: Drill | None, now: datetime, zone: tzinfo
+) -> str:
+    """whole, read back today 2:09 AM; tried Sunday, and everything came back; pinned
+
+    ``state`` is one of ``catalog``, ``tried`` the newest restore test that came to an end.
+    """
+    what = f"LOOKS WRONG: {doubted(backup.doubts)}" if state == "suspicious" else _STATES[state]
+    read = f", read back {inline(moment(verified_at, now, zone))}" if verified_at and state != "damaged" else ""
+    came = ""
+    if tried:
+        all_of_it = "and everything" if tried.outcome is Tried.WHOLE else "and NOT everything"
+        came = f"; tried {inline(_day(tried.created_at, now, zone))}, {all_of_it} came back"
+    return f"{what}{read}{came}{'; pinned' if backup.pinned else ''}"
+
+
 # --- what a backup holds ---------------------------------------------------------------------------------------------
+
+
+def database_in_the_way(name: str, tables: int) -> str:
+    """database immich with 61 tables"""
+    return f"database {printable(name)} with {tables:,} table{'' if tables == 1 else 's'}"
 
 
 def tree(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
@@ -366,6 +499,34 @@ def tree(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
 def databases(number: int, rows: int | None) -> str:
     """2 databases, 12,034 rows; ``rows`` is None where nobody counted them."""
     return _counted(number, "database") + (f", {_counted(rows, 'row')}" if rows is not None else "")
+
+
+def databases_checked(number: int, *, damaged: int, in_part: int) -> str:
+    """3 databases, all whole; 1 database, whole; with those that are damaged, or could only be checked in part."""
+    counted = _counted(number, "database")
+    if damaged:
+        return f"{counted}, damaged" if number == 1 else f"{counted}, {damaged:,} of them damaged"
+    whole = "whole" if number == 1 else "all whole"
+    return f"{counted}, {whole} as far as can be told here" if in_part else f"{counted}, {whole}"
+
+
+def recalled(tables: int, rows: int, told: int | None) -> str:
+    """What is in databases that were put back, beside how many rows were backed up, as far as that is known."""
+    there = f"{_counted(tables, 'table')} and {_counted(rows, 'row')}"
+    return there if told is None else f"{there}, {_beside(rows, told)}"
+
+
+def keys_recalled(number: int, told: int | None) -> str:
+    return keys(number) if told is None else f"{keys(number)}, {_beside(number, told)}"
+
+
+def _beside(number: int, told: int) -> str:
+    return "as in the backup" if number == told else f"in the backup {told:,}"
+
+
+def keys(number: int) -> str:
+    """1 key, 1,204 keys."""
+    return _counted(number, "key")
 
 
 def database_server(major: int, size_bytes: int) -> str:
@@ -394,9 +555,14 @@ def held(rows: Sequence[Sequence[datetime]], now: datetime, zone: tzinfo) -> str
 
 def bring_back(path: str, backup: str) -> str:
     """How to have a file back out of a ``backup``, as a command to be copied: nothing in it is cut."""
+    wanted = shlex.quote(as_pattern(path))
+    return f"To bring one back: memu-backup restore {shlex.quote(backup)} --path {wanted} --to FOLDER"
+
+
+def as_pattern(path: str) -> str:
+    """A path in a backup, as it can be typed for ``--path``."""
     # What cannot be shown cannot be typed either; a question mark fits it.
-    wanted = path if path.isprintable() else "".join(c if c.isprintable() else "?" for c in glob.escape(path))
-    return f"To bring one back: memu-backup restore {shlex.quote(backup)} --path {shlex.quote(wanted)} --to FOLDER"
+    return path if path.isprintable() else "".join(c if c.isprintable() else "?" for c in glob.escape(path))
 
 
 def nothing_found(pattern: str, backups: int) -> str:

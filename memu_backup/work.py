@@ -40,13 +40,13 @@ class Stop:
     """Asks working threads to end soon. ``check`` raises Interrupted once ``set`` was called, from any thread."""
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._asked = False
 
     def set(self) -> None:
-        self._event.set()
+        self._asked = True
 
     def check(self) -> None:
-        if self._event.is_set():
+        if self._asked:
             raise Interrupted("It was interrupted before it was done; older backups are untouched.")
 
 

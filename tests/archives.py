@@ -9,18 +9,22 @@ import socket
 import stat
 import struct
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
 
-from memu_backup import unpack
+from memu_backup import put_back, unpack
+from memu_backup.anywhere import look
+from memu_backup.exchange import House
 from memu_backup.formats import sums
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
 from memu_backup.model import Captured, Level, Progress, Root
+from memu_backup.put_back import Planned, Returned, Step
+from memu_backup.sources import Source
 from memu_backup.stores import Label, Written
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore
 from memu_backup.walk import identities
@@ -83,13 +87,13 @@ class Unpacked:
     warnings: list[str]
 
 
-def give_back(archive: Path, target: Path, *, overwrite: bool = False) -> Unpacked:
+def give_back(archive: Path, target: Path, *, overwrite: bool = False, trusted: bool = True) -> Unpacked:
     """Unpack all of the household's entries with our own unpacker."""
     target.mkdir(exist_ok=True)
     with ArchiveReader(archive) as reader:
         plan = unpack.judge((e.path, e) for e in reader.checked_index())
         unpacker = unpack.Unpacker(
-            target, plan, overwrite=overwrite, stop=Stop(), on_done=lambda _bytes, _entries: None, trusted=True
+            target, plan, overwrite=overwrite, stop=Stop(), on_done=lambda _bytes, _entries: None, trusted=trusted
         )
         with unpacker:
             for header, content in reader.entries_with_content():
@@ -274,3 +278,28 @@ def program(name: str) -> list[str]:
     if shutil.which(name) is None:
         pytest.skip(f"{name} is not installed; `make test` installs it for root")
     return [name, "tar"] if name == "busybox" else [name]
+
+
+@dataclass(frozen=True)
+class Return:
+    """One archive on its way back to where its sources live."""
+
+    house: House
+    planned: Planned
+
+    @property
+    def step(self) -> Step:
+        (step,) = self.planned.steps
+        return step
+
+    async def carry_out(self) -> Returned:
+        return await put_back.carry_out(self.house, self.planned, TAKEN_AT, lambda _: None, ignore)
+
+    async def all_there(self) -> tuple[str, ...]:
+        """Carried out; its warnings."""
+        return tuple(chain(*(await self.carry_out()).warnings.values()))
+
+
+async def returning(archive: Path, sources: Mapping[str, Source], scratch: Path, *wanted: str) -> Return:
+    house = House(sources, (), scratch / "stopped", scratch / "restores", scratch)
+    return Return(house, await put_back.plan(house, *look(archive), wanted, trusted=True))

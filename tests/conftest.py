@@ -53,6 +53,13 @@ def postgres_image(engine: Engine) -> str:
     return docker_engine.POSTGRES
 
 
+@pytest.fixture(scope="session")
+def redis_image(engine: Engine) -> str:
+    """The same of Redis."""
+    engine.make_redis()
+    return docker_engine.REDIS
+
+
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     async with receiving() as made:

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parent.parent
 BASE = ROOT / ".debian"
 """Made once and kept; ``make clean`` removes it."""
 
-INSTALL = "/root/memu-backup/deploy/install.sh"
+CLONE = "/root/memu-backup"
+INSTALL = f"{CLONE}/deploy/install.sh"
 SETTINGS = """
 backup_dir = "/srv/memu/backups"
 [sources.photos]
@@ -88,9 +89,9 @@ class Machine:
         """Where a file of the machine lies, seen from here."""
         return self.folder / absolute.lstrip("/")
 
-    def clone(self) -> None:
+    def clone(self, to: str = CLONE) -> None:
         """Put there what a `git clone` would."""
-        folder = self.path(INSTALL).parent.parent
+        folder = self.path(to)
         for name in ("deploy", "memu_backup"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):
@@ -140,15 +141,17 @@ def _base() -> Path:
 
 
 @contextmanager
-def machine(folder: Path) -> Iterator[Machine]:
-    """Boot one whose changes are kept in ``folder`` and go with it. It has a small ext4 on /dev/drive."""
+def machine(folder: Path, image: Path | None = None) -> Iterator[Machine]:
+    """Boot one whose changes are kept in ``folder`` and go with it. It has a drive on /dev/drive: a small, empty ext4,
+    or the one whose bytes ``image`` keeps.
+    """
     if os.geteuid() != 0 or shutil.which("debootstrap") is None:
         pytest.skip("needs root, and Debian's debootstrap package")
     base, tree = _base(), folder / "tree"
     for name in ("upper", "work", "tree", "groups"):
         (folder / name).mkdir()
     layers = f"lowerdir={base},upperdir={folder}/upper,workdir={folder}/work"
-    with _mounted(tree, "-t", "overlay", "-o", layers, "overlay"), _drive(folder) as drive:
+    with _mounted(tree, "-t", "overlay", "-o", layers, "overlay"), _drive(image or empty_drive(folder, 16)) as drive:
         _network(tree)
         with _mounted(folder / "groups", "-t", "cgroup2", "cgroup2"), _booted(tree, drive, folder / "groups") as pid:
             yield Machine(tree, pid)
@@ -163,12 +166,17 @@ def _mounted(place: Path, *argv: str) -> Iterator[None]:
         subprocess.run(["umount", place], check=True)
 
 
-@contextmanager
-def _drive(folder: Path) -> Iterator[str]:
+def empty_drive(folder: Path, size_mib: int) -> Path:
+    """The image of an ext4 with nothing on it."""
     image = folder / "drive.image"
     with image.open("xb") as file:
-        file.truncate(16 << 20)
+        file.truncate(size_mib << 20)
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    return image
+
+
+@contextmanager
+def _drive(image: Path) -> Iterator[str]:
     argv = ["losetup", "--find", "--show", str(image)]
     device = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
     try:

@@ -22,15 +22,15 @@ from typing import Any
 import pytest
 
 _UP_S = 60.0
-_POSTGRES = 999
-"""The user in the image of Postgres, as in the official one."""
+_POSTGRES, _REDIS = 999, 999
+"""The users in the images of Postgres and Redis, as in the official ones."""
 
-BUSYBOX, POSTGRES = "busybox:1", "postgres:15"
+BUSYBOX, POSTGRES, REDIS = "busybox:1", "postgres:15", "redis:7"
 
 _ENTRYPOINT = """#!/bin/sh
 set -e
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-    echo "$POSTGRES_PASSWORD" > /tmp/password
+    echo "${POSTGRES_PASSWORD:-$(cat "$POSTGRES_PASSWORD_FILE")}" > /tmp/password
     initdb --username="${POSTGRES_USER:-postgres}" --pwfile=/tmp/password --no-sync --locale=C.UTF-8 \\
         --auth-local=trust --auth-host=scram-sha-256 > /dev/null
     echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
@@ -157,6 +157,27 @@ class Engine:
                 'ENTRYPOINT ["/entrypoint"]',
                 "VOLUME /var/lib/postgresql/data",
                 "EXPOSE 5432",
+            ],
+        )
+
+    def make_redis(self) -> None:
+        """As the official one: its data in /data, which belongs to its user, and open to other machines."""
+        root = _Root().with_busybox()
+        for name in ("redis-server", "redis-cli"):
+            root.program(Path(f"/usr/bin/{name}").resolve(), f"usr/bin/{name}", inside=Path("/usr/bin"))
+        root.text("etc/passwd", f"root:x:0:0::/:/bin/sh\nredis:x:{_REDIS}:{_REDIS}::/data:/bin/sh\n")
+        root.folder("data", 0o755, _REDIS)
+        self._make(
+            REDIS,
+            root,
+            [
+                "ENV PATH=/bin:/usr/bin",
+                f"USER {_REDIS}:{_REDIS}",
+                "WORKDIR /data",
+                'ENTRYPOINT ["redis-server", "--bind", "*"]',
+                'CMD ["--protected-mode", "no"]',
+                "VOLUME /data",
+                "EXPOSE 6379",
             ],
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ class Inside:
     folder: Path
     beneath: Path
     _knobs: Path
+    _child: subprocess.Popen[bytes]
 
     def be(self, *, dead: bool = False, bytes_per_second: int = 0, forgets_from: int = 0) -> None:
         """From now on. With 0 it is as fast as it can be, and forgets nothing."""
@@ -33,14 +35,24 @@ class Inside:
         new.write_text(json.dumps({"dead": dead, "rate": bytes_per_second, "forgets_from": forgets_from}))
         new.rename(self._knobs)
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Whoever reads or writes gets no answer meanwhile."""
+        self._child.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._child.send_signal(signal.SIGCONT)
+
 
 @contextmanager
 def inside(folder: Path) -> Iterator[Inside]:
-    made = Inside(folder / "shown", folder / "beneath", folder / "knobs.json")
-    for path in (made.folder, made.beneath):
+    shown, beneath, knobs = folder / "shown", folder / "beneath", folder / "knobs.json"
+    for path in (shown, beneath):
         path.mkdir(parents=True)
+    child = subprocess.Popen([sys.executable, "-m", "tests.odd_stick", shown, beneath, knobs])
+    made = Inside(shown, beneath, knobs, child)
     made.be()
-    child = subprocess.Popen([sys.executable, "-m", "tests.odd_stick", made.folder, made.beneath, made._knobs])
     try:
         patience = time.monotonic() + 20
         while not made.folder.is_mount():

@@ -27,6 +27,7 @@ from memu_backup.manager import places
 PROGRAM = str(Path(sys.executable).with_name("memu-backup"))
 
 NIGHTLY = '[jobs.nightly]\nat = "02:00"\n'
+NO_DRILL = "[drill]\nenabled = false\n"
 
 
 def settings(
@@ -38,13 +39,15 @@ def settings(
     host: str = "homeserver",
     more: str = "",
 ) -> Path:
-    """A config.toml in ``folder``, the backups beside it, in a place marked as ``init`` does it; Berlin's clocks."""
+    """A config.toml in ``folder``, the backups beside it, in a place marked as ``init`` does it; Berlin's clocks. No
+    backup is tried by itself unless ``jobs`` say so: what is asked here is what happens at night.
+    """
     folder.mkdir(exist_ok=True)
     file = folder / "config.toml"
     table = f'[history]\nurl = "{history}"\n' if history else ""
     file.write_text(
         f'backup_dir = "backups"\nstate_dir = "state"\nhost = "{host}"\ntimezone = "Europe/Berlin"\n{more}\n'
-        f"{table}\n{sources}\n{jobs}"
+        f"{table}\n{sources}\n{jobs}\n{'' if '[drill]' in jobs else NO_DRILL}"
     )
     config = load(file, {})
     for store in places(config):

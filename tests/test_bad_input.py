@@ -189,7 +189,7 @@ def backed_up(tmp_path_factory: pytest.TempPathFactory, postgres: PostgresServer
         (("restore", "--source", "fotos", "--yes"), "There is no source fotos in this backup; it has photos, config."),
         (
             ("init", "--preset", "mem", "--to", "new.toml"),
-            "There is no preset mem; there are: memu. Did you mean memu?",
+            "There is no preset mem; there are: kuroibara, medianest, memu, monsterr, soundbox. Did you mean memu?",
         ),
         (("init", "--to", "gone/new.toml"), "gone/new.toml cannot be written"),
     ],

@@ -38,7 +38,7 @@ def test_clean_removes_what_retention_lets_go_and_only_when_told(home: Home) -> 
     refused = home.run("clean", "--json")
     assert refused.status == 2 and "Add --yes" in refused.err and refused.json["error"]["code"] == "usage"
     declined = home.on_a_terminal("clean", answer="\n")
-    assert declined.status == 1 and "Remove 2 backups (" in declined.out and "Nothing was removed." in declined.out
+    assert declined.status == 1 and "Remove 2 backups (" in declined.out and "Nothing was changed." in declined.out
     with lock.held(home.backups, "backup job nightly"):
         assert home.run("clean", "--yes").status == 75
     assert home.archives == [oldest, middle, newest]
@@ -110,3 +110,30 @@ def test_after_any_number_of_runs_that_failed_the_last_good_backup_is_still_ther
     left = fingerprints(home.backups)
     assert all(left[name] == content for name, content in good.items() if not name.startswith("."))
     assert home.run("verify", "latest").status == 0
+
+
+async def test_a_place_holds_so_many_of_all_its_jobs_and_one_that_is_switched_off_is_no_concern(
+    tmp_path: Path, database: str
+) -> None:
+    home = Home(tmp_path / "home", database)
+    more = (
+        '[stores.local]\nkind = "archive"\nmax_backups = 3\n[jobs.weekly]\ncron = "0 3 * * sun"\n'
+        '[environment]\nWEEKLY = "jobs.weekly.enabled"\n'
+    )
+    home.configure(more)
+    for job in ("nightly", "weekly", "weekly", "nightly"):
+        assert home.run("start", job).status == 0
+    first, old, newer, last = [r["filename"] for r in reversed(home.rows())]
+    assert [a.name for a in home.archives] == [old, newer, last]  # the first nightly one was the oldest
+    home.configure(more.replace("= 3", "= 1"))
+    because = "At most 1 backups may lie in this place, of all jobs together, and it is the oldest that may go."
+    dry = home.run("clean", "nightly", "--dry-run", "--json").json
+    assert [d for d in dry if not d["keep"]] == [{"name": old, "keep": False, "reason": because}]
+    assert home.run("clean", "nightly", "--yes").status == 0
+    assert [a.name for a in home.archives] == [newer, last]
+    assert {row["filename"] for row in home.rows() if row["deleted_at"]} == {first, old}
+
+    assert set(home.run("status", "--json").json) == {"nightly", "weekly"}
+    off = {"WEEKLY": "off"}
+    assert set(home.run("status", "--json", environ=off).json) == {"nightly"}
+    assert "only by hand: memu-backup start weekly" in home.run("check", environ=off).out

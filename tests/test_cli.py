@@ -134,7 +134,8 @@ def test_the_details_say_how_many_files_and_rows_are_safe(empty: Home, postgres:
     assert status.out.startswith(empty.run("status").out)
     assert re.fullmatch(
         r"  Family photos: 2 files, newest from 9 Sep 2001\n  Chat: 1 database, 12,034 rows\n"
-        r"  Last checked: Today \d+:\d\d [AP]M - every byte was read back\n  Space: .* left for backups\n",
+        r"  Last checked: Today \d+:\d\d [AP]M - every byte was read back\n"
+        r"  Re-read within 30 days: 100 % of \d+ kB\n  Space: .* left for backups\n",
         status.out.removeprefix(empty.run("status").out),
     )
     told = empty.run("status", "--json").json["nightly"]["sources"]

@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 
+from memu_backup.presets import template
 from tests.docker_engine import BUSYBOX, Engine, compose
 from tests.gate import Gate
 from tests.home import Home, wait_until
@@ -171,6 +172,31 @@ def test_a_night_with_everything_and_the_database_comes_back_row_by_row(family: 
     assert "not properly shut down" not in engine.docker("logs", db)
 
 
+@pytest.mark.slow
+def test_phones_make_new_keys_by_what_memus_settings_say(family: Family) -> None:
+    """In place, over what is there: by the lines of the preset Postgres is started alone, and then all the others."""
+    db, engine, home = family.name("db"), family.engine, family.home
+    in_synapse = ("exec", db, "psql", "-XqAtU", "postgres", "-d", "synapse", "-c")
+    family.sql("CREATE DATABASE synapse")
+    engine.docker(*in_synapse, "CREATE TABLE e2e_one_time_keys_json AS SELECT generate_series(1, 9) key")
+    _, begin, rest = template("memu").partition("before_start = [")
+    within, end, _ = rest.partition("\n]\n")
+    lines = (begin + within + end).replace("{pgdata.container}", f'"{db}"')
+    settings = home.folder / "config.toml"
+    settings.write_text(settings.read_text().replace("needs_stop = true\n", f"needs_stop = true\n{lines}"))
+    home.environ["DOCKER_HOST"] = f"unix://{engine.socket}"
+    assert home.run("start").status == 0
+    family.sql("DELETE FROM messages")
+    ran = home.run("restore", "--in-place", "--source", "pgdata", "--yes")
+    assert ran.status == 0 and "may not know of it yet" not in ran.err, ran
+    assert "✓ services: as before there run" in ran.out and "✓ pgdata: " in ran.out
+    assert family.count() == 50_000
+    assert engine.docker(*in_synapse, "SELECT count(*) FROM e2e_one_time_keys_json").strip() == "0"
+    assert family.states() == ALL_BUT_ONE
+    assert ran.out.index("Running docker exec") < ran.out.index("Starting what was stopped.")
+    assert family.starts()["db"] < family.starts()["server"]
+
+
 @pytest.mark.slow  # as tests/test_standstill.py has it with two scripts
 def test_the_photos_are_read_when_all_runs_again(family: Family) -> None:
     (family.home.photos / "film.mp4").write_bytes(os.urandom(900_000_000))
@@ -206,6 +232,7 @@ async def test_killed_in_the_window_the_service_brings_it_back_when_it_starts(fa
         await service.stop()
 
 
+@pytest.mark.slow
 def test_docker_killed_and_started_in_the_window_the_backup_is_good_and_all_runs_again(family: Family) -> None:
     running = in_the_window(family)
     family.engine.kill()
@@ -217,6 +244,7 @@ def test_docker_killed_and_started_in_the_window_the_backup_is_good_and_all_runs
     assert row(family)["status"] == "success"
 
 
+@pytest.mark.slow
 def test_both_killed_in_the_window_as_in_a_power_cut_all_runs_again(family: Family) -> None:
     running = in_the_window(family)
     running.send_signal(signal.SIGKILL)
@@ -228,6 +256,7 @@ def test_both_killed_in_the_window_as_in_a_power_cut_all_runs_again(family: Fami
     assert family.states() == ALL_BUT_ONE and journals(family) == []
 
 
+@pytest.mark.slow
 def test_what_docker_starts_by_itself_in_the_window_spoils_the_backup_and_not_the_next(family: Family) -> None:
     family.engine.docker("update", "--restart", "always", family.name("db"))
     running = in_the_window(family)
@@ -241,6 +270,7 @@ def test_what_docker_starts_by_itself_in_the_window_spoils_the_backup_and_not_th
     assert family.home.run("start").status == 0
 
 
+@pytest.mark.slow
 def test_without_docker_nothing_is_begun_and_it_is_said(family: Family) -> None:
     family.engine.kill()
     try:
@@ -251,6 +281,7 @@ def test_without_docker_nothing_is_begun_and_it_is_said(family: Family) -> None:
         family.engine.start()
 
 
+@pytest.mark.slow
 def test_one_that_does_not_get_well_costs_no_backup_and_is_told(family: Family) -> None:
     name = family.name("ill")
     ill = ("--health-cmd", "test ! -e /tmp/second", "--health-interval", "200ms")

@@ -164,7 +164,7 @@ MISTAKES = {
     ),
     "no kind of store": (
         wrong("[stores.local]\n"),
-        ['stores.local.kind: is missing; write kind = "archive"'],
+        ['stores.local.kind: is missing; the kinds are archive, tree'],
     ),
     "something that is missing": (wrong("", 'path = "photos"\n'), ["sources.photos.path: is missing"]),
     "a text for a number": (
@@ -183,6 +183,25 @@ MISTAKES = {
     "a number for the names of databases": (
         wrong("[sources.db]\nkind = 'postgres'\nurl_file = 'u'\ndatabases = 5\n"),
         ['sources.db.databases: must be a list, such as ["a", "b"]'],
+    ),
+    "what is no SQL, and no list of programs, for what comes back of it": (
+        wrong(
+            "[sources.db]\nkind = 'postgres'\nurl_file = 'u'\nwhen_restored = [{ sq = 'TRUNCATE a' }]\n"
+            "after_restore = ['docker', 'restart', 'a']\n"
+        ),
+        [
+            'sources.db.after_restore[1]: must be a list, such as ["a", "b"]',
+            'sources.db.after_restore[2]: must be a list, such as ["a", "b"]',
+            'sources.db.after_restore[3]: must be a list, such as ["a", "b"]',
+            "sources.db.when_restored[1].sql: is missing",
+            "sources.db.when_restored[1].sq: is not a setting",
+        ],
+    ),
+    "SQL for a server that comes back as its files": (
+        wrong(
+            "[sources.db]\nkind = 'postgres'\nurl_file = 'u'\nmode = 'basebackup'\nwhen_restored = [{ sql = 'A' }]\n"
+        ),
+        ['sources.db: when_restored has no effect with mode = "basebackup", which copies it all'],
     ),
     "a database without its address": (
         wrong("[sources.db]\nkind = 'postgres'\n"),
@@ -360,6 +379,23 @@ MISTAKES = {
     "two heartbeats": (
         wrong("heartbeat = 'https://hc-ping.com/x'\nheartbeat_file = 'x'\n"),
         ["jobs.nightly: has both heartbeat and heartbeat_file; keep one of them"],
+    ),
+    "names of variables for nothing": (
+        wrong(
+            "[environment]\n'A-B' = 'host'\nBACKUP_DIR = 'host'\nMEMU_BACKUP_X = 'host'\nA = 'hosst'\n"
+            "B = 'jobs.nightli.enabled'\nC = 'jobs.nightly.enabld'\nD = 'environment.A'\nE = 3\n"
+        ),
+        [
+            "environment.E: must be a text in quotes",
+            "environment.A-B: is no name of a variable; it is made of letters, digits and _, and begins with no digit",
+            "environment.BACKUP_DIR: is a name that has its meaning already; choose another",
+            "environment.MEMU_BACKUP_X: is a name that has its meaning already; choose another",
+            "environment.A: stands for hosst, which is not a setting; did you mean host?",
+            "environment.B: stands for jobs.nightli.enabled, and the file has no job called nightli; did you mean "
+            "nightly?",
+            "environment.C: stands for jobs.nightly.enabld, which is not a setting; did you mean enabled?",
+            "environment.D: stands for environment.A, which is not a setting",
+        ],
     ),
     "a password for nothing": (
         wrong("[history]\npassword_file = 'x'\n"),
@@ -554,8 +590,13 @@ def test_variables_count_more_than_the_file(write: Write, tmp_path: Path) -> Non
         "kind": "",
         "path": str(tmp_path / "pictures"),
         "place": "photos/",
+        "before_start": [],
+        "after_restore": [],
+        "look_yourself": [],
         "exclude": ["*.tmp", "*.bak"],
         "cross_filesystems": True,
+        "listed_by": None,
+        "guard": 0.5,
         "needs_stop": False,
     }
     assert (config.job("Nightly-Run").cron, config.job("Nightly-Run").retention) == (
@@ -577,6 +618,50 @@ def test_memus_own_names_work(write: Write, tmp_path: Path) -> None:
     assert config.backup_dir == tmp_path / "elsewhere"
     assert config.job("nightly").retention == Policy(14)
     assert config.backup_notification_room == "!family:example.org"
+
+
+NAMES = """[environment]
+ARCHIVES = "backup_dir"
+NIGHTLY_ENABLED = "jobs.nightly.enabled"
+MOST = "stores.local.max_backups"
+KEPT = "jobs.nightly.retention.keep_last"
+"""
+
+
+def test_variables_of_another_programs_names_set_what_the_file_says(write: Write, tmp_path: Path) -> None:
+    text = GOOD + '[stores.local]\nkind = "archive"\nmax_backups = 12\n' + NAMES
+    plain = load(write(text), {"NIGHTLY_ENABLED": ""})
+    assert plain.job("nightly").cron == "0 2 * * *" and plain.stores["local"].max_backups == 12
+    said = {"ARCHIVES": "./there", "NIGHTLY_ENABLED": "false", "MOST": "30", "KEPT": "4"}
+    for environ in (said, said | {"MEMU_BACKUP_JOBS__NIGHTLY__ENABLED": "false"}):
+        config = load(write(text), environ)
+        assert config.backup_dir == tmp_path / "there"
+        assert config.job("nightly").cron is None
+        assert config.job("nightly").retention == Policy(4, max_in_place=30)
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"NIGHTLY_ENABLED": "maybe"}, ["NIGHTLY_ENABLED: must be true or false"]),
+        ({"MOST": "many"}, ["MOST: must be a whole number"]),
+        ({"MOST": "0"}, ["MOST: must be at least 1"]),
+        ({"NIGHTLY_ENABLD": "true"}, ["NIGHTLY_ENABLD: is not a setting; did you mean NIGHTLY_ENABLED?"]),
+        ({"ARCHIVES": "/a", "BACKUP_DIR": "/b"}, ["BACKUP_DIR: says something else than ARCHIVES; keep one of them"]),
+        (
+            {"MOST": "3", "MEMU_BACKUP_STORES__LOCAL__MAX_BACKUPS": "4"},
+            ["MOST: says something else than MEMU_BACKUP_STORES__LOCAL__MAX_BACKUPS; keep one of them"],
+        ),
+        (
+            {"MEMU_BACKUP_ENVIRONMENT__MOST": "backup_dir"},
+            ["MEMU_BACKUP_ENVIRONMENT__MOST: is not a setting; variables are named in the file alone"],
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_such_a_variable_is_told_by_its_own_name(
+    environ: dict[str, str], expected: list[str], write: Write
+) -> None:
+    assert problems(write(GOOD + NAMES), environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -755,7 +840,7 @@ def test_of_the_ways_to_tell_somebody_nothing_is_shown(write: Write) -> None:
     )
     config = load(write(f"{GOOD}{text}\n"), {})
     shown = show(config)
-    assert shown["alerts"] == {"fallback": ["********", "********"], "fallback_file": None, "completed": False}
+    assert (shown["alerts"]["fallback"], shown["alerts"]["fallback_file"]) == (["********", "********"], None)
     assert shown["jobs"]["nightly"]["heartbeat"] == "********"
     assert CANARY not in json.dumps(shown) + repr(config) + str(config)
 
@@ -783,6 +868,7 @@ def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
     assert shown["file"] == str(tmp_path / "config.toml")
     assert set(shown) == {"file", *Config.model_fields}
     assert shown["jobs"]["nightly"] == {
+        "enabled": True,
         "at": "02:00",
         "cron": None,
         "sources": ["photos", "settings"],
@@ -790,6 +876,7 @@ def test_what_is_shown_is_complete(write: Write, tmp_path: Path) -> None:
         "consistency": "hot",
         "services": [],
         "window": "short",
+        "full": False,
         "to_drives": True,
         "retention": {"keep_last": 7},
         "heartbeat": None,
@@ -849,7 +936,7 @@ def test_the_example_loads_and_names_every_setting() -> None:
 
 def test_what_the_example_calls_defaults_are_the_defaults(write: Write) -> None:
     told = ROOT / "config.example.toml"
-    defaults = dict(re.findall(r"^# (\w+) = (\d+|true|false)\b", told.read_text(), re.MULTILINE))
+    defaults = dict(re.findall(r"^# (\w+) = ([\d.]+|true|false)\b", told.read_text(), re.MULTILINE))
     shown = show(load(write(GOOD), {}))
     flat = {**shown, **shown["usb"], **shown["alerts"], **shown["sources"]["photos"], **shown["sources"]["settings"]}
     for name, value in defaults.items():

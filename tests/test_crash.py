@@ -44,8 +44,8 @@ def killed(home: Home, moment: Moment) -> None:
 
 BEFORE_ITS_NAME = [
     pytest.param(Moment("writev"), id="before anything is written", marks=pytest.mark.slow),
-    pytest.param(Moment("writev", 3), id="while it writes"),
-    pytest.param(Moment("rmdir"), id="after fsync"),  # the stage goes before the proof begins
+    pytest.param(Moment("writev", 3), id="while it writes", marks=pytest.mark.slow),
+    pytest.param(Moment("rmdir"), id="after fsync", marks=pytest.mark.slow),  # the stage goes before the proof begins
     pytest.param(Moment("renameat2"), id="before the checksum has its name", marks=pytest.mark.slow),
     pytest.param(Moment("renameat2", 2), id="between the checksum's name and its own"),
 ]
@@ -67,6 +67,7 @@ def test_killed_before_the_backup_has_its_name_it_leaves_no_trace_but_its_row(ho
     assert told(home) == [SUCCESS, INTERRUPTED, SUCCESS, SUCCESS], "told once"
 
 
+@pytest.mark.slow
 def test_killed_after_the_rename_and_before_the_row_the_backup_is_adopted_once(home: Home) -> None:
     older = hashes(home.backups)
     killed(home, Moment("fsync", 2, home.backups))
@@ -85,6 +86,7 @@ def test_killed_after_the_rename_and_before_the_row_the_backup_is_adopted_once(h
     assert home.run("verify", made.name).status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "ends"), [(Moment("writev", 3), INTERRUPTED), (None, SUCCESS)], ids=["writing", "before the row"]
 )
@@ -102,6 +104,7 @@ def test_killed_while_the_history_is_away_the_run_is_told_once_it_is_back(
     assert told(home) == [SUCCESS, ends, SUCCESS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [".tar.gz", ".tar.gz.sha256"])
 def test_killed_while_it_prunes_no_half_backup_is_listed_and_the_next_run_finishes_it(home: Home, part: str) -> None:
     assert home.run("start").status == 0
@@ -119,6 +122,7 @@ def test_killed_while_it_prunes_no_half_backup_is_listed_and_the_next_run_finish
     assert sorted(r["filename"] for r in home.rows() if not r["deleted_at"]) == [a.name for a in home.archives]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 @pytest.mark.parametrize("part", [".tar.gz", pytest.param(".tar.gz.sha256", marks=pytest.mark.slow)])
 def test_killed_while_it_makes_room_the_next_run_makes_the_rest_of_it(tmp_path: Path, database: str, part: str) -> None:
@@ -199,6 +203,7 @@ def test_killed_while_it_restores_each_file_is_the_old_or_the_new_one(home: Home
 # --- the service -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "ends"), [pytest.param(Moment("writev", 2), INTERRUPTED, marks=pytest.mark.slow), (None, SUCCESS)]
 )

@@ -55,7 +55,10 @@ async def _assert_gone_in_order(service: Service, folder: Path, older: dict[str,
     assert not list((folder / "backups").glob(".stage*"))
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signals", [pytest.param((signal.SIGINT,), marks=pytest.mark.slow), (signal.SIGTERM, signal.SIGTERM, signal.SIGINT)]
+)
 async def test_told_to_stop_while_an_archive_is_written_it_leaves_nothing_half_done(
     tmp_path: Path, database: str, signals: tuple[signal.Signals, ...]
 ) -> None:
@@ -101,6 +104,7 @@ async def chat(postgres: PostgresServer) -> AsyncIterator[str]:
     await connection.close()
 
 
+@pytest.mark.slow
 async def test_told_to_stop_while_pg_dump_runs_it_ends_it(tmp_path: Path, database: str, chat: str) -> None:
     older = await asyncio.to_thread(_older, tmp_path)
     async with _locked_table(chat) as source:
@@ -130,6 +134,7 @@ async def _backup_by_hand(config: Path) -> AsyncIterator[asyncio.subprocess.Proc
         await child.wait()
 
 
+@pytest.mark.slow
 async def test_told_to_stop_while_it_waits_for_a_backup_made_by_hand_it_leaves_that_alone(
     tmp_path: Path, database: str, chat: str
 ) -> None:
@@ -153,6 +158,7 @@ async def test_told_to_stop_while_it_waits_for_a_backup_made_by_hand_it_leaves_t
     assert len(archives(tmp_path)) == 1
 
 
+@pytest.mark.slow
 async def test_a_backup_made_by_hand_just_before_does_not_cost_the_night_its_own(
     tmp_path: Path, database: str, chat: str
 ) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.demo_chat import MARK
 from tests.home import PROGRAM, wait_until
@@ -75,6 +76,7 @@ class Demo:
         return found
 
 
+@pytest.mark.slow
 async def test_the_demo_answers_all_who_come_in_and_leaves_nothing_behind(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     assert demo.client("listen")[0] == 1
@@ -110,6 +112,7 @@ async def test_the_demo_answers_all_who_come_in_and_leaves_nothing_behind(tmp_pa
     assert "Traceback" not in demo.out() + demo.out(CLIENT)
 
 
+@pytest.mark.slow
 def test_a_demo_that_is_killed_is_cleared_away_by_the_next_which_may_be_stopped_at_its_start(tmp_path: Path) -> None:
     demo = Demo(tmp_path)
     with demo.started() as running:

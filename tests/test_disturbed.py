@@ -35,7 +35,7 @@ async def with_messages(home: Home, postgres: PostgresServer) -> str:
     return home.history
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 async def test_a_run_that_is_told_to_stop_leaves_nothing_half_done(
     home: Home, postgres: PostgresServer, number: int
 ) -> None:
@@ -64,6 +64,7 @@ def _dumping(pid: int) -> list[int]:
     return found if "pg_dump" in [command_of(c) for c in found] else []
 
 
+@pytest.mark.slow
 def test_a_run_told_to_stop_while_it_writes_takes_its_file_along(home: Home) -> None:
     (home.photos / "film.mp4").write_bytes(os.urandom(1_000_000) * 250)
     child = home.started("start")
@@ -74,6 +75,7 @@ def test_a_run_told_to_stop_while_it_writes_takes_its_file_along(home: Home) -> 
     assert home.rows()[0]["error_code"] == "interrupted"
 
 
+@pytest.mark.slow
 async def test_two_runs_at_once_and_one_that_is_killed(home: Home, postgres: PostgresServer) -> None:
     """The second names the first; after kill -9 the lock is free at once and the next run sweeps up."""
     url = await with_messages(home, postgres)

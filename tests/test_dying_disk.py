@@ -49,6 +49,7 @@ def test_a_photo_that_the_disk_cannot_read_is_named_and_the_rest_is_stored(home:
     assert back.status == 0 and (home.folder / "back/photos/2026/tent.jpg").exists()
 
 
+@pytest.mark.slow
 def test_a_file_that_vanishes_from_its_network_share_when_it_was_read_costs_nothing_but_a_word(
     home: Home, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_file_that_vanishes_from_its_network_share_when_it_was_read_costs_noth
     assert home.run("verify", "latest").status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "code", "says"),
     [
@@ -115,6 +117,7 @@ def test_of_a_backup_that_the_disk_can_read_in_part_it_is_said_which_file_is_los
         assert found.err.count("cannot be read back") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["quick", "full"])
 def test_a_backup_that_the_disk_cannot_read_any_more_is_damaged_and_the_last_good_one_moves_back(
     home: Home, tmp_path: Path, level: str

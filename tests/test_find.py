@@ -24,6 +24,7 @@ from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.tar import Type
 from memu_backup.model import Backup, Progress, Trigger
 from memu_backup.postgres.server import PostgresServer
+from memu_backup.stores import around
 from memu_backup.work import Stop
 from tests.archives import archive_store, back_up, ignore, odd_tree, tree
 from tests.home import ODD_NAMES, PROGRAM, Home, a_database, in_a_loop_of_its_own, managed
@@ -60,7 +61,7 @@ async def _six_nights(home: Home) -> None:
 
 
 def search(backups: list[Backup], pattern: str) -> Found:
-    return find.find(backups, pattern, ignore, Stop())
+    return find.find([(around(b.path), b) for b in backups], pattern, ignore, Stop())
 
 
 def test_each_version_is_told_with_the_backups_that_hold_it(home: Home) -> None:
@@ -103,6 +104,7 @@ def bring_back(home: Home, out: str, to: Path) -> None:
     subprocess.run(argv, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names_do_the_terminal_no_harm_and_come_back_by_what_is_said(home: Home, tmp_path: Path, name: str) -> None:
     found = home.run("find", name)
@@ -194,6 +196,7 @@ def test_an_archive_that_another_program_made_is_read_to_its_end(two: Home) -> N
     assert "photos/lake.jpg\n  3 bytes, changed 13 Sep 2020 2:26 PM: memu_backup_20200101_020000 (in 1" in found.out
 
 
+@pytest.mark.slow
 def test_of_very_many_only_so_many_are_kept_and_that_is_said(two: Home) -> None:
     foreign(two.backups / "memu_backup_20200101_020000.tar.gz", (f"{n}.txt" for n in range(find.MOST + 5)))
     found = two.run("find", "*.txt", "--json").json
@@ -260,6 +263,6 @@ def test_links_are_found_and_say_where_they_lead(odd: Backup) -> None:
 
 def test_progress_tells_of_what_is_read_and_of_no_more(odd: Backup) -> None:
     told: list[Progress] = []
-    find.find([odd, odd], "film.mp4", told.append, Stop())
+    find.find([(around(odd.path), odd)] * 2, "film.mp4", told.append, Stop())
     assert [p.done_bytes for p in told] == [0, told[-1].done_bytes // 2, told[-1].total_bytes]
     assert told[-1].done_bytes < odd.size_bytes // 20

@@ -78,6 +78,7 @@ def fill(disk: Path, leave_bytes: int) -> None:
         os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize - leave_bytes)
 
 
+@pytest.mark.slow
 def test_wherever_inodes_run_out_it_is_said_as_such(home: Home) -> None:
     with on_a_disk(home, "20m", ",nr_inodes=40") as disk:
         assert home.run("start").status == 0
@@ -129,6 +130,7 @@ def test_a_quota_that_the_dump_uses_up_is_told_as_such(home: Home) -> None:
         assert given_up(home, "The quota for the backups is used up", **QUOTA)
 
 
+@pytest.mark.slow
 def test_the_list_of_very_many_files_may_be_what_fills_the_disk(home: Home) -> None:
     """Names and checksums of 20,000 files go to a scratch file once they are more than a few megabytes."""
     with on_a_disk(home, "8m") as disk:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import restore
+from memu_backup.anywhere import look
 from memu_backup.find import find
 from memu_backup.formats import gzip
 from memu_backup.formats.reader import ArchiveReader
@@ -73,7 +74,7 @@ CUTS = (
 
 
 def give_back(path: Path, target: Path, *paths: str) -> restore.Restored:
-    planned = restore.plan(path, restore.Wanted(paths=paths), target, Stop())
+    planned = restore.plan(*look(path), restore.Wanted(paths=paths), target, Stop())
     return restore.carry_out(planned, overwrite=False, on_progress=ignore, stop=Stop())
 
 
@@ -114,7 +115,7 @@ def test_what_another_program_made_and_somebody_cut_is_read_too(household: Path,
     assert backup.name == made.name
     verdict = store.prove(backup.path, Level.FULL, ignore, Stop())
     assert (verdict.problems, verdict.sha256) == ((), store.checksum(first))
-    (found,) = find([backup], "film.mp4", ignore, Stop()).findings
+    (found,) = find([(store, backup)], "film.mp4", ignore, Stop()).findings
     assert found.path == f"{household.name}/film.mp4"
     assert not give_back(first, tmp_path / "out").lost
     assert fingerprints(tmp_path / "out" / household.name) == fingerprints(household)
@@ -176,7 +177,7 @@ def test_without_the_last_part_what_the_others_hold_comes_back(
     parts: list[Path], household: Path, tmp_path: Path
 ) -> None:
     parts[3].unlink()
-    planned = restore.plan(parts[0], restore.Wanted(), tmp_path / "out", Stop())
+    planned = restore.plan(*look(parts[0]), restore.Wanted(), tmp_path / "out", Stop())
     assert planned.cut and planned.name == NAME
     restore.carry_out(planned, overwrite=False, on_progress=ignore, stop=Stop())
     there = Path("2024", "Ostern", "IMG_0001.jpg")

@@ -29,6 +29,7 @@ IMAGES = {
     "memu_proxy": "nginx:alpine",
     "memu_calendar": "ckulka/baikal:nginx",
     "memu_photos_db": "ghcr.io/immich-app/postgres:14",
+    "memu_backend": "medianest/backend:latest",
 }
 
 Compose = Callable[..., None]
@@ -206,6 +207,34 @@ def test_two_databases_are_not_taken_for_one(engine: Engine, compose: Compose, f
     assert "CHECK" in part and "It is not the only one: " in part
 
 
+def test_medianest_is_found_with_its_redis_and_the_files_that_hold_passwords(
+    engine: Engine, compose: Compose, folder: Path
+) -> None:
+    """And a Redis of another system is not its own."""
+    home = folder / "medianest"
+    (home / "secrets").mkdir(parents=True)
+    (home / "secrets" / "redis_password").write_text("s3cret")
+    compose("other", folder / "other", "memu_redis", "other_redis:/data")
+    compose("medianest", home, "memu_postgres", "medianest_postgres_data:/var/lib/postgresql/data")
+    compose("medianest", home, "memu_redis", "medianest_redis_data:/data")
+    compose("medianest", home, "memu_backend", "medianest_app_uploads:/app/uploads", "medianest_logs:/app/logs")
+    done = init(folder, "--preset", "medianest", engine=engine)
+    assert (done.status, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == f"Docker has MediaNest as compose project medianest, in {home}."
+    found = lines[: lines.index("Assumed, as nothing here tells:")]
+    assert "  sources.redis: Redis in container medianest_memu_redis" in found
+    assert any("medianest_redis_data" in line and "as a snapshot" in line for line in lines)
+    text = (folder / "config.toml").read_text()
+    raw = tomllib.loads(text)["sources"]
+    server = {"kind": "redis", "container": "medianest_memu_redis", "socket": str(engine.socket)}
+    assert raw["redis"] == server | {"password_file": f"{home}/secrets/redis_password"}
+    assert (raw["database"]["kind"], raw["database"]["container"]) == ("postgres", "medianest_memu_postgres")
+    assert "password_file" not in raw["database"] and f'# password_file = "{home}/secrets/postgres_password"' in text
+    assert raw["uploads"]["volume"] == "medianest_app_uploads"
+    assert "s3cret" not in text + done.out
+
+
 @pytest.mark.parametrize("denied", [False, True])
 def test_without_docker_the_compose_file_tells(folder: Path, memu: Path, denied: bool) -> None:
     (memu / "docker-compose.yml").write_text(
@@ -273,12 +302,15 @@ def test_the_forms_of_a_compose_file(folder: Path) -> None:
 @pytest.mark.parametrize("name", presets.names())
 def test_each_preset_fills_all_of_its_places(name: str, folder: Path) -> None:
     assert init(folder, "--preset", name, "--home", str(folder)).status == 0
-    assert "{" not in (folder / "config.toml").read_text().replace("{home}", "")
+    rules = presets.rules(name)
+    places = {"home}", "project}", "left_out", *rules.settings, *rules.data, *rules.servers, *rules.files}
+    text = (folder / "config.toml").read_text()
+    assert not [place for place in places if f"{{{place}" in text]
 
 
 def test_bad_input_is_said_and_nothing_written(folder: Path) -> None:
     for argv, says in (
-        (("--preset", "meu"), "There is no preset meu; there are: memu. Did you mean memu?"),
+        (("--preset", "meu"), f"There is no preset meu; there are: {', '.join(presets.names())}. Did you mean memu?"),
         (("--home", "~nobody-at-all/memu"), "~nobody-at-all is the home folder of nobody on this machine."),
         (("--to", "missing/config.toml"), "cannot be written"),
     ):

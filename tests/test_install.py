@@ -39,10 +39,12 @@ def test_shellcheck_finds_nothing() -> None:
         (("--hoem", "/srv"), "There is no --hoem here."),
         (("install",), "There is no install here."),
         (("--home",), "--home needs a folder."),
+        (("--preset",), "--preset needs the name of a system, such as soundbox."),
+        (("--uninstall", "--preset", "memu"), "--preset, --home and --with-packages are for installing"),
         (("--home", ""), "--home needs a folder."),
         (("--purge",), "--purge removes; it goes with --uninstall."),
         (("--uninstall", "--yes"), "--yes goes with --purge"),
-        (("--uninstall", "--home", "/srv"), "--home and --with-packages are for installing"),
+        (("--uninstall", "--home", "/srv"), "--preset, --home and --with-packages are for installing"),
         (("--dry-run", "--home", "/nowhere"), "/nowhere is not there."),
     ],
 )
@@ -55,7 +57,7 @@ def test_what_makes_no_sense_is_told_in_one_sentence(argv: tuple[str, ...], says
 def test_help_names_each_option() -> None:
     said = _ask("--help")
     assert said.returncode == 0
-    for option in ("--home", "--with-packages", "--uninstall", "--purge", "--yes", "--dry-run"):
+    for option in ("--preset", "--home", "--with-packages", "--uninstall", "--purge", "--yes", "--dry-run"):
         assert f"  {option}" in said.stdout
 
 

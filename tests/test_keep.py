@@ -71,6 +71,7 @@ def test_what_cannot_be_pinned_is_said_so(home: Home, tmp_path: Path) -> None:
     assert not Path(f"{copy}.keep").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file that even root cannot remove")
 def test_a_pin_that_cannot_be_changed_is_said_so(home: Home) -> None:
     oldest = home.archives[0]
@@ -85,6 +86,7 @@ def test_a_pin_that_cannot_be_changed_is_said_so(home: Home) -> None:
     assert home.run("list", "--json").json[1]["pinned"] is False
 
 
+@pytest.mark.slow
 def test_a_run_does_not_stand_in_the_way_of_a_pin(home: Home) -> None:
     with lock.held(home.backups, "backup job nightly"):
         assert home.run("keep", home.archives[0].name).status == 0

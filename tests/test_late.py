@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from memu_backup.alarms import file_in, read
 from tests.receiver import Receiver
 from tests.service import Clock, Service, archives, settings
@@ -19,6 +21,7 @@ async def ready_and_made(service: Service, folder: Path, count: int) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_who_switches_the_machine_on_after_days_is_not_alarmed(
     tmp_path: Path, database: str, receiver: Receiver
 ) -> None:
@@ -31,7 +34,7 @@ async def test_who_switches_the_machine_on_after_days_is_not_alarmed(
         history=database,
         more=f'[usb]\noverdue_days = 0\n[alerts]\nfallback = ["json://{receiver.at}/"]\n',
     )
-    clock = Clock(tmp_path, "2026-11-20T00:59:58")
+    clock = Clock(tmp_path, "2026-11-20T00:59:53")
     async with Service(config, clock) as service:
         await ready_and_made(service, tmp_path, 1)
         await asyncio.sleep(1)

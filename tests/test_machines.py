@@ -36,7 +36,7 @@ def homes(tmp_path: Path, database: str) -> tuple[Home, Home]:
     return attic, cellar
 
 
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("order", [(0, 1), pytest.param((1, 0), marks=pytest.mark.slow)])
 def test_each_machine_sees_its_own_and_all_shows_both(homes: tuple[Home, Home], order: tuple[int, int]) -> None:
     for number in order:
         assert homes[number].run("start").status == 0
@@ -69,6 +69,7 @@ def test_each_machine_sees_its_own_and_all_shows_both(homes: tuple[Home, Home], 
     assert "  attic  " in homes[1].run("log").out and "  cellar  " in homes[1].run("log").out
 
 
+@pytest.mark.slow
 def test_all_is_healthy_only_where_every_machine_is(homes: tuple[Home, Home]) -> None:
     for home in homes:
         assert home.run("start").status == 0
@@ -80,6 +81,7 @@ def test_all_is_healthy_only_where_every_machine_is(homes: tuple[Home, Home]) ->
     assert homes[1].run("status", "--all").status == 1
 
 
+@pytest.mark.slow
 async def test_a_failure_of_another_machine_in_a_folder_of_the_same_name_is_not_ours(
     homes: tuple[Home, Home], tmp_path: Path
 ) -> None:

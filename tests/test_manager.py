@@ -22,7 +22,7 @@ from memu_backup.errors import LockHeld, UnknownBackup, UsageError
 from memu_backup.history import History, rows
 from memu_backup.manager import Manager
 from memu_backup.model import Level, Problem, Progress, Run, Status, Trigger
-from tests.home import Home, end, query, wait_until
+from tests.home import Home, end, managed, query, wait_until
 
 GRANDMA = Asker("@grandma:family.example", "chat")
 NOON = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -94,6 +94,7 @@ async def test_recovering_settles_what_killed_runs_left(manager: Manager, home: 
     assert await history.runs() == before
 
 
+@pytest.mark.slow
 async def test_a_row_follows_its_file_that_went_or_came_back_without_a_word(manager: Manager, home: Home) -> None:
     """Removed by hand, or by a run that was killed before it could say so. Where nothing newer lies there the disk may
     not be mounted, and that the newest one is missing stays an alarm.
@@ -156,6 +157,7 @@ async def test_a_backup_that_was_refused_or_cancelled_is_in_the_audit_too(manage
     ]
 
 
+@pytest.mark.slow
 async def test_what_was_killed_has_begun_by_the_audit_and_what_is_refused_was_asked_for(
     manager: Manager, home: Home
 ) -> None:
@@ -227,6 +229,17 @@ async def test_latest_is_the_newest_good_one(manager: Manager, home: Home) -> No
     await manager.history.record(damaged)
     assert (await manager.find("latest"))[1].name == second.filename
     assert [s.state for s in await manager.listing()] == ["incomplete", "damaged"]
+
+
+async def test_one_that_a_clock_dated_years_ahead_is_neither_the_latest_nor_what_drives_get(home: Home) -> None:
+    at = [NOON + timedelta(days=900)]
+    async with managed(home, at) as manager:
+        ahead = await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
+        assert (await manager.find("latest"))[1].name == ahead.filename
+        at[0] = NOON
+        good = await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
+        assert (await manager.find("latest"))[1].name == good.filename
+        assert [wanted.backup.name for wanted in await manager.visits.wanted()] == [good.filename]
 
 
 async def test_settings_that_share_the_history_but_not_the_place_leave_each_others_rows_alone(

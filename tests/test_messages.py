@@ -16,11 +16,44 @@ import pytest
 
 from memu_backup import messages, sources, words
 from memu_backup.errors import CopyDiffers, DriveBroken, DriveFull, DriveGone, DriveReadOnly
-from memu_backup.model import Backup, Copying, Phase, Problem, Progress, Status
+from memu_backup.model import Copied, Copying, Doubt, Drill, Loss, Phase, Problem, Progress, Status, Tried
 from tests.monday import BEFORE, BERLIN, BLUE, BY_HAND, DAY, DETAILED, FAILED, GOOD, NIGHT, NOW, PARTIAL
 
 FILE = Path(__file__).with_name("messages.txt")
 WHEN = (NOW, BERLIN)
+
+
+DOUBTS = (
+    Doubt("photos", Loss.FILES, 4020, 4012),
+    Doubt("films", Loss.BYTES, 20_000_000_000, 12_000_000_000),
+    Doubt("chat", Loss.EVERYTHING, 3, 3),
+    Doubt("documents", Loss.CONTENT, 900, 871),
+)
+TESTED = Drill(
+    drill_id="1",
+    host="home",
+    job="nightly",
+    filename="memu_backup_20260125_020500.tar.gz",
+    made_at=NIGHT - DAY,
+    created_at=NOW - 22 * timedelta(hours=1),
+    outcome=Tried.WHOLE,
+    size_bytes=312_000_000,
+    files=12_431,
+    seconds=9.2,
+)
+NOT_ALL = replace(
+    TESTED,
+    outcome=Tried.FAILED,
+    problems=("photos/2026/lake.jpg did not come back.",),
+    whole_in="memu_backup_20260124_020500.tar.gz",
+)
+UNTRIED = replace(
+    TESTED,
+    outcome=Tried.UNTRIED,
+    created_at=NOW - 29 * DAY,
+    problems=("There is not enough room to try it: 400 GB needed, 90 GB free in /backups.",),
+)
+SUSPICIOUS = replace(PARTIAL, error_code="suspicious", error=words.doubted(DOUBTS[:1]))
 
 
 def status(**changes: object) -> str:
@@ -37,6 +70,8 @@ def statuses() -> Iterator[tuple[str, str]]:
     again = replace(FAILED, error_code="database_away", retry_at=NOW + timedelta(minutes=5))
     yield "status: it failed and is tried again", status(problems=(Problem.LAST_FAILED,), last=again, last_good=BEFORE)
     yield "status: incomplete", status(problems=(Problem.LAST_PARTIAL,), last=PARTIAL, last_good=BEFORE)
+    asked = {"last": SUSPICIOUS, "in_doubt": SUSPICIOUS, "doubts": DOUBTS[:1], "last_good": BEFORE}
+    yield "status: suspicious", status(problems=(Problem.SUSPICIOUS,), **asked)
     under_way = replace(GOOD, status=Status.IN_PROGRESS, created_at=NOW)
     yield "status: a backup is being made", status(last=BEFORE, last_good=BEFORE, in_progress=under_way)
     nothing = {"last": None, "last_good": None, "stored_count": 0, "stored_bytes": 0, "usb_copied_at": None}
@@ -62,6 +97,9 @@ def statuses() -> Iterator[tuple[str, str]]:
     yield "status: the history is away", status(problems=(Problem.HISTORY_AWAY,), **away)
     yield "status: what is folded away below it", "\n".join(words.details(DETAILED, sources.told, *WHEN))
     said = "/srv/memu/photos (source photos) is not there, so it cannot be backed up. Is its disk mounted?"
+    for what, test in (("went well", TESTED), ("failed", NOT_ALL), ("could not be made", UNTRIED)):
+        shown = words.details(replace(DETAILED, drill=test, drill_late=test is UNTRIED), sources.told, *WHEN)
+        yield f"status: what is folded away where a restore test {what}", "\n".join(shown)
     gone = replace(DETAILED, last=replace(FAILED, error_code="source", error=said), last_good=BEFORE)
     yield "status: what is folded away below a failure", "\n".join(words.details(gone, sources.told, *WHEN))
 
@@ -70,10 +108,31 @@ def by_itself() -> Iterator[tuple[str, str]]:
     yield "failed", messages.failed(FAILED, *WHEN)
     yield "failed: one that was made by hand, of several jobs", messages.failed(BY_HAND, *WHEN, "photos-weekly")
     yield "incomplete", messages.incomplete(PARTIAL, *WHEN)
+    for doubt in DOUBTS:
+        yield f"suspicious: {doubt.what}", messages.suspicious(SUSPICIOUS, [doubt], BEFORE, *WHEN)
+    alone = [Doubt("env", Loss.EVERYTHING, 1, 1)]
+    yield "suspicious: one file, of several jobs", messages.suspicious(SUSPICIOUS, alone, BEFORE, *WHEN, "config")
+    yield "suspicious: several sources", messages.suspicious(SUSPICIOUS, DOUBTS, BEFORE, *WHEN)
+    noted = [Doubt("", Loss.UNTOLD, 0, 0)]
+    yield "suspicious: noted by hand, and nothing to compare with", messages.suspicious(SUSPICIOUS, noted, None, *WHEN)
     yield "overdue", messages.overdue(replace(BEFORE, created_at=NIGHT - 3 * DAY), *WHEN)
     older = [replace(GOOD, created_at=NIGHT - number * DAY) for number in range(2, 7)]
+    lost = (
+        "photos/lake.jpg cannot be read back. photos/lake.jpg is whole in memu_backup_20260118_020000.tar.gz; to have "
+        "it back, type: memu-backup restore /srv/backups/memu_backup_20260118_020000.tar.gz --path photos/lake.jpg "
+        "--to FOLDER"
+    )
+    bad = [replace(run, status=Status.FAILED, error_code="damaged", error=lost) for run in older]
+    yield "failed: damaged", messages.failed(replace(bad[0], created_at=NIGHT), *WHEN)
+    yield "damaged: one, and what it lost", messages.damaged(bad[:1], *WHEN)
+    yield "damaged: several, and what they lost", messages.damaged(bad, *WHEN)
     yield "damaged: one", messages.damaged(older[:1], *WHEN)
     yield "damaged: several", messages.damaged(older, *WHEN)
+    yield "drill_failed", messages.drill_failed(NOT_ALL, *WHEN)
+    rows = ("chat: Database memu comes back with 49 rows in public.messages instead of 50.", *NOT_ALL.problems)
+    copy = replace(NOT_ALL, problems=rows, whole_in="", lay_at="blue drive")
+    yield "drill_failed: a copy on a drive, of several jobs", messages.drill_failed(copy, *WHEN, "photos-weekly")
+    yield "drill_failed: whole nowhere", messages.drill_failed(replace(NOT_ALL, whole_in=""), *WHEN)
     yield "space_short", messages.space_short(41_000_000_000, 9)
     yield "no_room", messages.no_room(3_000_000_000)
     yield "services_down", messages.services_down(["immich_server", "synapse", "element", "nginx"])
@@ -81,6 +140,7 @@ def by_itself() -> Iterator[tuple[str, str]]:
     yield "signed_out", messages.signed_out()
     yield "chat_broken", messages.chat_broken()
     yield "well", messages.well(GOOD, *WHEN)
+    yield "well_drill", messages.well_drill(TESTED, *WHEN)
     yield "well_space", messages.well_space(412_000_000_000)
     yield "well_services", messages.well_services()
     yield "well_history", messages.well_history()
@@ -104,6 +164,13 @@ def answers() -> Iterator[tuple[str, str]]:
     yield "which_job", messages.which_job(["nightly", "photos-weekly"])
     yield "another_one", messages.another_one(GOOD, *WHEN)
     yield "nothing_asked", messages.nothing_asked()
+    yield "nothing_waits", messages.nothing_waits()
+    yield "which_backup", messages.which_backup([GOOD.filename, "2026-01-26"])
+    yield "accepted", messages.accepted([NIGHT], "", *WHEN)
+    yield (
+        "accepted: two, and another is not",
+        messages.accepted([NIGHT - DAY, NIGHT - 2 * DAY], SUSPICIOUS.error or "", *WHEN),
+    )
     yield "running", messages.running(NOW - timedelta(minutes=12), *WHEN)
     yield "begun", messages.begun()
     yield "progress", messages.progress(Progress(Phase.CAPTURING))
@@ -112,6 +179,7 @@ def answers() -> Iterator[tuple[str, str]]:
     yield "progress: more than was thought", messages.progress(more)
     yield "ended", messages.ended(replace(GOOD, created_at=NOW), *WHEN)
     yield "ended: incomplete", messages.ended(PARTIAL, *WHEN)
+    yield "ended: suspicious", messages.ended(SUSPICIOUS, *WHEN)
     yield "ended: failed", messages.ended(FAILED, *WHEN)
     yield "broke", messages.broke()
     yield "checking", messages.checking(NIGHT, *WHEN)
@@ -124,8 +192,8 @@ def answers() -> Iterator[tuple[str, str]]:
 def of_drives() -> Iterator[tuple[str, str]]:
     new = replace(BLUE, name="", trusted_at=None, last_copied_at=None, copies=0)
     sandisk = replace(BLUE, name="")
-    made = [Backup(GOOD.filename, Path(GOOD.filename), GOOD.size_bytes, NIGHT, None)]
-    music = Backup("music_20260125_040000.tar.gz", Path("music"), 41_000_000_000, NIGHT - DAY, None)
+    made = [Copied(GOOD.filename, GOOD.size_bytes, None, made=True)]
+    music = Copied("music_20260125_040000.tar.gz", 41_000_000_000, None, made=True)
     yield "drive_new", messages.drive_new(new)
     locked = replace(new, label="Passport", filesystem="crypto_LUKS")
     yield "drive_unfit", messages.drive_unfit(locked, "It is locked (encrypted).")

@@ -53,6 +53,7 @@ async def stopped(tmp_path: Path) -> AsyncIterator[PostgresServer]:
 async def by_hand(config: Path, at: str) -> None:
     """A backup that somebody makes at this time (UTC)."""
     found = load(config, {})
+    assert found.backup_dir
     while lock.taken(found.backup_dir):  # the service may still be tidying up after its own
         await asyncio.sleep(0.05)
     async with History(found.history_url(), found.state_dir, found.host) as history:
@@ -83,6 +84,7 @@ async def told(url: str, *columns: str) -> list[tuple[Any, ...]]:
 # --- what was missed -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_however_many_nights_it_was_off_it_makes_one_backup_when_it_starts(
     tmp_path: Path, photos: str, database: str
 ) -> None:
@@ -112,6 +114,7 @@ async def test_however_many_nights_it_was_off_it_makes_one_backup_when_it_starts
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 async def test_what_it_slept_through_is_made_up_for_once_when_it_wakes_unless_by_hand_since(
     tmp_path: Path, photos: str, database: str
 ) -> None:
@@ -137,6 +140,7 @@ async def test_what_it_slept_through_is_made_up_for_once_when_it_wakes_unless_by
     assert len(archives(tmp_path)) == 4
 
 
+@pytest.mark.slow
 async def test_with_the_history_away_what_lies_on_disk_tells_what_was_missed(
     tmp_path: Path, photos: str, stopped: PostgresServer
 ) -> None:
@@ -158,6 +162,7 @@ async def test_with_the_history_away_what_lies_on_disk_tells_what_was_missed(
 # --- what failed -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_database_that_comes_back_in_the_pause_is_backed_up_by_the_second_attempt(
     tmp_path: Path, database: str, stopped: PostgresServer
 ) -> None:
@@ -189,6 +194,7 @@ async def test_a_database_that_comes_back_in_the_pause_is_backed_up_by_the_secon
     assert status(config, clock)[-1] == "Health: All systems healthy"
 
 
+@pytest.mark.slow
 async def test_what_stays_away_is_tried_four_times_with_growing_pauses_and_then_left_to_the_next_night(
     tmp_path: Path, database: str
 ) -> None:
@@ -211,6 +217,7 @@ async def test_what_stays_away_is_tried_four_times_with_growing_pauses_and_then_
     assert {(r["error_code"], r["trigger"]) for r in made} == {("database_away", "schedule")}
 
 
+@pytest.mark.slow
 async def test_what_needs_a_person_is_not_tried_again(tmp_path: Path, photos: str, database: str) -> None:
     """Not where one of two things that are wrong could pass, either."""
     config = settings(tmp_path, AWAY + photos, history=database)
@@ -225,6 +232,7 @@ async def test_what_needs_a_person_is_not_tried_again(tmp_path: Path, photos: st
     assert await told(database, "error_code", "retry_at") == [("source", None)]
 
 
+@pytest.mark.slow
 async def test_a_new_night_and_a_backup_by_hand_end_what_was_to_be_tried_again(
     tmp_path: Path, photos: str, database: str
 ) -> None:
@@ -321,6 +329,7 @@ async def test_a_backup_by_hand_that_fails_ends_neither_the_retries_nor_what_was
         assert (await made())[-1] == (Trigger.CATCH_UP, 1, Status.SUCCESS)
 
 
+@pytest.mark.slow
 @needs_root
 async def test_a_disk_that_is_mounted_in_the_pause_takes_the_second_attempt(
     tmp_path: Path, photos: str, database: str

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from memu_backup.outlook import look_ahead
 from memu_backup.retention import (
-    WHOLE_EVERY,
     Candidate,
     Policy,
     Room,
@@ -20,12 +19,14 @@ from memu_backup.retention import (
     plan,
     used_bytes,
 )
+from memu_backup.stores.archive import ArchiveStore
 
 ZONE = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 1, 26, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 GB = 10**9
 NEVER_FULL = 10**15
+WHOLE_EVERY = ArchiveStore.whole_every or 0
 
 examples = settings(max_examples=60, deadline=None)
 
@@ -37,7 +38,9 @@ def nights(
     made = []
     for number in range(count):
         at = NOW - timedelta(hours=10) - (count - 1 - number) * every
-        backup = Candidate(f"night-{number}", at, False, True, size_bytes + number * growth_bytes)
+        backup = Candidate(
+            f"night-{number}", at, False, True, size_bytes + number * growth_bytes, whole_every=WHOLE_EVERY
+        )
         shared = number % WHOLE_EVERY if new_bytes is not None else 0
         if shared and new_bytes is not None:
             backup = replace(backup, nights_shared=shared, shared_bytes=backup.size_bytes - new_bytes)
@@ -130,7 +133,7 @@ def until_full(backups: list[Candidate], policy: Policy, free_bytes: int, growth
             there = [b for b in there if b.name in {v.name for v in told if v.keep}]
             if replace(room, free_bytes=capacity - used_bytes(there)).short_bytes:
                 return night
-        made = Candidate(f"then-{night}", at, False, True, size)
+        made = Candidate(f"then-{night}", at, False, True, size, whole_every=WHOLE_EVERY)
         if shared and new is not None:
             made = replace(made, nights_shared=shared, shared_bytes=size - new)
         kept = {v.name for v in plan([*there, made], policy, at, ZONE) if v.keep}
@@ -181,7 +184,9 @@ def test_what_backups_take_together_is_their_blocks_each_counted_once(
         blocks = own | ({b for n, b in enumerate(sorted(held[-1])) if n in keeps} if shared else set())
         held.append(blocks)
         at = NOW - timedelta(days=len(changes) - number)
-        backups.append(Candidate(f"{number}", at, False, True, len(blocks), False, shared, len(blocks) - len(own)))
+        backups.append(
+            Candidate(f"{number}", at, False, True, len(blocks), False, shared, len(blocks) - len(own), WHOLE_EVERY)
+        )
     oldest = data.draw(st.integers(0, len(backups) - 1))
     assert used_bytes(backups[oldest:]) == len(set().union(*held[oldest:]))
 

@@ -58,7 +58,8 @@ async def told_soon(home: Home) -> list[tuple[str, str | None]]:
     return told(home)
 
 
-@pytest.mark.parametrize("how", ["stops", "hangs"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["stops", pytest.param("hangs", marks=pytest.mark.slow)])
 async def test_a_history_that_goes_away_in_mid_run_costs_the_backup_nothing(
     home: Home, database: str, other: PostgresServer, how: str
 ) -> None:

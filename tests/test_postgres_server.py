@@ -388,6 +388,7 @@ async def test_a_server_whose_socket_was_tidied_away_is_ended_and_started_again_
     assert _set_aside(server) == []
 
 
+@pytest.mark.slow
 async def test_one_that_lives_without_its_socket_and_does_not_end_costs_no_data(server: PostgresServer) -> None:
     await ask(server, "CREATE TABLE kept AS SELECT 42 AS answer")
     old = psutil.Process(pid(server))

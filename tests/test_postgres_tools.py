@@ -184,7 +184,7 @@ async def test_a_restore_that_loses_rows_is_an_error(postgres: PostgresServer, d
     file = await _dump(database, tmp_path)
     async with connect(Address.parse(postgres.url())) as connection:
         await connection.execute("CREATE DATABASE loses_rows")
-    with pytest.raises(RestoreError, match=r'x\.dump could not be put back into database loses_rows: .*"other"'):
+    with pytest.raises(RestoreError, match=r'x\.dump could not be put back as database loses_rows: .*"other"'):
         await put_back(file, postgres.url("loses_rows"), major=NEWEST)
 
 

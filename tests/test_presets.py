@@ -16,6 +16,15 @@ from memu_backup.errors import UsageError
 from memu_backup.retention import Policy
 from tests.home import PROGRAM, Home, ran
 
+KEEPS: dict[str, tuple[str, str | None]] = {
+    "kuroibara": ("backups", None),
+    "medianest": ("backups", "secrets"),
+    "memu": ("backups", "photos"),
+    "monsterr": ("backups", "media/movies"),
+    "soundbox": ("", "generated"),
+}
+"""Of each preset: where backups go, and some of what it protects."""
+
 
 async def drafted(name: str, home: Path, to: Path) -> Draft:
     made = await draft(name, home, to.parent)
@@ -30,8 +39,9 @@ async def test_a_preset_holds_the_absolute_paths_of_its_home(name: str, home: st
     file.parent.mkdir()
     made = await drafted(name, tmp_path / home, file)
     config = load(file, {})
-    assert config.backup_dir == tmp_path / home / "backups"
-    assert str(tmp_path / home / "photos") in made.not_found
+    folder, data = KEEPS[name]
+    assert config.backup_dir == (tmp_path / home / folder if folder else None)
+    assert data is None or str(tmp_path / home / data) in made.not_found
     assert file.stat().st_mode & 0o777 == 0o600
     text = file.read_text()
     assert ' = ".' not in text

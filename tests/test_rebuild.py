@@ -108,6 +108,7 @@ def test_rows_of_killed_runs_and_of_files_that_are_gone_or_back_are_put_right(ho
     assert changes(home) == []
 
 
+@pytest.mark.slow
 async def test_another_hosts_rows_are_never_settled_nor_written_over(home: Home) -> None:
     """Only a backup of its that no row tells of is written down, under its own name."""
     home.mark()
@@ -138,6 +139,7 @@ async def test_another_hosts_rows_are_never_settled_nor_written_over(home: Home)
     assert after == before and after[mine.run_id]["status"] == Status.SUCCESS
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_written_down_anew_hides_no_later_failure(home: Home) -> None:
     good = home.run("start", "--json").json["filename"]
     shutil.move(home.photos, home.folder / "elsewhere")
@@ -151,6 +153,7 @@ def test_a_backup_that_is_written_down_anew_hides_no_later_failure(home: Home) -
     assert (status["last"]["status"], status["last_good"]["filename"]) == ("failed", good)
 
 
+@pytest.mark.slow
 def test_a_history_that_is_away_cannot_be_rebuilt_and_nothing_waits_for_it(home: Home) -> None:
     """What is written down from a backup would come over the row that the database has."""
     assert home.run("start").status == 0
@@ -187,6 +190,7 @@ def runs_in_dump(home: Home) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[1:]]
 
 
+@pytest.mark.slow
 def test_each_run_saves_the_history_beside_the_backups_and_it_comes_back_from_there(embedded: Home) -> None:
     first = embedded.run("start", "--json").json["filename"]
     shutil.move(embedded.photos, embedded.folder / "elsewhere")
@@ -209,6 +213,7 @@ def test_each_run_saves_the_history_beside_the_backups_and_it_comes_back_from_th
     assert "made anew" not in embedded.run("status").err
 
 
+@pytest.mark.slow
 def test_without_a_dump_the_history_comes_back_from_the_backups_alone(embedded: Home) -> None:
     made = [embedded.run("start", "--json").json["filename"] for _ in range(2)]
     shutil.rmtree(embedded.folder / "state")
@@ -222,6 +227,7 @@ def test_without_a_dump_the_history_comes_back_from_the_backups_alone(embedded: 
     assert embedded.run("status", "--json").json["nightly"]["last_good"]["filename"] == made[-1]
 
 
+@pytest.mark.slow
 def test_a_dry_run_makes_no_history_and_tells_what_would_come_back_of_a_lost_one(embedded: Home) -> None:
     first = embedded.run("start", "--json").json["filename"]
     shutil.move(embedded.photos, embedded.folder / "elsewhere")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import restore
+from memu_backup.anywhere import look
 from memu_backup.errors import Interrupted, RestoreError
 from memu_backup.formats import gzip
 from memu_backup.formats.reader import ArchiveReader
@@ -75,8 +76,8 @@ def to(tmp_path: Path) -> Path:
     return tmp_path / "back"
 
 
-async def test_restore_works(home: Home, to: Path, postgres: PostgresServer) -> None:
-    """Everything: files byte by byte with modes, times and links, and the database's rows as the snapshot counted."""
+async def test_everything_comes_back_into_a_folder(home: Home, to: Path, postgres: PostgresServer) -> None:
+    """Files byte by byte with modes, times and links, and the database's rows as the snapshot counted."""
     ran = home.run("restore", "latest", "--to", str(to), "--yes")
     assert ran.status == 0, ran.err
     assert fingerprints(to / "photos") == fingerprints(home.photos)
@@ -190,7 +191,7 @@ def test_what_cannot_be_replaced_is_told_before_anything_is_written(home: Home, 
 def test_a_failure_in_the_middle_tells_how_much_came_back(home: Home, to: Path) -> None:
     """What was not there when it was planned comes in between."""
     to.mkdir()
-    planned = restore.plan(home.archives[0], restore.Wanted(paths=("photos/2026",)), to, Stop())
+    planned = restore.plan(*look(home.archives[0]), restore.Wanted(paths=("photos/2026",)), to, Stop())
     (to / "photos" / "2026" / "tent.jpg").mkdir(parents=True)
     with pytest.raises(RestoreError, match=r"tent.jpg is there already .* Before that, 1 file came back\."):
         restore.carry_out(planned, overwrite=False, on_progress=lambda _: None, stop=Stop())
@@ -288,6 +289,7 @@ def test_at_a_terminal_it_asks_and_only_yes_is_yes(home: Home, to: Path) -> None
         assert not to.exists()
     interrupted = home.on_a_terminal(*command, answer="\x03")
     assert interrupted.status == 130 and interrupted.seconds < 10
+    assert interrupted.out.endswith("\r\nNothing was changed.\r\n")
     assert not to.exists()
     agreed = home.on_a_terminal(*command, answer="y\n")
     assert agreed.status == 0 and "Restored 2 files (120 kB)" in agreed.out
@@ -323,7 +325,7 @@ def test_a_folder_closed_to_this_user_is_told(home: Home) -> None:
                 RestoreError, match=r"cannot be written to \(Permission denied\), so nothing was restored"
             ):
                 restore.carry_out(
-                    restore.plan(archive, restore.Wanted(paths=("photos/2026",)), closed / "x", Stop()),
+                    restore.plan(*look(archive), restore.Wanted(paths=("photos/2026",)), closed / "x", Stop()),
                     overwrite=False, on_progress=lambda _: None, stop=Stop(),
                 )  # fmt: skip
         finally:
@@ -390,7 +392,7 @@ def test_what_somebody_else_made_meanwhile_is_not_removed(
             (folder / "theirs").write_bytes(b"precious")
         mkdir(folder, mode, parents, exist_ok)
 
-    planned = restore.plan(home.archives[0], restore.Wanted(), target, Stop())
+    planned = restore.plan(*look(home.archives[0]), restore.Wanted(), target, Stop())
     stop = Stop()
     stop.set()
     monkeypatch.setattr(Path, "mkdir", late)
@@ -412,6 +414,7 @@ def test_too_little_space_is_told_before_anything_is_written(home: Home, tmp_pat
     assert ran.err.startswith("Not enough space: ") and f"102 kB free at {small}/back; nothing was written." in ran.err
 
 
+@pytest.mark.slow
 def test_too_few_inodes_are_told_before_anything_is_written(home: Home, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -424,6 +427,7 @@ def test_too_few_inodes_are_told_before_anything_is_written(home: Home, tmp_path
     assert ran.err.startswith(f"Not enough room: the disk at {small}/back can take 9 more files and folders (inodes), ")
 
 
+@pytest.mark.slow
 def test_holes_need_no_space(tmp_path: Path, database: str) -> None:
     """A disk image of a virtual machine: larger than any disk, and next to nothing in it."""
     sparse = Home(tmp_path / "sparse", database)
@@ -514,6 +518,7 @@ def said(ran: Ran) -> str:
     return "".join(line for line in ran.err.splitlines(True) if not line.startswith("Bringing back "))
 
 
+@pytest.mark.slow
 def test_one_damaged_file_costs_that_file_alone(many: Home, to: Path, tmp_path: Path) -> None:
     ran = many.run("restore", str(damaged(many, tmp_path, "m.mp4")), "--to", str(to), "--yes")
     whole = fingerprints(many.photos)
@@ -574,6 +579,7 @@ def test_of_a_cut_archive_everything_before_the_cut_comes_back(many: Home, to: P
     assert stat.S_IMODE((to / "photos").stat().st_mode) == stat.S_IMODE(many.photos.stat().st_mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hurt", ["something behind its end", "its index", "its metadata"])
 def test_damage_behind_the_last_file_costs_nothing(many: Home, to: Path, tmp_path: Path, hurt: str) -> None:
     archive = bytearray(many.archives[0].read_bytes())
@@ -613,6 +619,7 @@ def test_of_anothers_cut_archive_everything_before_the_cut_comes_back(many: Home
     assert fingerprints(to) == {n: (many.photos / n).read_bytes() for n in ("a.mp4", "n000.jpg")}
 
 
+@pytest.mark.slow
 def test_of_anothers_damaged_archive_all_of_it_comes_back_with_a_doubt(many: Home, to: Path, tmp_path: Path) -> None:
     """Its one checksum stands at its end; until there nothing tells that bytes are not what they were."""
     archive = tmp_path / "mine.tar.gz"

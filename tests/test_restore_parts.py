@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup import restore
+from memu_backup.anywhere import look
 from memu_backup.errors import RestoreError
 from memu_backup.feed import feed
 from memu_backup.formats.reader import ArchiveReader
@@ -42,7 +43,7 @@ def archive(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def give_back(archive: Path, target: Path, *paths: str, overwrite: bool = False) -> restore.Restored:
-    planned = restore.plan(archive, restore.Wanted(paths=paths), target, Stop())
+    planned = restore.plan(*look(archive), restore.Wanted(paths=paths), target, Stop())
     return restore.carry_out(planned, overwrite=overwrite, on_progress=ignore, stop=Stop())
 
 
@@ -79,7 +80,7 @@ def test_what_lies_behind_damage_comes_back_and_a_second_name_of_what_was_lost_i
 
 
 def test_one_part_that_fails_ends_it_with_its_own_words(archive: Path, tmp_path: Path) -> None:
-    planned = restore.plan(archive, restore.Wanted(), tmp_path / "out", Stop())
+    planned = restore.plan(*look(archive), restore.Wanted(), tmp_path / "out", Stop())
     (tmp_path / "out" / "photos" / "2").mkdir(parents=True)
     (tmp_path / "out" / "photos" / "2" / "film.mp4").write_bytes(b"came meanwhile")
     with pytest.raises(RestoreError, match=r"photos/2/film\.mp4 is there already"):
@@ -87,6 +88,7 @@ def test_one_part_that_fails_ends_it_with_its_own_words(archive: Path, tmp_path:
     assert (tmp_path / "out" / "photos" / "2" / "film.mp4").read_bytes() == b"came meanwhile"
 
 
+@pytest.mark.slow
 def test_names_that_begin_alike_do_not_get_into_each_others_way(tmp_path: Path) -> None:
     """Each film is a part, and so a thread, of its own; in Cyrillic 25 letters are 50 bytes."""
     source = tmp_path / "source"
@@ -103,6 +105,7 @@ def test_names_that_begin_alike_do_not_get_into_each_others_way(tmp_path: Path) 
         assert snapshot(tmp_path / "out" / "photos") == snapshot(source)
 
 
+@pytest.mark.slow
 def test_one_part_that_fails_ends_the_others_in_the_middle_of_a_film(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "out"
     (source / "a").mkdir(parents=True)
@@ -135,6 +138,7 @@ def open_files(at_most: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+@pytest.mark.slow
 def test_very_deep_folders_come_back_where_few_files_may_be_open(tmp_path: Path) -> None:
     """Each thread holds open all folders above the file that it makes."""
     source = tmp_path / "source"

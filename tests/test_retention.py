@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from memu_backup.retention import Candidate, Policy, Room, Verdict, next_size, plan
+from memu_backup.retention import Candidate, Policy, Room, Verdict, next_size, plan, within_place
 
 ZONE = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 1, 26, 12, 0, tzinfo=UTC)  # a Monday
@@ -189,6 +189,43 @@ def test_backups_from_the_future_stay_and_are_not_counted() -> None:
     assert told["good--3650"] == "It is dated in the future, so a clock was wrong; it stays and is not counted."
 
 
+# --- suspicious ------------------------------------------------------------------------------------------------------
+
+
+def suspicious(days_old: float, *, verified: bool = True) -> Candidate:
+    return replace(backup(days_old, partial=True, verified=verified), suspicious=True)
+
+
+@pytest.mark.parametrize(
+    "policy", [Policy(1), Policy(daily=2), Policy(within_days=2), Policy(9, max_backups=1), Policy(9, max_bytes=SIZE)]
+)
+def test_while_the_newest_is_suspicious_nothing_goes(policy: Policy) -> None:
+    backups = [suspicious(0), suspicious(1), backup(2, partial=True), *(backup(d) for d in range(3, 30))]
+    assert len(kept(backups, policy)) == len(backups)
+    room = Room(next_bytes=SIZE, min_free_bytes=0, free_bytes=0)
+    said = verdicts(backups, policy, room=room)
+    assert {(v.keep, v.reason) for v in said.values()} == {
+        (
+            True,
+            "partial-0 looks wrong, and nothing goes until that is settled. Is it as it should be? memu-backup accept",
+        )
+    }
+
+
+def test_once_a_newer_one_is_not_it_counts_as_an_incomplete_one() -> None:
+    backups = [backup(0), suspicious(1), *(backup(d) for d in range(2, 9))]
+    plain = [replace(b, suspicious=False) for b in backups]
+    for policy in (Policy(3), Policy(daily=4), Policy(9, max_backups=3)):
+        assert kept(backups, policy) == kept(plain, policy)
+    told = reasons(backups, Policy(9, max_backups=3))
+    assert told["partial-1"].endswith("and a suspicious one goes first.")
+
+
+def test_one_that_is_damaged_itself_or_of_tomorrow_holds_nothing_back() -> None:
+    for odd in (suspicious(0, verified=False), suspicious(-3)):
+        assert len(kept([odd, *(backup(d) for d in range(1, 9))], Policy(3))) == 4
+
+
 # --- a clock that jumps ----------------------------------------------------------------------------------------------
 
 
@@ -305,3 +342,47 @@ def test_keeping_none_is_refused() -> None:
             Policy(**nothing)
     with pytest.raises(ValueError, match="below 0"):
         Policy(daily=-1)
+
+
+# --- several jobs in one place ---------------------------------------------------------------------------------------
+
+
+def in_place(most: int, mine: list[Candidate], *others: list[Candidate]) -> dict[str, str]:
+    """What goes, and why, where all of mine would stay by their own rules."""
+    told = within_place(plan(mine, Policy(keep_last=99), NOW, ZONE), [mine, *others], most, NOW)
+    assert [v.name for v in told][: len(mine)] == [b.name for b in sorted(mine, key=lambda b: b.created_at)][::-1]
+    return {v.name: v.reason for v in told if not v.keep}
+
+
+def test_of_all_jobs_of_a_place_the_oldest_go() -> None:
+    daily, monthly = [backup(d) for d in (0, 1, 2)], [backup(d) for d in (10.5, 40.5, 70.5)]
+    assert in_place(6, daily, monthly) == {}
+    because = "At most 4 backups may lie in this place, of all jobs together, and it is the oldest that may go."
+    assert in_place(4, daily, monthly) == {"good-70.5": because, "good-40.5": because}
+    assert in_place(4, monthly, daily) == {"good-70.5": because, "good-40.5": because}
+
+
+def test_of_each_job_the_newest_the_newest_checked_and_what_is_pinned_stay_whatever_the_place_may_hold() -> None:
+    daily = [backup(0, partial=True), backup(1), backup(2), backup(3, pinned=True)]
+    monthly = [backup(10.5, verified=False), backup(40.5), backup(70.5)]
+    assert set(in_place(1, daily, monthly)) == {"good-2", "good-70.5"}
+
+
+def test_incomplete_ones_go_first_and_what_is_dated_ahead_is_not_counted() -> None:
+    daily = [backup(0), backup(1, partial=True), backup(2)]
+    monthly = [backup(-50), backup(40.5), backup(70.5)]
+    assert set(in_place(4, daily, monthly)) == {"partial-1"}
+    assert set(in_place(3, daily, monthly)) == {"partial-1", "good-70.5"}
+
+
+def test_what_the_rules_let_go_is_not_counted_in_the_place() -> None:
+    daily = [backup(d) for d in (0, 1, 2)]
+    told = within_place(plan(daily, Policy(keep_last=1), NOW, ZONE), [daily, [backup(40.5), backup(70.5)]], 3, NOW)
+    assert [v.name for v in told if not v.keep] == ["good-1", "good-2"]
+    assert "At most" not in " ".join(v.reason for v in told)
+
+
+def test_nothing_of_a_job_whose_newest_is_suspicious_goes_for_another_one() -> None:
+    daily, monthly = [backup(d) for d in (0, 1, 2)], [suspicious(10.5), backup(40.5), backup(70.5)]
+    assert in_place(1, daily, monthly).keys() == {"good-1", "good-2"}
+    assert in_place(1, monthly, daily).keys() == {"good-1", "good-2"}

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memu_backup.retention import CLOCK_SLACK, Candidate, Policy, Room, plan, wanted
+from memu_backup.model import CLOCK_SLACK
+from memu_backup.retention import Candidate, Policy, Room, plan, wanted
 
 ZONE = ZoneInfo("Europe/Berlin")
 NOW = datetime(2026, 1, 26, 12, 0, tzinfo=UTC)
@@ -209,6 +210,7 @@ def eventful(chance: random.Random) -> Iterator[datetime]:
         night += timedelta(days=chance.choices((1, 2, 9, 40, 250), (85, 8, 5, 1.5, 0.5))[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(seeded, st.sampled_from(POLICIES) | policies)
 def test_through_wrong_clocks_gaps_and_bad_nights_the_good_ones_stay(chance: random.Random, policy: Policy) -> None:

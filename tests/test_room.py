@@ -62,6 +62,7 @@ async def test_a_run_for_which_there_is_no_room_is_not_begun_and_nothing_goes_fo
     assert started.status == 1 and started.json["error_code"] == "disk_full"
 
 
+@pytest.mark.slow
 async def test_what_the_rules_let_go_anyway_goes_before_a_run_that_needs_its_room(home: Home) -> None:
     await made(home, 7, "keep_last = 9")
     (run,) = await made(home, 1, "keep_last = 6", BEGIN + timedelta(days=7))
@@ -72,6 +73,7 @@ async def test_what_the_rules_let_go_anyway_goes_before_a_run_that_needs_its_roo
     }
 
 
+@pytest.mark.slow
 async def test_with_min_free_the_oldest_make_room_but_for_the_pinned_and_the_newest_verified(home: Home) -> None:
     await made(home, 5, "keep_last = 9")
     assert home.run("keep", home.archives[0].name).status == 0
@@ -96,6 +98,7 @@ async def test_with_min_free_the_oldest_make_room_but_for_the_pinned_and_the_new
     assert days(home) == ["01", "08", "09"]
 
 
+@pytest.mark.slow
 async def test_nothing_goes_in_vain(home: Home) -> None:
     await made(home, 3, "keep_last = 9")
     (run,) = await made(home, 1, 'keep_last = 9, min_free = "5 MB"', BEGIN + timedelta(days=3))
@@ -140,6 +143,7 @@ async def test_the_status_tells_of_a_disk_before_it_is_full_and_what_it_tells_co
     assert (told.problems, told.days_left) == ((), None)
 
 
+@pytest.mark.slow
 async def test_while_a_backup_is_made_nothing_is_told_of_a_disk_that_it_half_fills(home: Home) -> None:
     await made(home, 7, "keep_last = 9")
     async with managed(home, [BEGIN + timedelta(days=6, hours=1)]) as manager:
@@ -149,6 +153,7 @@ async def test_while_a_backup_is_made_nothing_is_told_of_a_disk_that_it_half_fil
         assert (await manager.reports())["nightly"].problems == (Problem.NO_ROOM,)
 
 
+@pytest.mark.slow
 async def test_nothing_goes_to_make_room_for_a_run_whose_sources_are_known_to_be_away(home: Home) -> None:
     await made(home, 3, "keep_last = 9")
     before = fingerprints(home.backups)

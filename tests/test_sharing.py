@@ -62,6 +62,7 @@ async def back_up(manager: Manager) -> tuple[Run, Backup]:
     return run, next(b for _, b in await backups(manager.stores()) if b.name == run.filename)
 
 
+@pytest.mark.slow
 async def test_every_seventh_backup_shares_nothing_with_another(manager: Manager) -> None:
     nights = []
     for _ in range(9):
@@ -72,6 +73,7 @@ async def test_every_seventh_backup_shares_nothing_with_another(manager: Manager
     assert nights == [0, 1, 2, 3, 4, 5, 6, 0, 1]
 
 
+@pytest.mark.slow
 async def test_damage_in_the_older_one_costs_neither_this_night_nor_the_next(manager: Manager) -> None:
     _, first = await back_up(manager)
     rot(first)
@@ -85,6 +87,7 @@ async def test_damage_in_the_older_one_costs_neither_this_night_nor_the_next(man
     assert third.manifest and third.manifest.shares_with == second.name
 
 
+@pytest.mark.slow
 async def test_a_disk_that_went_while_it_was_read_gets_no_second_attempt_below_its_mount_point(
     manager: Manager,
 ) -> None:
@@ -108,7 +111,7 @@ def rot(backup: Backup) -> None:
         file.write(b"rot")
 
 
-@pytest.mark.parametrize("good", [0, 1])
+@pytest.mark.parametrize("good", [0, pytest.param(1, marks=pytest.mark.slow)])
 async def test_a_bad_block_is_found_in_each_backup_that_has_it(
     manager: Manager, good: int, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +141,7 @@ async def test_a_backup_known_to_be_damaged_is_passed_over(manager: Manager) -> 
     assert third.manifest and third.manifest.shares_with == first.name
 
 
+@pytest.mark.slow
 async def test_after_a_clock_that_was_years_ahead_nights_build_on_each_other_again(
     manager: Manager, wrong_by: list[timedelta]
 ) -> None:

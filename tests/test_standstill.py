@@ -105,6 +105,7 @@ def test_it_is_stopped_for_what_needs_it_and_runs_again_before_the_rest_is_read(
     assert journals(home) == []
 
 
+@pytest.mark.slow
 def test_with_the_window_open_for_all_it_waits_for_everything(home: Home, app: App) -> None:
     (home.photos / "film.mp4").write_bytes(os.urandom(300_000_000))
     configure(home, app, job='window = "all"\n')
@@ -198,6 +199,7 @@ def test_killed_in_the_window_the_unit_brings_it_back(home: Home, app: App, gate
     assert journals(home) == []
 
 
+@pytest.mark.slow
 async def test_killed_in_the_window_the_service_brings_it_back_when_it_starts(home: Home, app: App, gate: Gate) -> None:
     running = in_the_window(home, app, gate)
     running.kill()
@@ -215,6 +217,7 @@ def test_told_to_stop_in_the_window_it_brings_it_back_before_it_ends(home: Home,
     assert running.returncode != 0 and app.runs() and journals(home) == []
 
 
+@pytest.mark.slow
 def test_what_a_run_has_stopped_that_is_under_way_is_left_alone(home: Home, app: App, gate: Gate) -> None:
     running = in_the_window(home, app, gate)
     running.send_signal(signal.SIGSTOP)
@@ -226,6 +229,7 @@ def test_what_a_run_has_stopped_that_is_under_way_is_left_alone(home: Home, app:
     assert running.returncode == 0 and app.runs() and journals(home) == []
 
 
+@pytest.mark.slow
 def test_started_by_somebody_else_in_the_window_what_was_read_is_not_kept(home: Home, app: App, gate: Gate) -> None:
     running = in_the_window(home, app, gate)
     app.switch(True)
@@ -237,6 +241,7 @@ def test_started_by_somebody_else_in_the_window_what_was_read_is_not_kept(home: 
     made(home.run("start"), home)
 
 
+@pytest.mark.slow
 def test_two_backups_at_once_stop_it_one_after_the_other(home: Home, app: App, tmp_path: Path) -> None:
     stores = "".join(f'[stores.{n}]\nkind = "archive"\ndir = "{n}"\n' for n in ("one", "two"))
     jobs = '[jobs.other]\nstore = "two"\nconsistency = "stop"\n'

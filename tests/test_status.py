@@ -11,9 +11,21 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from memu_backup.model import Backup, Health, Manifest, Problem, Run, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.model import (
+    Backup,
+    Doubt,
+    Health,
+    Loss,
+    Manifest,
+    Problem,
+    Run,
+    SourceSummary,
+    Status,
+    StatusReport,
+    Trigger,
+)
 from memu_backup.outlook import Outlook
-from memu_backup.status import as_json, assess
+from memu_backup.status import as_json, assess, assess_elsewhere
 from memu_backup.words import status_message
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -270,6 +282,50 @@ def test_history_and_disk_do_not_count_one_backup_twice() -> None:
     assert judged([failed], on_disk).last_good is None
 
 
+# --- suspicious ------------------------------------------------------------------------------------------------------
+
+DOUBT = Doubt("photos", Loss.FILES, 4020, 4012)
+GONE = "photos: 4,012 of 4,020 files are gone"
+
+
+def doubted(runs: Sequence[Run], *names: str) -> list[Backup]:
+    """What lies on the disk, of which these are suspicious."""
+    return [replace(b, doubts=(DOUBT,)) if b.name in names else b for b in on_disk_with_manifests(runs)]
+
+
+def test_a_suspicious_backup_is_not_the_last_good_one_whatever_its_row_says() -> None:
+    told = replace(week()[0], status=Status.PARTIAL, error_code="suspicious", error=GONE)
+    for runs in (week(), [told, *week()[1:]], week()[1:]):
+        report = judged(runs, doubted(week(), name(0)))
+        assert (report.problems, report.health) == ((Problem.SUSPICIOUS,), Health.WARNING)
+        assert report.last_good and report.last_good.filename == name(1)
+        assert report.in_doubt == report.last and report.doubts == (DOUBT,)
+        assert report.last and (report.last.status, report.last.error) == (Status.PARTIAL, GONE)
+        assert as_json(report)["doubts"] == [{"source": "photos", "what": "files", "before": 4020, "lost": 4012}]
+
+
+def test_a_newer_backup_that_is_not_suspicious_ends_the_question_and_so_does_the_answer() -> None:
+    report = judged(week(), doubted(week(), name(1)))
+    assert (report.problems, report.in_doubt, report.doubts) == ((), None, ())
+    told = replace(week()[0], status=Status.PARTIAL, error_code="suspicious", error=GONE)
+    answered = judged([told, *week()[1:]], on_disk_with_manifests(week()))
+    assert answered.problems == () and answered.last_good and answered.last_good.filename == name(0)
+    assert answered.last_good.error_code is None
+
+
+def test_a_failure_after_it_comes_first_and_the_question_stays() -> None:
+    failed = run(0, Status.FAILED, error_code="disk_full")
+    report = judged([failed, *week()[1:]], doubted(week()[1:], name(1)))
+    assert report.problems == (Problem.LAST_FAILED, Problem.SUSPICIOUS, Problem.OVERDUE)
+    assert report.in_doubt and report.in_doubt.filename == name(1)
+
+
+def test_of_another_machine_it_is_known_from_its_rows() -> None:
+    told = replace(week()[0], status=Status.PARTIAL, error_code="suspicious", error=GONE)
+    report = assess_elsewhere([told, *week()[1:]], NOW)
+    assert Problem.SUSPICIOUS in report.problems and report.in_doubt == told
+
+
 @pytest.mark.parametrize(
     ("outlook", "problems", "health"),
     [
@@ -307,6 +363,11 @@ def test_as_json_has_stable_keys_and_utc() -> None:
         "sources",
         "drives",
         "copying",
+        "in_doubt",
+        "doubts",
+        "coverage",
+        "drill",
+        "drill_late",
     ]
     assert (told["health"], told["problems"], told["in_progress"]) == ("warning", ["usb_overdue"], None)
     assert (told["stored_count"], told["stored_bytes"]) == (7, 2_100_000_000)

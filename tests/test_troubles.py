@@ -7,9 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from memu_backup.model import Problem, Run, Status, StatusReport
+from memu_backup.model import Doubt, Loss, Problem, Run, Status, StatusReport
 from memu_backup.troubles import Found, of_jobs
 from tests.monday import BEFORE, BERLIN, DAY, DETAILED, FAILED, GOOD, NOW, PARTIAL
+from tests.test_messages import NOT_ALL, TESTED, UNTRIED
 
 BROKEN = replace(DETAILED, last=FAILED, last_good=BEFORE, problems=(Problem.LAST_FAILED,))
 
@@ -24,7 +25,7 @@ def told(made: Found) -> list[tuple[str, str]]:
 
 
 def test_nothing_is_wrong_with_a_healthy_household() -> None:
-    made = found(DETAILED)
+    made = found(replace(DETAILED, drill=TESTED))
     assert told(made) == [] and made.undecided == set()
     assert made.well["job:nightly"] == "All well again\nLast night's backup worked (312 MB)."
 
@@ -49,6 +50,30 @@ def test_what_is_about_to_be_tried_again_is_undecided_until_it_is_clear_that_it_
     assert made.undecided >= {"job:nightly"} and told(made) == [] and made.settled == []
     never = replace(FAILED, retry_at=NOW - timedelta(hours=3))
     assert told(found(replace(BROKEN, last=never))) == [("job:nightly", "disk_full")]
+
+
+SUSPICIOUS = replace(PARTIAL, error_code="suspicious", error="photos: 4,012 of 4,020 files are gone")
+ASKED = replace(
+    DETAILED,
+    last=SUSPICIOUS,
+    last_good=BEFORE,
+    problems=(Problem.SUSPICIOUS,),
+    in_doubt=SUSPICIOUS,
+    doubts=(Doubt("photos", Loss.FILES, 4020, 4012),),
+)
+
+
+def test_a_suspicious_one_is_a_question_that_stays_one_from_night_to_night() -> None:
+    made = found(ASKED, SUSPICIOUS)
+    assert told(made) == [("job:nightly", "suspicious photos:files")]
+    assert made.rows == {"job:nightly": [SUSPICIOUS]} and made.troubles[0].asks == SUSPICIOUS.run_id
+    more = (Doubt("chat", Loss.EVERYTHING, 3, 3), Doubt("photos", Loss.FILES, 4020, 4018))
+    assert told(found(replace(ASKED, doubts=more[1:]))) == told(made)
+    assert told(found(replace(ASKED, doubts=more))) == [("job:nightly", "suspicious chat:everything photos:files")]
+    late = replace(ASKED, problems=(Problem.SUSPICIOUS, Problem.OVERDUE))
+    assert told(found(late)) == told(made), "that there is no good one is why it is asked"
+    failed = replace(ASKED, last=FAILED, problems=(Problem.LAST_FAILED, Problem.SUSPICIOUS))
+    assert told(found(failed)) == [("job:nightly", "disk_full")]
 
 
 def test_incomplete_comes_before_overdue_and_overdue_before_nothing() -> None:
@@ -110,3 +135,11 @@ def test_a_backup_that_went_well_is_told_where_that_is_asked_for_and_only_soon_a
     old = replace(GOOD, created_at=GOOD.created_at - 2 * DAY)
     assert told(found(replace(DETAILED, last=old), completed=True)) == []
     assert GOOD.status is Status.SUCCESS
+
+
+def test_a_restore_test_that_failed_is_an_alert_until_one_goes_well() -> None:
+    failed = replace(DETAILED, drill=NOT_ALL)
+    assert told(found(failed)) == [("drill:nightly", NOT_ALL.drill_id)]
+    assert "drill:nightly" in found(replace(DETAILED, drill=TESTED)).well
+    assert "drill:nightly" in found(replace(DETAILED, drill=UNTRIED)).undecided
+    assert "drill:nightly" in found(replace(failed, history_away=True)).undecided

@@ -47,7 +47,9 @@ def test_a_flipped_bit_is_found_and_named_and_the_last_good_one_moves_back(home:
     found = home.run("verify", newest.name)
     assert found.status == 1
     head, first, second, _ = found.err.partition("Checking")[2].splitlines()[1:]
-    assert (head, first) == (f"{newest.name} is damaged:", "  photos/film.mp4 cannot be read back.")
+    whole = f"photos/film.mp4 is whole in {older.name}; to have it back, type: memu-backup restore {older} "
+    assert head == f"{newest.name} is damaged:"
+    assert first == f"  photos/film.mp4 cannot be read back. {whole}--path photos/film.mp4 --to FOLDER"
     assert re.fullmatch(r"  A compressed block is damaged, at byte [\d,]+ of the archive\.", second)
     assert home.rows()[0]["error_code"] == "damaged"
 
@@ -110,6 +112,7 @@ async def test_the_family_is_to_hear_of_damage_once(home: Home) -> None:
             assert archive.read_bytes() == flipped
 
 
+@pytest.mark.slow
 def test_of_another_programs_archive_is_said_what_was_shown(home: Home) -> None:
     subprocess.run(["tar", "-czf", home.folder / "old.tar.gz", "-C", home.folder, "photos"], check=True)
     verified = home.run("verify", "./old.tar.gz")
@@ -149,6 +152,7 @@ def test_a_damaged_copy_elsewhere_says_nothing_about_the_one_in_its_place(home: 
     assert (newest["action"], newest["subject"], newest["outcome"]) == ("verify full", archive.name, "damaged")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [4, 100, 1_000_000])
 def test_a_backup_that_was_cut_is_damaged(home: Home, cut: int) -> None:
     (archive,) = home.archives
@@ -179,6 +183,7 @@ def test_a_verification_without_the_history_still_says_what_it_found(home: Home)
     assert home.run("verify").status == 1
 
 
+@pytest.mark.slow
 def test_that_the_newest_is_damaged_is_known_without_the_history_too(home: Home) -> None:
     """It pushes no good one out, is not what `latest` means, and is told; until it is found whole again."""
     assert home.run("start").status == 0
@@ -206,6 +211,7 @@ def test_that_the_newest_is_damaged_is_known_without_the_history_too(home: Home)
     assert home.leftovers() == [] and not Path(f"{newest}.damaged").exists()
 
 
+@pytest.mark.slow
 def test_a_damage_found_while_the_history_is_away_is_known_when_it_is_back(home: Home) -> None:
     assert home.run("start").status == 0
     older, newest = home.archives
@@ -242,6 +248,7 @@ def script(path: Path, line: str) -> None:
     path.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["killed", "missing"])
 async def test_a_pg_restore_that_is_killed_or_missing_says_nothing_against_a_backup(
     chat: Home, tmp_path: Path, trouble: str

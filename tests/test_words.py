@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from memu_backup import errors, messages, words
-from memu_backup.model import Phase, Problem, SourceSummary, Status, StatusReport, Trigger
+from memu_backup.model import (
+    Backup,
+    Doubt,
+    Drill,
+    Loss,
+    Phase,
+    Problem,
+    SourceSummary,
+    Status,
+    StatusReport,
+    Tried,
+    Trigger,
+)
 from tests.monday import BEFORE as EARLIER
 from tests.monday import BERLIN, FAILED, HEALTHY, NOW
 from tests.monday import GOOD as LAST
@@ -182,7 +195,7 @@ def test_every_way_a_backup_can_fail_has_words() -> None:
     ends += [errors.DatabaseAway, errors.StoreError, errors.NotMounted, errors.DiskFull, errors.WriteFailed]
     ends += [errors.NoInodes, errors.QuotaUsedUp]
     ends += [errors.ArchiveError, errors.DamagedArchive]
-    ends += [errors.ServiceError, errors.EngineError, errors.EngineAway, errors.Disturbed]
+    ends += [errors.HalfWay, errors.ServiceError, errors.EngineError, errors.EngineAway, errors.Disturbed]
     assert {e.code for e in ends} == set(words.REASONS)
     for why in (*words.REASONS.values(), words.UNKNOWN_REASON):
         assert why.what[0].isupper()
@@ -418,3 +431,25 @@ def test_a_name_from_a_hostile_archive_stays_one_short_line(name: str, shown: st
 def test_an_archive_with_sources_without_end_does_not_fill_the_room() -> None:
     lines = told(replace(HEALTHY, sources=(PHOTOS,) * 1053))
     assert (len(lines), lines[50]) == (52, "… and 1,003 more")
+
+
+@pytest.mark.parametrize(
+    ("state", "read", "tried", "told"),
+    [
+        ("good", NOW, None, "whole, read back today 9:00 AM; pinned"),
+        ("good", None, None, "whole; pinned"),  # nobody knows: the history is away
+        ("good", NOW, Tried.WHOLE, "whole, read back today 9:00 AM; tried yesterday, and everything came back; pinned"),
+        ("good", None, Tried.FAILED, "whole; tried yesterday, and NOT everything came back; pinned"),
+        ("incomplete", None, None, "NOT COMPLETE: something could not be read when it was made; pinned"),
+        ("suspicious", None, None, "LOOKS WRONG: photos: 9 of 10 files are gone; pinned"),
+        ("damaged", NOW, None, "DAMAGED: what can be read of it goes into a folder; pinned"),
+        ("unreadable", None, None, "does not tell what it holds: another program made it, or it is damaged; pinned"),
+    ],
+)
+def test_who_has_to_choose_a_backup_is_told_how_good_it_is(
+    state: str, read: datetime | None, tried: Tried | None, told: str
+) -> None:
+    doubts = (Doubt("photos", Loss.FILES, 10, 9),)
+    backup = Backup("x.tar.gz", Path("/backups/x.tar.gz"), 1, NOW, None, pinned=True, doubts=doubts)
+    drill = Drill("1", "home", "nightly", "x.tar.gz", NOW, NOW - timedelta(days=1), tried) if tried else None
+    assert words.how_good(state, backup, read, drill, NOW, BERLIN) == told

@@ -13,6 +13,8 @@ import os
 import random
 import shutil
 import socket
+import stat
+import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -66,6 +68,27 @@ class Stick:
         subprocess.run(["losetup", *flags, self.node, self.image], check=True)
         self.hub.udevadm("trigger", "--action=add", f"--name-match={self.node}")
 
+    def divide(self) -> tuple[Path, Path]:
+        """Plug it in as a disk with two partitions, ONE and TWO, each half of it; their nodes."""
+        sectors = self.image.stat().st_size // 512
+        halves = [(2048, sectors // 2 - 2048), (sectors // 2, sectors // 2)]
+        entries = b"".join(struct.pack("<B3sB3sII", 0, b"", 0x83, b"", *half) for half in halves)
+        with self.image.open("r+b") as image:
+            image.seek(446)
+            image.write(entries.ljust(64, b"\0") + b"\x55\xaa")
+        subprocess.run(["losetup", "--partscan", self.node, self.image], check=True)
+        nodes = Path(f"{self.node}p1"), Path(f"{self.node}p2")
+        for label, node, (start, length) in zip(("ONE", "TWO"), nodes, halves, strict=True):
+            number = node.name[-1]
+            if not Path("/sys/class/block", node.name).exists():  # a kernel that does not look for them itself
+                subprocess.run(["addpart", self.node, number, str(start), str(length)], check=True)
+            if not node.exists():
+                major, _, minor = Path("/sys/class/block", node.name, "dev").read_text().strip().partition(":")
+                os.mknod(node, 0o600 | stat.S_IFBLK, os.makedev(int(major), int(minor)))
+            subprocess.run([*_MAKE["ext4"], "-L", label, node], check=True)
+            self.hub.udevadm("trigger", "--action=add", f"--name-match={node}")
+        return nodes
+
     def vanish(self) -> None:
         """As it looks to udev when somebody pulls it out; what has it open still has it."""
         self.hub.udevadm("trigger", "--action=remove", f"--name-match={self.node}")
@@ -109,7 +132,7 @@ class Hub:
 
     folder: Path
     _holder: subprocess.Popen[bytes]
-    _sticks: list[Stick] = field(default_factory=list)
+    sticks: list[Stick] = field(default_factory=list)
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -150,7 +173,7 @@ class Hub:
             argv = [*_MAKE[kind], *([] if kind == "minix" else [flag, label]), *named, str(image)]
             subprocess.run(argv, check=True, capture_output=True, env={**os.environ, "PATH": _PATH})
         stick = Stick(self, inside.folder / image.name if inside else image, _new_loop(), kind)
-        self._sticks.append(stick)
+        self.sticks.append(stick)
         with (self.root / "run/udev/rules.d/60-sticks.rules").open("a") as rules:
             rules.write(f'KERNEL=="{stick.node.name}*", ENV{{ID_BUS}}="usb", ENV{{ID_MODEL}}="Stick"\n')
         self.udevadm("control", "--reload")
@@ -199,12 +222,12 @@ class Hub:
         return made[0]
 
     def close(self) -> None:
-        for stick in self._sticks:
+        for stick in self.sticks:
             if stick.is_plugged_in():
                 subprocess.run(["losetup", "--detach", stick.node], check=False)
         self._holder.kill()
         self._holder.wait()
-        for stick in self._sticks:
+        for stick in self.sticks:
             deadline = time.monotonic() + 10
             while not _loop_gone(stick.node) and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -21,11 +21,12 @@ _NAMES_ITS_HOST = re.compile(r"(?:http|json|xml|form|mailto|ntfy|gotify|matrix)s
 class Notice:
     """Something to be told. ``key`` is always the same for the same news: who can drops a second copy by it.
 
-    ``text`` is plain; its first line is the title.
+    ``text`` is plain; its first line is the title. With ``asks`` it is a question about the backup of that run.
     """
 
     key: str
     text: str
+    asks: str = ""
 
 
 class Channel(Protocol):

@@ -18,12 +18,14 @@ from memu_backup.alerts import Notice
 from memu_backup.audit import Asker
 from memu_backup.chat import markup
 from memu_backup.chat.account import Account, Safe
+from memu_backup.chat.asked import Asked
 from memu_backup.chat.grammar import Command, Slip, parse
 from memu_backup.chat.session import Message, Reply, Said, Session
 from memu_backup.clock import Clock
 from memu_backup.errors import ChatError, MemuError, UsageError
 from memu_backup.manager import Manager
-from memu_backup.model import Level, Progress, Trigger
+from memu_backup.model import Backup, Level, Progress, Trigger
+from memu_backup.stores import Store
 from memu_backup.teller import Teller
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 Start = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 """Lets something run on its own, under a name: a backup does not end because the chat does."""
 
-_ACTS = frozenset({"now", "verify", "snooze", "yes", "trust"})
+_ACTS = frozenset({"now", "verify", "snooze", "yes", "accept", "trust"})
 """For admins only."""
 
 _YES = "\N{THUMBS UP SIGN}"  # of whatever colour
@@ -62,13 +64,14 @@ class Bot:
         self._clock = clock
         self._admins = frozenset(manager.config.chat.admins)
         self._question: Question | None = None
+        self.asked = Asked(Safe(manager.config.state_dir).folder / "asked.json")
         self._making_since: datetime | None = None
         self._strangers: dict[tuple[str, str], datetime] = {}
 
     async def answer(self, message: Message) -> Reply | None:
         """The reply to a message of the family's room; None for what was not meant for the bot."""
         if message.under:
-            return self._sign(message)
+            return await self._sign(message, message.under)
         match parse(message.text):
             case Command(word, about, marked=False) if about and not self._is_there(word, about):
                 return None  # a sentence that begins so
@@ -108,6 +111,8 @@ class Bot:
                 return await self._snooze(sender)
             case "trust":
                 return await self._trust(command.about, sender)
+            case "accept":
+                return await self._accept(command.about, sender)
             case "yes":
                 return self._yes(sender, self._question)
         return markup.headed(messages.help())
@@ -115,7 +120,8 @@ class Bot:
     # --- for everybody -----------------------------------------------------------------------------------------------
 
     async def _status(self) -> Reply:
-        return markup.status(await self._manager.reports(), self._clock(), self._manager.config.zone)
+        self._manager.config.must_have_jobs()
+        return markup.status(await self._manager.reports_in_full(), self._clock(), self._manager.config.zone)
 
     async def _list(self) -> str:
         jobs, found = self._manager.config.jobs, []
@@ -131,6 +137,7 @@ class Bot:
     # --- for admins --------------------------------------------------------------------------------------------------
 
     async def _now(self, command: Command, sender: str) -> Reply:
+        self._manager.config.must_have_jobs()
         jobs = tuple(self._manager.config.jobs)
         job = self._job(command.about) if command.about or len(jobs) > 1 else jobs[0]
         if job is None:
@@ -140,8 +147,9 @@ class Bot:
         for report in reports.values():
             if report.in_progress:
                 return markup.headed(messages.running(report.in_progress.created_at, now, zone))
-        last = reports[job].last_good
-        if last and last == reports[job].last and _same_day(last.created_at, now, zone):
+        mine = reports.get(job)  # none of one that is switched off
+        last = mine.last_good if mine else None
+        if mine and last and last == mine.last and _same_day(last.created_at, now, zone):
 
             async def asked(said: Said) -> None:
                 self._question = Question(said.event_id, now, job)
@@ -156,28 +164,57 @@ class Bot:
 
     def _is_there(self, word: str, about: str) -> bool:
         if word != "trust":
-            return self._job(about) is not None
+            return word == "now" and self._job(about) is not None
         try:
-            return bool(self._manager.visits.known.named(about))
+            return bool(self._manager.passports.known.named(about))
         except UsageError:
             return False
 
     async def _trust(self, name: str, sender: str) -> Reply:
         """The one that was asked about, where there is no doubt which."""
-        strangers = [drive for drive in self._manager.visits.known.drives() if drive.trusted_at is None]
+        strangers = [drive for drive in self._manager.passports.known.drives() if drive.trusted_at is None]
         if not name and len(strangers) != 1:
             return markup.headed(messages.which_drive(strangers))
-        drive = await self._manager.visits.trust(name or strangers[0].fs_uuid, Asker(sender, "chat"))
+        drive = await self._manager.passports.trust(name or strangers[0].fs_uuid, Asker(sender, "chat"))
         return markup.headed(messages.drive_trusted(drive))
 
-    def _sign(self, message: Message) -> Reply | None:
-        question = self._question
-        if question is None or message.under != question.event_id or not message.text.startswith(_YES):
+    async def _sign(self, message: Message, under: str) -> Reply | None:
+        question, run_id = self._question, self.asked.about(under)
+        mine = question is not None and question.event_id == under
+        if not (mine or run_id) or not message.text.startswith(_YES):
             return None
         if message.sender not in self._admins:
-            self.stranger(message.sender, "yes")
+            self.stranger(message.sender, "yes" if mine else "accept")
             return None
-        return self._yes(message.sender, question)
+        if mine:
+            return self._yes(message.sender, question)
+        try:
+            return await self._accepted(*await self._manager.of_run(run_id or ""), message.sender)
+        except MemuError as error:
+            return markup.headed(str(error))
+
+    async def _accept(self, name: str, sender: str) -> Reply:
+        """What is named, or the one that waits for an answer."""
+        if name:
+            return await self._accepted(*await self._manager.find(name), sender)
+        waiting = list((await self._manager.waiting()).values())
+        if len(waiting) == 1:
+            return await self._accepted(*await self._manager.of_run(waiting[0].run_id), sender)
+        said = messages.which_backup([run.filename for run in waiting]) if waiting else messages.nothing_waits()
+        return markup.headed(said)
+
+    async def _accepted(self, store: Store, backup: Backup, sender: str) -> Reply:
+        """Only as long as that is asked: what a newer backup has settled needs no answer."""
+        job = backup.manifest.job if backup.manifest else ""
+        if job not in await self._manager.waiting():
+            return markup.headed(messages.nothing_waits())
+        accepted = await self._manager.accept(store, backup, Asker(sender, "chat"))
+        if not accepted:
+            return markup.headed(messages.nothing_waits())
+        still = (await self._manager.waiting()).get(job)
+        times = [there.created_at for there in accepted]
+        said = still.error or "" if still else ""
+        return markup.headed(messages.accepted(times, said, self._clock(), self._manager.config.zone))
 
     def _yes(self, sender: str, question: Question | None) -> Reply:
         if question is None or self._clock() - question.asked_at > _ANSWER_WITHIN:
@@ -259,11 +296,12 @@ def _same_day(at: datetime, now: datetime, zone: tzinfo) -> bool:
 
 
 class Room:
-    """The family's room, as a way to tell people."""
+    """The family's room, as a way to tell people. What it asks is noted in ``asked``."""
 
-    def __init__(self, session: Session, host: str) -> None:
+    def __init__(self, session: Session, host: str, asked: Asked | None = None) -> None:
         self._session = session
         self._host = host
+        self._asked = asked
 
     async def test(self) -> Mapping[str, Any]:
         """See ``teller.Room``."""
@@ -280,7 +318,9 @@ class Room:
 
     async def send(self, notice: Notice) -> None:
         """See ``Channel``."""
-        await self._session.say(markup.headed(notice.text), notice.key)
+        said = await self._session.say(markup.headed(notice.text), notice.key)
+        if notice.asks and self._asked:
+            await asyncio.to_thread(self._asked.note, said.event_id, notice.asks)
 
 
 async def run(manager: Manager, teller: Teller, start: Start, clock: Clock, account: Account) -> None:
@@ -295,7 +335,7 @@ async def run(manager: Manager, teller: Teller, start: Start, clock: Clock, acco
         room,
         frozenset(config.chat.admins),
         bot.answer,
-        lambda: teller.room_is_open(Room(session, config.host)),
+        lambda: teller.room_is_open(Room(session, config.host, bot.asked)),
         bot.stranger,
     )
     await session.run()

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-WORDS = ("status", "list", "help", "now", "verify", "snooze", "yes", "trust")
+WORDS = ("status", "list", "help", "now", "verify", "snooze", "yes", "accept", "trust")
 """What may be asked for."""
 
 _LONGEST = 200
@@ -17,13 +17,13 @@ _ASKED = re.compile(
 _FORMS = {("/", "-"), ("//", "-"), ("/", " "), ("!", "-"), ("!", " "), ("", " ")}
 """Mark and gap. Element Web sends ``//backup-status`` as ``/backup-status``; other clients send it as it is."""
 
-_OF_A_JOB, _OF_A_DRIVE = ("now",), ("trust",)
+_OF_ONE_WORD, _OF_A_DRIVE = ("now", "accept"), ("trust",)
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One of ``WORDS``, and what it is ``about``, a job or a drive, as it was written. Where it is not ``marked``, the
-    name of nothing means that it was no command at all but a sentence.
+    """One of ``WORDS``, and what it is ``about``, a job, a backup or a drive, as it was written. Where it is not
+    ``marked``, the name of nothing means that it was no command at all but a sentence.
     """
 
     word: str
@@ -47,7 +47,7 @@ def parse(text: str) -> Command | Slip | None:
     if found is None:
         return None
     mark, gap, word, more = found["mark"], found["gap"] or "", (found["word"] or "").casefold(), found["more"] or ""
-    fits = not more or word in _OF_A_DRIVE or (word in _OF_A_JOB and len(more.split()) == 1)
+    fits = not more or word in _OF_A_DRIVE or (word in _OF_ONE_WORD and len(more.split()) == 1)
     apart = " " if gap.isspace() else gap
     if (mark, apart) in _FORMS and word in WORDS and fits:
         return Command(word, more, bool(mark))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import groupby
 
 from memu_backup.checks import Finding, found
 from memu_backup.config import Config
 from memu_backup.errors import MemuError
+from memu_backup.files import shown
 from memu_backup.sources import Lacking
 
 
@@ -18,6 +20,14 @@ async def source(config: Config, name: str) -> Finding:
     except MemuError as error:
         return Finding(what, False, str(error))
     good = not any(isinstance(w, Lacking) for w in warnings)
+    settings = config.sources[name]
+    for key, argvs in (("before_start", settings.before_start), ("after_restore", settings.after_restore)):
+        warnings += [
+            f"The program {shown(argv[0])}, which sources.{name}.{key} names, is not there, and would not run once it "
+            "was put back."
+            for argv in argvs
+            if shutil.which(argv[0]) is None
+        ]
     return Finding(what, good, " ".join(warnings) or "can be backed up")
 
 

@@ -11,6 +11,7 @@ from memu_backup.cli import (  # noqa: F401  each adds its commands
     alerts,
     chat,
     checking,
+    drill,
     finding,
     history,
     looking,
@@ -19,6 +20,7 @@ from memu_backup.cli import (  # noqa: F401  each adds its commands
     services,
     settings,
     usb,
+    verifying,
 )
 from memu_backup.cli.shell import app
 

@@ -60,7 +60,7 @@ async def _all(manager: Manager) -> AsyncIterator[Finding]:
     config = manager.config
     async for finding in manager.check():
         yield finding
-    yield await _service(config)
+    yield await service(config)
     of_chat = chat.check(config)
     for finding in of_chat:
         yield finding
@@ -73,7 +73,7 @@ async def _all(manager: Manager) -> AsyncIterator[Finding]:
         yield Finding("alerts", False, says)
 
 
-async def _service(config: Config) -> Finding:
+async def service(config: Config) -> Finding:
     """Whether the service runs, and whether it will after the next start of the machine."""
     from memu_backup import bell, lock
     from memu_backup.checks import Finding

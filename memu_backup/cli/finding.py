@@ -41,8 +41,8 @@ async def find(
             if manager and backup is None:
                 backups, found = await manager.search(pattern, on_progress)
             else:
-                _, there = await find_backup(manager, backup or "latest")
-                backups, found = [there], await search([there], pattern, on_progress)
+                lying = await find_backup(manager, backup or "latest")
+                backups, found = [lying[1]], await search([lying], pattern, on_progress)
     if json:
         console.print_json(_as_json(pattern, found))
     else:

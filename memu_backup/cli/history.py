@@ -22,6 +22,7 @@ _WHAT = {
     "interrupted": "is noted down as failed; its run was killed",
     "gone": "is noted down as gone: it no longer lies there",
     "came_back": "is noted down as there again",
+    "accepted": "is noted down as good: somebody said that it is as it should be",
 }
 _LEFT_OUT = "is left out: it does not tell what it is (another program made it, or it is damaged)"
 

@@ -18,6 +18,7 @@ from memu_backup.cli.shell import (
     manager_unless_file,
     the_manager,
 )
+from memu_backup.model import ReportKind
 
 if TYPE_CHECKING:
     from datetime import tzinfo
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
 async def status(
     everywhere: Annotated[bool, typer.Option("--all", help="Also of other machines that share the history.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Also what is in the last good backup.")] = False,
+    brief: Annotated[
+        bool, typer.Option("--brief", help="A few keys as JSON, all jobs of this machine in one.")
+    ] = False,
     json: Json = False,
 ) -> int:
     """Is everything safe? Exit status 1 when it is not."""
+    from memu_backup import brief as briefly
     from memu_backup import console, words
     from memu_backup.clock import now
     from memu_backup.errors import HistoryAway
@@ -44,26 +49,52 @@ async def status(
 
     away = ""
     async with the_manager() as manager:
-        host, zone = manager.config.host, manager.config.zone
-        reports = {(host, job): report for job, report in (await manager.reports()).items()}
+        host, zone, off = manager.config.host, manager.config.zone, manager.config.off
+        mine = await (manager.reports_in_full() if details or json else manager.reports())
+        in_brief = briefly.brief(manager.config, mine) if brief else None
+        reports = {(host, job): report for job, report in mine.items()}
         try:
             reports |= await manager.reports_elsewhere() if everywhere else {}
         except HistoryAway as error:
             away = f"Of other machines nothing can be told: {error}"
-    if json and everywhere:
+    if brief:
+        console.print_json(in_brief)
+    elif json and everywhere:
         hosts = dict.fromkeys(host for host, _ in reports)
         console.print_json({h: {job: as_json(r) for (on, job), r in reports.items() if on == h} for h in hosts})
     elif json:
         console.print_json({job: as_json(report) for (_, job), report in reports.items()})
-    for (on, job), report in reports.items() if not json else ():
+    for (on, job), report in reports.items() if not (json or brief) else ():
         if everywhere or len(reports) > 1:
             console.say(f"{job} on {on}:" if everywhere else f"{job}:")
         console.say(words.status_message(report, now(), zone))
         for line in words.details(report, told, now(), zone) if details else ():
             console.say(f"  {line}")
-    if away:
-        console.complain(away)
-    return EXIT_FAILED if away or any(r.health is not Health.HEALTHY for r in reports.values()) else 0
+    for sentence in filter(None, (away, off)):
+        console.complain(sentence)
+    return EXIT_FAILED if away or off or any(r.health is not Health.HEALTHY for r in reports.values()) else 0
+
+
+@app.command()
+@command
+async def report(
+    kind: Annotated[
+        ReportKind, typer.Argument(help="The last day, the week's space, the month, or what went wrong.")
+    ] = ReportKind.DAILY,
+    json: Json = False,
+) -> None:
+    """A report: daily, weekly, monthly or errors."""
+    from memu_backup import console, digest
+
+    async with the_manager() as manager:
+        told = await manager.digest(kind)
+        zone, off = manager.config.zone, manager.config.off
+    if json:
+        console.print_json(digest.as_json(told))
+    else:
+        console.say(digest.text(told, zone))
+    if off:
+        console.complain(off)
 
 
 @app.command("list")
@@ -84,20 +115,30 @@ async def list_backups(json: Json = False) -> None:
         return
     made_by = [_made_by(s) for s in stored]
     several = len(set(made_by)) > 1
+    shares = any(s.backup.manifest and s.backup.manifest.shared_bytes for s in stored)
     console.table(
-        ("Backup", "Made", "Size", "Files", "State", *(("Made by",) if several else ())),
+        (
+            "Backup",
+            "Made",
+            "Size",
+            *(("New on disk",) if shares else ()),
+            "Files",
+            "State",
+            *(("Made by",) if several else ()),
+        ),
         [
             (
                 s.backup.name,
                 words.moment(s.backup.created_at, now(), zone),
                 words.size(s.backup.size_bytes),
+                *((words.size(s.backup.taken_bytes),) if shares else ()),
                 f"{s.backup.manifest.files:,}" if s.backup.manifest else "?",
                 f"{s.state}, pinned" if s.backup.pinned else s.state,
                 *((by,) if several else ()),
             )
             for s, by in zip(stored, made_by, strict=True)
         ],
-        right=(2, 3),
+        right=(2, 3, 4) if shares else (2, 3),
     )
 
 
@@ -108,18 +149,22 @@ def _made_by(listed: Listed) -> str:
 
 
 def _listed_as_json(listed: Listed) -> dict[str, Any]:
+    from memu_backup.status import doubt_as_json
+
     there, made = listed.backup, listed.backup.manifest
     return {
         "name": there.name,
         "path": str(there.path),
         "created_at": there.created_at.isoformat(),
         "size_bytes": there.size_bytes,
+        "taken_bytes": there.taken_bytes,
         "content_bytes": made.size_bytes if made else None,
         "files": made.files if made else None,
         "job": made.job if made else None,
         "host": made.host if made else None,
         "state": listed.state,
         "pinned": there.pinned,
+        "doubts": [doubt_as_json(doubt) for doubt in there.doubts],
         "verified_at": listed.verified_at.isoformat() if listed.verified_at else None,
     }
 
@@ -134,18 +179,19 @@ async def show(
     """What a backup holds."""
     from memu_backup import console
     from memu_backup.errors import DamagedArchive
-    from memu_backup.formats.reader import ArchiveReader, is_own
+    from memu_backup.formats.reader import is_own
     from memu_backup.restore import about
+    from memu_backup.work import Stop
 
     async with manager_unless_file(backup) as manager:
-        _, there = await find(manager, backup)
+        store, there = await find(manager, backup)
         zone = manager.config.zone if manager else None
     try:
-        with ArchiveReader(there.path) as reader:
+        with store.open(there.path, Stop()) as reader:
             made = reader.manifest()
             entries = [e for e in reader.index() if not is_own(e.path, made)] if files or made is None else []
     except DamagedArchive as error:
-        raise about(there.path, error) from error
+        raise about(there.name, error) from error
     if json:
         console.print_json(_content_as_json(there, made, entries if files or made is None else None))
         return
@@ -156,10 +202,12 @@ async def show(
 
 def _content_as_json(there: Backup, made: Manifest | None, entries: list[Entry] | None) -> dict[str, Any]:
     from memu_backup.formats import manifest
+    from memu_backup.status import doubt_as_json
 
     document: dict[str, Any] = {
         "path": str(there.path),
         "pinned": there.pinned,
+        "doubts": [doubt_as_json(doubt) for doubt in there.doubts],
         "metadata": manifest.document(made) if made else None,
     }
     if entries is not None:
@@ -178,20 +226,22 @@ def _content_as_json(there: Backup, made: Manifest | None, entries: list[Entry] 
 
 
 def _show_manifest(there: Backup, made: Manifest, zone: tzinfo | None) -> None:
-    from memu_backup import console, words
+    from memu_backup import console, crosscheck, words
     from memu_backup.clock import now
 
     # Without settings, by the clock of the machine that we are on.
     when = words.moment(made.created_at, now(), zone or made.created_at.astimezone().tzinfo or UTC)
     pinned = "; pinned, so it stays" if there.pinned else ""
     console.say(f"{there.name}: {when}, on {made.host}, by job {made.job}{pinned}")
+    if there.doubts:
+        console.say(f"It looks wrong: {words.doubted(there.doubts)}. If it is as it should be: memu-backup accept")
     console.table(
         ("Source", "Place", "Files", "Size", "How"),
         [(s.name, s.place, f"{s.files:,}", words.size(s.size_bytes), s.consistency) for s in made.sources],
         right=(2, 3),
     )
     for source in made.sources:
-        for sentence in (*source.missing, *source.warnings):
+        for sentence in filter(None, (*source.missing, *source.warnings, crosscheck.sentence(source))):
             console.say(f"  {sentence}")
 
 

@@ -1,4 +1,4 @@
-"""Commands that make backups, keep them and let old ones go: run, start, keep, clean."""
+"""Commands that make backups, judge and keep them and let old ones go: run, start, accept, keep, clean."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from memu_backup.cli.shell import (
     the_manager,
     took,
 )
+from memu_backup.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from memu_backup.manager import Manager
     from memu_backup.model import Backup, Run
+    from memu_backup.stores import Store
 
 
 @app.command()
@@ -81,7 +84,12 @@ def _tell(row: Run, gone: Sequence[Backup]) -> None:
         console.say(f"Removed {_count(gone)}, which newer ones replace: {', '.join(b.name for b in gone)}.")
     for warning in row.warnings:
         console.complain(f"  {warning}")
-    if row.status is Status.PARTIAL:
+    if row.suspicious:
+        console.complain(
+            f"The backup looks wrong: {words.what_lacks(row)}. It is kept, and so are all older ones until this is "
+            f"settled.\nIf it is as it should be, type: memu-backup accept {row.filename}"
+        )
+    elif row.status is Status.PARTIAL:
         console.complain("The backup is incomplete: what stands above is not in it. All the rest is.")
 
 
@@ -90,6 +98,45 @@ def _count(backups: Sequence[Backup]) -> str:
 
     number = f"{len(backups)} backup{'' if len(backups) == 1 else 's'}"
     return f"{number} ({words.size(sum(b.size_bytes for b in backups))})"
+
+
+@app.command()
+@command
+async def accept(
+    backup: Annotated[
+        str | None,
+        typer.Argument(help="A name, or the beginning of one; may be left out where one waits.", metavar="BACKUP"),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Say that a backup that looks wrong is as it should be; it counts as good from now on."""
+    from memu_backup import console
+    from memu_backup.audit import at_the_terminal
+
+    async with the_manager() as manager:
+        accepted: list[Backup] = []
+        found = await find(manager, backup) if backup else await _waiting(manager)
+        if found:
+            accepted = await manager.accept(*found, at_the_terminal())
+    if json:
+        console.print_json({"accepted": [b.name for b in accepted]})
+    elif accepted:
+        console.say(
+            f"{' and '.join(b.name for b in accepted)} {'counts' if len(accepted) == 1 else 'count'} as good from now "
+            "on; the next backups are compared with it."
+        )
+    else:
+        console.say(
+            f"{found[1].name} does not look wrong; nothing to do." if found else "No backup waits for an answer."
+        )
+
+
+async def _waiting(manager: Manager) -> tuple[Store, Backup] | None:
+    """The backup that somebody is asked about. Raises UsageError where there are several."""
+    runs = list((await manager.waiting()).values())
+    if len(runs) > 1:
+        raise UsageError(f"Which backup? Name one of these: {', '.join(run.location for run in runs)}")
+    return await manager.of_run(runs[0].run_id) if runs else None
 
 
 @app.command()
@@ -136,9 +183,8 @@ async def clean(
         if going and not dry_run:
             what = f"{_count([d.backup for d in going])} for good"
             refusal = f"This would remove {what}. Add --yes to do it, or --dry-run to look."
-            if not yes and not await agreed(f"Remove {what}?", refusal=refusal):
-                console.complain("Nothing was removed.")
-                return EXIT_FAILED
+            if not yes:
+                await agreed(f"Remove {what}?", refusal=refusal, json=json)
             agreed_to = [d.backup.name for d in going]
             decisions = await manager.clean(name, at_the_terminal(), dry_run=False, agreed=agreed_to)
             gone = [d.backup for d in decisions if not d.verdict.keep]

@@ -82,6 +82,7 @@ def _marked(file: Path) -> list[str]:
         for store in places(settings):
             store.mark(settings.host, now())
             told.append(f"Marked {store.directory} as a place for backups.")
+        told += [settings.off] if settings.off else []
     except MemuError as error:
         told.append(f"{error} Then make the first backup by hand, which marks the place: memu-backup start")
     return told

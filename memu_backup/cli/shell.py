@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -193,22 +194,28 @@ def is_file(backup: str) -> bool:
 
 
 def job_or_only(config: Config, job: str | None, verb: str) -> str:
-    """Raises UsageError where several jobs could be meant."""
+    """Raises UsageError where several jobs could be meant, or there is none."""
     if job is not None:
         return job
+    config.must_have_jobs()
     first = next(iter(config.jobs))
     if len(config.jobs) > 1:
         raise UsageError(f"Which job? There are {', '.join(config.jobs)}. Type for example: memu-backup {verb} {first}")
     return first
 
 
-async def agreed(question: str, *, refusal: str) -> bool:
-    """Ask whoever sits there; raises UsageError with ``refusal`` where nobody does."""
+async def agreed(question: str, *, refusal: str, json: bool) -> None:
+    """Ask whoever sits there. Raises Declined; UsageError with ``refusal`` where nobody does, or JSON is wanted."""
     from memu_backup import console
 
-    if not console.interactive():
+    if json or not console.interactive():
         raise UsageError(refusal)
-    return await console.confirmed(question)
+    await console.confirmed(question)
+
+
+def as_typed(*argv: str) -> str:
+    """A command of ours, to be copied: of the same settings as this one."""
+    return shlex.join(["memu-backup", *(("--config", str(_options.config)) if _options.config else ()), *argv])
 
 
 def took(seconds: float) -> str:

@@ -37,8 +37,8 @@ async def list_drives(json: Json = False) -> None:
     from memu_backup.status import drive_as_json
 
     async with _the_manager() as manager:
-        plugged = {plug.fs_uuid for plug in manager.visits.look_around()}
-        drives, zone = manager.visits.known.drives(), manager.config.zone
+        plugged = {plug.fs_uuid for plug in manager.passports.look_around()}
+        drives, zone = manager.passports.known.drives(), manager.config.zone
     if json:
         console.print_json([{**drive_as_json(d), "plugged_in": d.fs_uuid in plugged} for d in drives])
         return
@@ -85,7 +85,7 @@ async def trust(
     from memu_backup.audit import at_the_terminal
 
     async with _the_manager() as manager:
-        known = await manager.visits.trust(drive, at_the_terminal(), called=name, kept_at=kept_at or "")
+        known = await manager.passports.trust(drive, at_the_terminal(), called=name, kept_at=kept_at or "")
         runs = await _ring(manager)
     _tell_of(known, messages.drive_trusted(known), json=json)
     if not json:
@@ -102,7 +102,7 @@ async def forget(drive: DriveName, json: Json = False) -> None:
     from memu_backup.words import the_drive
 
     async with _the_manager() as manager:
-        known = await manager.visits.forget(drive, at_the_terminal())
+        known = await manager.passports.forget(drive, at_the_terminal())
         await _ring(manager)
     what = f"{the_drive(known.called)} gets no copies any more. What lies on it stays; nothing was deleted."
     _tell_of(known, what[:1].upper() + what[1:], json=json)
@@ -123,7 +123,7 @@ async def rename(
     if name is None and kept_at is None:
         raise UsageError('Say how it is to be called, or where it is kept: --kept-at "grandma\'s"')
     async with _the_manager() as manager:
-        known = await manager.visits.rename(drive, at_the_terminal(), called=name, kept_at=kept_at)
+        known = await manager.passports.rename(drive, at_the_terminal(), called=name, kept_at=kept_at)
     kept = f", kept at {known.kept_at}" if known.kept_at else ""
     _tell_of(known, f"{known.label or known.fs_uuid} is now called {known.called}{kept}.", json=json)
 
@@ -148,8 +148,8 @@ async def copy_now(
         raise UsageError("Give a drive or --to FOLDER, not both.")
     async with _the_manager() as manager:
         visits = manager.visits
-        where = to if to is not None else visits.plugged(drive)
-        called = str(to) if isinstance(where, Path) else the_drive(visits.called(where))
+        where = to if to is not None else manager.passports.plugged(drive)
+        called = str(to) if isinstance(where, Path) else the_drive(manager.passports.called(where))
         try:
             if dry_run:
                 _say_planned(await visits.missing_on(where), called, json=json)
@@ -165,7 +165,7 @@ async def copy_now(
     _say_done(visit, called, held, json=json)
 
 
-def _nothing(_: int) -> None:
+async def _nothing(_: int) -> None:
     return
 
 
@@ -173,10 +173,10 @@ def _say_planned(missing: Sequence[Wanted], called: str, *, json: bool) -> None:
     from memu_backup import console, words
 
     if json:
-        console.print_json([{"name": w.backup.name, "size_bytes": w.backup.size_bytes} for w in missing])
+        console.print_json([{"name": w.archive.name, "size_bytes": w.archive.size_bytes} for w in missing])
         return
     for wanted in missing:
-        console.say(f"Would be copied: {wanted.backup.name} ({words.size(wanted.backup.size_bytes)})")
+        console.say(f"Would be copied: {wanted.archive.name} ({words.size(wanted.archive.size_bytes)})")
     if not missing:
         console.say(f"The latest backup lies on {called} already.")
     console.say("Nothing was written; this was a dry run.")
@@ -189,8 +189,8 @@ def _say_done(visit: Visit, called: str, held: Sequence[str], *, json: bool) -> 
     if json:
         console.print_json(
             {
-                "copied": [w.backup.name for w in made.copied],
-                "there": [w.backup.name for w in made.there],
+                "copied": [w.archive.name for w in made.copied],
+                "there": [w.archive.name for w in made.there],
                 "removed": list(made.removed),
                 "copied_bytes": made.copied_bytes,
                 "write_seconds": made.write_seconds,
@@ -201,11 +201,11 @@ def _say_done(visit: Visit, called: str, held: Sequence[str], *, json: bool) -> 
         return
     if visit.drive is None:
         for wanted in made.copied:
-            console.say(f"Copied and read back: {wanted.backup.name} ({words.size(wanted.backup.size_bytes)})")
+            console.say(f"Copied and read back: {wanted.archive.name} ({words.size(wanted.archive.size_bytes)})")
         if not made.copied:
             console.say(f"The latest backup lies in {called} already.")
     else:
-        copied, there = [w.backup for w in made.copied], [w.backup for w in made.there]
+        copied, there = [w.archive for w in made.copied], [w.archive for w in made.there]
         console.say(messages.drive_done(visit.drive, copied, there, held))
     if made.removed:
         console.say(f"Removed {len(made.removed)} older: {', '.join(made.removed)}")
@@ -222,15 +222,11 @@ async def eject(
     """Let a drive go, and say whether it may be removed."""
     from memu_backup import console, messages
     from memu_backup.cli.shell import EXIT_FAILED
-    from memu_backup.errors import LockHeld
-    from memu_backup.words import the_drive
 
     async with _the_manager() as manager:
-        plug = manager.visits.plugged(drive)
-        known = manager.visits.known.of(plug)
+        plug = manager.passports.plugged(drive)
+        known = manager.passports.known.of(plug)
         assert known
-        if copying := manager.visits.copying():
-            raise LockHeld(f"A copy to {the_drive(copying.called)} is being made. Wait until it is done.")
         held = await manager.visits.let_go(plug)
     if json:
         console.print_json({"drive": known.called, "held_by": list(held)})
@@ -242,7 +238,7 @@ async def eject(
 @asynccontextmanager
 async def _the_manager() -> AsyncIterator[Manager]:
     async with the_manager() as manager:
-        await manager.visits.learn()
+        await manager.passports.learn()
         yield manager
 
 

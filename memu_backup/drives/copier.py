@@ -6,7 +6,8 @@ and whoever watches can end this.
 
     python -m memu_backup.drives.copier SOURCE FOLDER NAME DEVICE
 
-SOURCE is a file, FOLDER the number of an open directory, NAME what the copy is called, DEVICE the drive's or empty.
+SOURCE is the number of an open file or pipe, FOLDER that of an open directory, NAME what the copy is called, DEVICE the
+drive's or empty.
 Prints lines of JSON: {"written": N}, {"read": N}, at last {"sha256": ..., "parts": [[NAME, SIZE, SHA256], ...],
 "write_seconds": ..., "read_seconds": ...} or {"failed": "source"|"drive"|"differs", "errno": ..., "what": ...}.
 """
@@ -18,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -54,7 +56,6 @@ class Copy:
         self._source, self._folder, self._name = source, folder, name
         self._parts = 0
         self._flushing: Future[None] | None = None
-        self.size_bytes = os.fstat(source).st_size
         self.sha256 = hashlib.sha256()
 
     def write(self) -> None:
@@ -163,12 +164,17 @@ def _read_ahead(
     """The blocks of a file, hashed; each is good until the next but one is asked for. Raises OSError, _Failed."""
     buffers = [memoryview(bytearray(BLOCK_BYTES)) for _ in range(3)]
     offset = turn = 0
+    placed = stat.S_ISREG(os.fstat(descriptor).st_mode)
+
+    def some(buffer: memoryview, at: int) -> int:
+        return os.preadv(descriptor, [buffer], at) if placed else os.readv(descriptor, [buffer])
 
     def read(buffer: memoryview, at: int) -> memoryview:
         size = 0
-        while size < len(buffer) and (more := os.preadv(descriptor, [buffer[size:]], at + size)):
+        while size < len(buffer) and (more := some(buffer[size:], at + size)):
             size += more
-        os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_DONTNEED)
+        if placed:
+            os.posix_fadvise(descriptor, at, size, os.POSIX_FADV_DONTNEED)
         sha256.update(buffer[:size])
         return buffer[:size]
 
@@ -194,13 +200,9 @@ def _say(**said: object) -> None:
 
 def main(argv: list[str]) -> int:
     """See above."""
-    source_path, folder, name, device = argv
+    source, folder, name, device = argv
     try:
-        try:
-            source = os.open(source_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise _Failed("source", error) from error
-        copy = Copy(source, int(folder), name)
+        copy = Copy(int(source), int(folder), name)
         begun = time.monotonic()
         copy.write()
         names = copy.publish()

@@ -6,18 +6,17 @@ is away must not keep a copy from a drive.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from memu_backup import lock
 from memu_backup.drives.udev import Plug, fit_to_show
 from memu_backup.errors import UsageError
 from memu_backup.files import write_atomically
@@ -46,8 +45,15 @@ class Known:
         self._file = file
         self._host = host
 
-    def exists(self) -> bool:
-        return self._file.exists()
+    def lost(self) -> bool:
+        """Whether this machine has no list, or a damaged one."""
+        try:
+            self._said()
+        except (FileNotFoundError, ValueError):
+            return True
+        except OSError:
+            return False
+        return False
 
     def drives(self) -> list[Drive]:
         """All of them, the one seen last first."""
@@ -83,22 +89,22 @@ class Known:
         known = f" There are: {there}." if there else " None was ever plugged in; plug it in first."
         raise UsageError(f"There is no drive called {fit_to_show(text)}.{known}")
 
-    def seen(self, plug: Plug, at: datetime) -> tuple[Drive, bool]:
-        """Note that it is plugged in; the drive, and whether it is a new one. Raises OSError."""
+    def seen(self, plug: Plug, at: datetime) -> Drive:
+        """Note that it is plugged in. Raises OSError."""
         with self._alone():
-            drives, news = self._read()
+            drives, news = self._to_change()
             before = next((drive for drive in drives.values() if drive.fs_uuid == plug.fs_uuid), None)
             drive = before or Drive(str(uuid.uuid4()), self._host, plug.fs_uuid, "", "", plug.size_bytes, at, at)
             label = plug.label or plug.model
             drive = replace(drive, label=label, filesystem=plug.filesystem, last_seen_at=at)
             drives[drive.drive_id] = drive
             self._write(*_bounded(drives, news))
-        return drive, before is None
+        return drive
 
     def change(self, drive_id: str, how: Callable[[Drive], Drive]) -> Drive:
         """Raises UsageError for one that was forgotten meanwhile, OSError."""
         with self._alone():
-            drives, news = self._read()
+            drives, news = self._to_change()
             if drive_id not in drives:
                 raise UsageError("This drive was forgotten meanwhile.")
             drives[drive_id] = changed = how(drives[drive_id])
@@ -108,51 +114,59 @@ class Known:
     def put(self, *new: Drive) -> None:
         """Raises OSError."""
         with self._alone():
-            drives, news = self._read()
+            drives, news = self._to_change()
             self._write(*_bounded({**drives, **{drive.drive_id: drive for drive in new}}, news))
 
     def tell(self, drive_id: str, at: datetime, text: str) -> None:
         """What there is to tell of it, in place of what there was. Raises OSError."""
         with self._alone():
-            drives, news = self._read()
+            drives, news = self._to_change()
             self._write(drives, {**news, drive_id: News(at, text)})
 
     def forget(self, drive_id: str) -> None:
         """Raises OSError."""
         with self._alone():
-            drives, news = self._read()
+            drives, news = self._to_change()
             drives.pop(drive_id, None)
             news.pop(drive_id, None)
             self._write(drives, news)
 
     def _read(self) -> tuple[dict[str, Drive], dict[str, News]]:
         try:
-            said = json.loads(self._file.read_bytes())
-            drives = {one["drive_id"]: _drive(one) for one in said["drives"]}
-            news = {of: News(_moment(one["at"]), str(one["text"])) for of, one in said["news"].items()}
-            return drives, news
+            return self._said()
+        except (FileNotFoundError, PermissionError):  # somebody who is not the service only looks
+            return {}, {}
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read (%s), so no drive is known.", self._file, error)
+            return {}, {}
+
+    def _to_change(self) -> tuple[dict[str, Drive], dict[str, News]]:
+        """Raises OSError: what cannot be read right now must not be written over."""
+        try:
+            return self._said()
         except FileNotFoundError:
             return {}, {}
-        except PermissionError:  # somebody who is not the service only looks
+        except ValueError as error:
+            log.warning("%s is damaged (%s); it is kept beside it as .damaged.", self._file, error)
+            self._file.rename(self._file.with_suffix(".damaged"))
             return {}, {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            log.warning("%s cannot be read (%s), so no drive is known: approve them anew.", self._file, error)
-            return {}, {}
+
+    def _said(self) -> tuple[dict[str, Drive], dict[str, News]]:
+        """Raises OSError, and ValueError where it is damaged."""
+        said = json.loads(self._file.read_bytes())
+        try:
+            drives = {one["drive_id"]: _drive(one) for one in said["drives"]}
+            return drives, {of: News(_moment(one["at"]), str(one["text"])) for of, one in said["news"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(str(error)) from error
 
     def _write(self, drives: Mapping[str, Drive], news: Mapping[str, News]) -> None:
         said = {"drives": [asdict(d) for d in drives.values()], "news": {of: asdict(n) for of, n in news.items()}}
         write_atomically(self._file, json.dumps(said, default=datetime.isoformat, indent=1).encode())
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> AbstractContextManager[None]:
         self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self._file.with_name(f".{self._file.name}.lock")
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+        return lock.briefly(self._file.with_name(f".{self._file.name}.lock"))
 
 
 def _bounded(drives: dict[str, Drive], news: dict[str, News]) -> tuple[dict[str, Drive], dict[str, News]]:
@@ -163,7 +177,9 @@ def _bounded(drives: dict[str, Drive], news: dict[str, News]) -> tuple[dict[str,
 
 
 def _drive(said: Mapping[str, Any]) -> Drive:
-    return Drive(**{**said, **{name: said[name] and _moment(said[name]) for name in _TIMES}})
+    """A later version may say more of each."""
+    known = {name: value for name, value in said.items() if name in Drive.__dataclass_fields__}
+    return Drive(**{**known, **{name: said[name] and _moment(said[name]) for name in _TIMES}})
 
 
 def _moment(text: str) -> datetime:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from memu_backup import process
 from memu_backup.drives.udev import Plug
-from memu_backup.errors import DriveBroken, DriveGone, DriveReadOnly, DriveUnfit
+from memu_backup.errors import DriveBroken, DriveError, DriveGone, DriveReadOnly, DriveUnfit
 from memu_backup.work import Stop, in_thread
 
 log = logging.getLogger(__name__)
@@ -40,8 +40,11 @@ _OPTIONS = {
 }
 """What copies go to. Any other filesystem is nobody's backup drive, or a trap for a rarely used part of the kernel."""
 
-_HELPERS = {"ntfs": ("ntfs-3g",), "exfat": ("exfat-fuse",)}
+_HELPERS = {"ntfs": "ntfs-3g", "exfat": "exfat-fuse"}
 """Programs of the same kind, mount.NAME, for kernels that do not know a filesystem themselves."""
+
+_FIRST = {"ntfs": "ntfs3"}
+"""What the kernel's own is called where newer ones give the plain name to another, which only reads."""
 
 _MOUNT_S = 60.0
 _SYSTEM = tuple(map(Path, ("/usr", "/var", "/home", "/srv", "/boot", "/boot/efi", "/boot/firmware")))
@@ -112,6 +115,12 @@ def belongs_to_the_machine(plug: Plug, needed: Iterable[Path]) -> bool:
     return any(name in names or os.path.realpath(name) == str(plug.node) for name in first)
 
 
+def _disk(node: Path) -> Path:
+    """The whole of which ``node`` is a partition; itself where it is none."""
+    sys = Path("/sys/class/block", node.name).resolve()
+    return node.with_name(sys.parent.name) if (sys / "partition").exists() else node
+
+
 def _siblings(node: Path) -> set[str]:
     """MAJOR:MINOR of the whole disk and of each partition of it."""
     disk = Path("/sys/class/block", node.name).resolve()
@@ -149,6 +158,7 @@ async def mounted(plug: Plug, folder: Path, *, reading: bool = False) -> AsyncIt
     """
     if why := unfit(plug):
         raise DriveUnfit(why)
+    folder = folder.resolve()  # as the kernel names it
     if not reading and _read(Path("/sys/class/block", plug.node.name, "ro")) == "1":
         raise DriveReadOnly("It is write-protected.")
     await _unmount(folder)  # left by one that was killed
@@ -168,9 +178,9 @@ async def mounted(plug: Plug, folder: Path, *, reading: bool = False) -> AsyncIt
 
 async def _mount(plug: Plug, folder: Path, *, reading: bool) -> None:
     said = ""
-    kinds = [plug.filesystem, *(h for h in _HELPERS.get(plug.filesystem, ()) if shutil.which(f"mount.{h}", path=_PATH))]
+    kinds = [_FIRST.get(plug.filesystem), _helper(plug.filesystem), plug.filesystem]
     access = "ro" if reading else "rw"
-    for kind in kinds:
+    for kind in filter(None, kinds):
         options = f"{access},nosuid,nodev,noexec,{_OPTIONS[plug.filesystem]}"
         said = await _run("mount", "-t", kind, "-o", options, str(plug.node), str(folder))
         if not said:
@@ -187,6 +197,11 @@ async def _mount(plug: Plug, folder: Path, *, reading: bool) -> None:
         raise DriveUnfit(f"It cannot be mounted safely here ({said or 'the kernel does not know how'}).")
     if not reading and await in_thread(lambda: _read_only(folder), Stop()):
         raise DriveReadOnly("It can only be read right now: it is write-protected, or was mounted so by somebody else.")
+
+
+def _helper(filesystem: str) -> str | None:
+    helper = _HELPERS.get(filesystem)
+    return helper if helper and shutil.which(f"mount.{helper}", path=_PATH) else None
 
 
 def _top(folder: Path) -> int:
@@ -218,23 +233,30 @@ async def _run(*argv: str) -> str:
         return "it does not answer"
     except OSError as error:
         return f"{argv[0]}: {error.strerror}"
-    return done.last_error_line.removesuffix(".") if done.returncode else ""
+    if not done.returncode:
+        return ""
+    lines = (line.strip() for line in done.stderr.decode(errors="replace").splitlines())
+    # util-linux 2.38 and later end with a hint to dmesg, after what went wrong.
+    return " ".join(line for line in lines if line and not line.startswith("dmesg(1)")) or f"status {done.returncode}"
 
 
 def _refused(plug: Plug, said: str) -> Exception:
     log.info("Mounting %s: %s", plug.node, said)
+    if "must be superuser" in said or "permission denied" in said.lower():
+        return DriveError("This memu-backup may not mount drives: let the service do it, or type the same with sudo.")
     if not plug.node.exists():
         return DriveGone("It was pulled out.")
     if "write-protected" in said or "read-only" in said:
         return DriveReadOnly("It is write-protected.")
     if "unknown filesystem type" in said:
+        helper = _HELPERS.get(plug.filesystem)
         return DriveUnfit(
-            f"This server cannot mount its filesystem ({plug.filesystem}). Whoever looks after the server installs "
-            "exfat-fuse or ntfs-3g."
+            f"This server's Linux does not know its filesystem ({plug.filesystem})."
+            + (f" Whoever looks after the server can install {helper}." if helper else "")
         )
     if plug.filesystem == "ntfs" and ("hibernat" in said or "unsafe state" in said):
         return DriveReadOnly("Windows did not let go of it properly. Plug it into that computer, and eject it there.")
-    return DriveBroken(f"It cannot be mounted ({said}). It may be damaged: have it checked on a computer.")
+    return DriveBroken("It cannot be mounted: it may be damaged.")
 
 
 async def _unmount(folder: Path) -> None:
@@ -250,9 +272,12 @@ async def _unmount(folder: Path) -> None:
 
 
 def holders(plug: Plug) -> list[str]:
-    """Where the drive is still in use: mount points, or one empty name where somebody has it who cannot be named."""
-    found = [str(mount.point) for mount in mounted_at(plug.node)]
-    return found or ([""] if _is_held(plug.node) else [])
+    """Where the drive is still in use, all parts of it: mount points, or one empty name where somebody has it who
+    cannot be named.
+    """
+    disk = _siblings(plug.node)
+    found = [str(m.point) for m in mounts() if m.device in disk or _number(Path(m.source)) in disk]
+    return found or ([""] if _is_held(plug.node) or _is_held(_disk(plug.node)) else [])
 
 
 def _is_held(node: Path) -> bool:
@@ -272,8 +297,7 @@ async def power_off(plug: Plug) -> None:
 
 
 def _power_off(plug: Plug) -> None:
-    sys = Path("/sys/class/block", plug.node.name).resolve()
-    disk = plug.node.with_name(sys.parent.name) if (sys / "partition").exists() else plug.node
+    disk = _disk(plug.node)
     try:
         # With O_EXCL: not while anything on the whole disk is mounted.
         descriptor = os.open(disk, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)

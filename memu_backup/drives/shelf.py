@@ -18,20 +18,20 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from memu_backup.drives.copier import partial_name
-from memu_backup.errors import DriveBroken, DriveError, DriveFull, DriveGone, DriveReadOnly
-from memu_backup.formats import sums
+from memu_backup.errors import ArchiveError, DriveBroken, DriveError, DriveFull, DriveGone, DriveReadOnly, UsageError
+from memu_backup.formats import parts, sums
+from memu_backup.formats.reader import ArchiveReader
 
 FOLDER = "memu-backup"
 MARKER, FORMAT = "drive.json", "memu-backup-drive/1"
-SIDECAR, PARTS = ".sha256", ".pieces.sha256"
+SIDECAR, PARTS = ".sha256", parts.LIST
 
 _LONGEST_NOTE = 1 << 20
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -56,7 +56,7 @@ def trouble(error: OSError, *, there: bool = True) -> DriveError:
 @dataclass(frozen=True, slots=True)
 class Copy:
     """A copy on a drive. ``files`` are its parts in order, or the one file; ``sha256`` is of the whole, and None where
-    it was never read back.
+    it was never read back, or a part is missing. By ``order`` they are sorted as they were made.
     """
 
     name: str
@@ -81,14 +81,22 @@ def marker_on(top: int) -> str:
 
 def copies_on(top: int, host: str, job: str) -> list[Copy]:
     """Those of one job, newest first. Writes nothing. Raises DriveError."""
+    with reading(top, host, job) as shelf:
+        return shelf.copies() if shelf else []
+
+
+@contextmanager
+def reading(top: int, host: str, job: str) -> Iterator[JobShelf | None]:
+    """The folder for copies of one job as it lies there, None without one. Writes nothing. Raises DriveError."""
     descriptors: list[int] = []
     with telling():
         try:
-            for name in (FOLDER, folder_name(host, job)):
-                descriptors.append(os.open(name, _FOLDER_FLAGS, dir_fd=descriptors[-1] if descriptors else top))
-            return JobShelf(descriptors[-1]).copies()
-        except FileNotFoundError:
-            return []
+            with suppress(FileNotFoundError):
+                for name in (FOLDER, folder_name(host, job)):
+                    with _no_folder(name):
+                        above = descriptors[-1] if descriptors else top
+                        descriptors.append(os.open(name, _FOLDER_FLAGS, dir_fd=above))
+            yield JobShelf(descriptors[-1]) if len(descriptors) == 2 else None
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -158,31 +166,37 @@ class JobShelf:
     def copies(self) -> list[Copy]:
         """Newest first, by their names; also those that nobody has read back."""
         pieces: dict[str, dict[str, int]] = {}
-        orders: dict[str, tuple[str, int]] = {}
         with telling(), os.scandir(self.descriptor) as entries:
             for entry in entries:
                 found = _ARCHIVE.fullmatch(entry.name)
                 if found and entry.is_file(follow_symlinks=False):
                     pieces.setdefault(found["name"], {})[entry.name] = entry.stat(follow_symlinks=False).st_size
-                    orders[found["name"]] = found["at"], int(found["n"] or 1)
         copies = [
-            Copy(name, tuple(sorted(sizes)), sum(sizes.values()), self._checked(name), orders[name])
+            Copy(name, tuple(sorted(sizes)), sum(sizes.values()), self._checked(name, sizes), order_of(name))
             for name, sizes in pieces.items()
         ]
         return sorted(copies, key=lambda copy: copy.order, reverse=True)
 
-    def _checked(self, name: str) -> str | None:
+    def _checked(self, name: str, files: Collection[str]) -> str | None:
+        if sorted(files) != [name] and sorted(files) != [f"{name}.part{n:03}" for n in range(1, len(files) + 1)]:
+            return None
         try:
             said = sums.parse(_note(self.descriptor, name + SIDECAR) or b"")
         except OSError:
             return None
-        return said[0] if said and said[1] == name else None
+        return said[0] if said and said[1] == name and self._has_its_end(min(files)) else None
 
-    def vouch(self, name: str, sha256: str, parts: Sequence[tuple[str, int, str]]) -> None:
+    def _has_its_end(self, file: str) -> bool:
+        """Whether an archive is as long as its last bytes say: its last part may be missing, or be cut off."""
+        with suppress(ArchiveError, UsageError), ArchiveReader(path_of(self.descriptor, file)) as reader:
+            return reader.indexed and reader.whole
+        return False
+
+    def vouch(self, name: str, sha256: str, pieces: Sequence[tuple[str, int, str]]) -> None:
         """Note that a copy was read back: from here on it is whole."""
         with telling():
-            if len(parts) > 1:
-                lines = b"".join(sums.line(of_part, part) for part, _, of_part in parts)
+            if len(pieces) > 1:
+                lines = b"".join(sums.line(of_piece, piece) for piece, _, of_piece in pieces)
                 _write(self.descriptor, name + PARTS, lines)
             _write(self.descriptor, name + SIDECAR, sums.line(sha256, name))
 
@@ -194,16 +208,22 @@ class JobShelf:
                     os.unlink(name, dir_fd=self.descriptor)
             os.fsync(self.descriptor)
 
-    def clear(self, name: str) -> None:
-        """Make room for a copy of that name: what was not finished goes. Raises DriveBroken for what is no file."""
+    def clear(self, name: str, sha256: str | None) -> None:
+        """Make room for a copy of that name and checksum: what was not finished, or is not whole any more, goes.
+
+        Raises DriveBroken for what is no file, and for a whole copy of another backup, which stays.
+        """
         with telling():
-            for number in range(1, 1000):
-                try:
-                    os.unlink(partial_name(name, number), dir_fd=self.descriptor)
-                except FileNotFoundError:
-                    break
-        if unfinished := next((c for c in self.copies() if c.name == name), None):
-            self.remove(unfinished)
+            for left in os.listdir(self.descriptor):  # noqa: PTH208  Path knows no descriptors
+                if left.startswith(f".{name}.") and left.endswith(".partial"):
+                    os.unlink(left, dir_fd=self.descriptor)
+        if there := next((c for c in self.copies() if c.name == name), None):
+            if there.sha256 not in (None, sha256):
+                raise DriveBroken(
+                    f"Another backup that has the same name lies on it already ({name}). It was left as it is, and "
+                    "nothing was copied: the one on the server may have been changed since."
+                )
+            self.remove(there)
         try:
             os.stat(name, dir_fd=self.descriptor, follow_symlinks=False)
         except OSError:
@@ -227,10 +247,27 @@ def folder_name(host: str, job: str) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', host).strip('.-') or 'server'}_{job}"
 
 
-def to_go(copies: Iterable[Copy], keep: int) -> list[Copy]:
-    """What ``keep`` copies of a job leave no place for, of those newest first: never the newest whole one."""
-    whole = [copy for copy in copies if copy.sha256]
+def order_of(name: str) -> tuple[str, int]:
+    """By which the archives of a job are sorted as they were made; all of other names come first."""
+    found = _ARCHIVE.fullmatch(name)
+    return (found["at"], int(found["n"] or 1)) if found else ("", 0)
+
+
+def to_go(copies: Iterable[Copy], newest: str, keep: int) -> list[Copy]:
+    """What ``keep`` copies of a job leave no place for, of those newest first, when ``newest`` was just copied.
+
+    Never that one; and those that were dated by a clock that was ahead do not count.
+    """
+    whole = [copy for copy in copies if copy.sha256 and copy.order <= order_of(newest)]
     return whole[max(1, keep) :]
+
+
+def newest_of(copies: Sequence[Copy], latest: str) -> Copy | None:
+    """The one that must not go while there is no newer one: the newest whole one that is no newer than ``latest``, else
+    the newest whole one of all.
+    """
+    whole = [copy for copy in copies if copy.sha256]
+    return next((copy for copy in whole if copy.order <= order_of(latest)), whole[0] if whole else None)
 
 
 @contextmanager
@@ -243,11 +280,18 @@ def telling() -> Iterator[None]:
 
 
 def _folder(parent: int, name: str) -> int:
-    try:
+    with _no_folder(name):
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=parent)
             os.fsync(parent)
         return os.open(name, _FOLDER_FLAGS, dir_fd=parent)
+
+
+@contextmanager
+def _no_folder(name: str) -> Iterator[None]:
+    """Raises DriveBroken where something else stands in its place."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOTDIR, errno.ELOOP):
             raise

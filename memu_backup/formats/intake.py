@@ -61,11 +61,8 @@ class Reading:
         after = self._after()
         if after is None:
             return 0, 0
-        rested = self._begun_ns - after.st_ctime_ns > _REST_NS
         same = version(after) == version(self._before) and not self.told
-        if not rested or not same or self._header.extents is not None or after.st_ino >= 2**63:
-            return 0, 0
-        return after.st_ino, after.st_ctime_ns
+        return identity(after, self._begun_ns) if same and self._header.extents is None else (0, 0)
 
     def note(self) -> str:
         """What its owner did meanwhile, as half a sentence; nothing where it was left alone, or a loss was told."""
@@ -119,6 +116,12 @@ class Reading:
         if not self.told:
             self._lost.append(f"{shown(self._header.path)} {what}")
         self.told = True
+
+
+def identity(status: os.stat_result, begun_ns: int) -> tuple[int, int]:
+    """Inode and ctime; zeros for what was changed too shortly before the run to be known by them."""
+    rested = begun_ns - status.st_ctime_ns > _REST_NS
+    return (status.st_ino, status.st_ctime_ns) if rested and status.st_ino < 2**63 else (0, 0)
 
 
 def version(status: os.stat_result) -> tuple[int, int, int, int, int]:

@@ -7,19 +7,19 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from memu_backup.errors import ArchiveError, DamagedArchive
 from memu_backup.files import shown
 from memu_backup.formats import hashing, manifest, sums
-from memu_backup.formats.hashing import Digest, Hash, HashThread
+from memu_backup.formats.hashing import Digest, HashThread
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader, agree
-from memu_backup.formats.tally import mode_line
+from memu_backup.formats.tally import Seen
 from memu_backup.formats.tar import Header, Type
 from memu_backup.formats.untar import unfold
-from memu_backup.model import Manifest, SourceSummary
+from memu_backup.model import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ _UNSETTLED = 1000
 class Proof:
     """What was found. ``problems`` are sentences; ``sha256`` is that of the archive file, where all of it was read.
 
-    ``compared`` is False where it tells nothing that its content could be compared with.
+    ``compared`` is False where it tells nothing that its content could be compared with. ``spoiled`` are the paths of
+    damaged files, the first of them.
     """
 
     problems: tuple[str, ...]
@@ -41,6 +42,7 @@ class Proof:
     content_bytes: int
     sha256: str | None = None
     compared: bool = True
+    spoiled: tuple[str, ...] = ()
 
 
 def quick(reader: ArchiveReader) -> Proof:
@@ -65,34 +67,6 @@ def quick(reader: ArchiveReader) -> Proof:
             (f"{reader.path.name}: its index and its metadata do not agree.",), found.files, found.content_bytes
         )
     return found
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What one pass over an archive found of one source."""
-
-    summary: SourceSummary
-    files: int = 0
-    directories: int = 0
-    links: int = 0
-    size_bytes: int = 0
-    sums: Hash = field(default_factory=hashing.new)
-    modes: Hash = field(default_factory=hashing.new)
-
-    def problems(self) -> Iterator[str]:
-        told = self.summary
-        for what, here, there in (
-            ("files", self.files, told.files),
-            ("folders", self.directories, told.directories),
-            ("links", self.links, told.links),
-            ("bytes", self.size_bytes, told.size_bytes),
-        ):
-            if here != there:
-                yield f"{told.name} holds {here:,} {what} and should hold {there:,}."
-        if self.sums.hexdigest() != told.checksum:
-            yield f"{told.name} is not what it was when it was written (its checksum differs)."
-        elif self.modes.hexdigest() != told.modes_checksum:
-            yield f"{told.name}: owners or rights are not what they were when it was written."
 
 
 def unchanged(reader: ArchiveReader, sha256: str, tick: Callable[[int, int, str], None]) -> Proof | None:
@@ -121,7 +95,7 @@ def full(reader: ArchiveReader, tick: Callable[[int, int, str], None]) -> Proof:
         check.run()
     except DamagedArchive as error:
         log.debug("The damage in %s:", reader.path.name, exc_info=error)
-        return check.proof(_damage(reader, str(error)))
+        return check.proof(_damage(reader, str(error), check.spoiled))
     problems = [] if reader.whole else [f"{reader.path.name} is not as long as it was when it was written."]
     if reader.cut:
         problems.append(f"{reader.path.name} lacks its last bytes, by which single files are found.")
@@ -134,7 +108,7 @@ class _Pass:
         self._reader = reader
         self._tick = tick
         self._whole = hashing.new()
-        self._seen: list[_Seen] = []
+        self._seen: list[Seen] = []
         self._manifest: Manifest | None = None
         self._files = self._bytes = 0
         self._own_files = self._own_bytes = 0
@@ -145,10 +119,11 @@ class _Pass:
         self._sums_differ = self._index_differs = False
         self._unsettled: deque[tuple[Header, Digest | None]] = deque()
         self._finished = False
+        self.spoiled: list[str] = []
 
     def run(self) -> None:
         self._manifest = self._reader.manifest() if self._reader.indexed else None
-        self._seen = [_Seen(s) for s in self._manifest.sources] if self._manifest else []
+        self._seen = [Seen(s) for s in self._manifest.sources] if self._manifest else []
         self._index = self._reader.index() if self._reader.indexed else None
         linked = set(self._reader.link_targets())
         with (
@@ -233,12 +208,7 @@ class _Pass:
         seen = next((s for s in self._seen if manifest.lies_in(header.path, s.summary.place)), None)
         if seen is None:
             return
-        seen.files += header.type is Type.FILE
-        seen.directories += header.type is Type.DIRECTORY
-        seen.links += header.type in (Type.SYMLINK, Type.HARDLINK)
-        seen.size_bytes += header.size_bytes
-        seen.sums.update(line)
-        seen.modes.update(mode_line(header))
+        seen.add(header, line)
 
     def problems(self) -> list[str]:
         found = [p for seen in self._seen for p in seen.problems()]
@@ -256,14 +226,16 @@ class _Pass:
         for line, here in zip_longest(self._reader.own_lines(manifest.SUMS_NAME), self._lines):
             if line is not None and hash(line + b"\n") != here and (said := sums.parse(line)) and named < _NAMED:
                 named += 1
+                self.spoiled.append(said[1])
                 yield f"{shown(said[1])} is not what it was when it was written."
 
     def proof(self, problems: tuple[str, ...]) -> Proof:
         sha256 = self._whole.hexdigest() if self._finished else None
-        return Proof(problems, self._files, self._bytes, sha256, compared=self._manifest is not None)
+        compared, spoiled = self._manifest is not None, tuple(self.spoiled)
+        return Proof(problems, self._files, self._bytes, sha256, compared=compared, spoiled=spoiled)
 
 
-def _damage(reader: ArchiveReader, what: str) -> tuple[str, ...]:
+def _damage(reader: ArchiveReader, what: str, spoiled: list[str]) -> tuple[str, ...]:
     """The files that a damaged stretch belongs to come first: they are what somebody misses."""
     whole = f"{reader.path.name} is damaged: {what}."
     if not reader.indexed:
@@ -272,6 +244,7 @@ def _damage(reader: ArchiveReader, what: str) -> tuple[str, ...]:
         paths = list(reader.damaged())
     except ArchiveError:
         return whole, "Its index is damaged too."
+    spoiled += paths[:_NAMED]
     found = [f"{shown(path)} cannot be read back." for path in paths[:_NAMED]]
     if len(paths) > _NAMED:
         found.append(f"… and {len(paths) - _NAMED:,} more, which lie beside them.")

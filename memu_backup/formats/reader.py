@@ -89,6 +89,10 @@ class ArchiveReader:
         return self._footer is None and gzip.member_bytes(self._read(0, gzip.HEADER_BYTES)) is not None
 
     @property
+    def open_files(self) -> int:
+        return len(self.parts)
+
+    @property
     def index_bytes(self) -> int:
         """How much of it has to be read to know what is in it: the index at its end, or else all of it."""
         return self.size_bytes - (self._footer.index_offset if self._footer else 0)

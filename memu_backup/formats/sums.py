@@ -8,9 +8,9 @@ import os
 
 def line(sha256: str, path: str) -> bytes:
     """``HASH  PATH``; a name with a backslash or a line break is escaped and its line begins with a backslash."""
-    name = os.fsencode(path)
-    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-    return (b"\\" if escaped != name else b"") + sha256.encode() + b"  " + escaped + b"\n"
+    escaped = path.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    mark = "" if escaped == path else "\\"
+    return os.fsencode(f"{mark}{sha256}  {escaped}\n")
 
 
 def parse(text: bytes) -> tuple[str, str] | None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
-import stat
 import sys
 import tempfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -21,35 +19,28 @@ from types import TracebackType
 from typing import IO, Self
 
 from memu_backup import files
-from memu_backup.files import shown
+from memu_backup.files import Tick
 from memu_backup.formats import gzip, hashing, index, manifest, sums, tar
 from memu_backup.formats.earlier import Earlier, Place
+from memu_backup.formats.gather import SMALL, Gathering
 from memu_backup.formats.hashing import Digest, HashThread
-from memu_backup.formats.intake import ZEROS, Reading, describe, version, xattrs
+from memu_backup.formats.intake import ZEROS, Reading
 from memu_backup.formats.members import MemberWriter, Slot
-from memu_backup.formats.tally import Linked, Tally, mode_line
+from memu_backup.formats.tally import Tally, mode_line
 from memu_backup.formats.tar import Header, Type
-from memu_backup.model import Captured, Manifest, SourceSummary
-from memu_backup.walk import Found, Identity, Skipped, walk
+from memu_backup.model import Captured, Manifest, Root, SourceSummary
+from memu_backup.walk import Found, Identity
 from memu_backup.work import Stop
 
-SMALL = 256 * 1024
-"""Files up to this size share a member; above it each has members of its own, aligned."""
-
 SHARED = 1024 * 1024
-"""Content at which a shared member is closed, whatever comes next."""
+"""Content at which a shared member is closed, whatever comes next. What is larger than ``gather.SMALL`` has members of
+its own, aligned."""
 
 SHARED_LEAST = 32 * 1024
 """Content at which it is closed by an entry in ``_CUT``, judged by its name: so that after a file that is new or has
 grown the members soon hold again what they held in an earlier archive."""
 
 _CUT = 8
-
-_WORTHWHILE_HOLE = 1024 * 1024
-"""Holes below this in sum are written as zeros: every tar can read that, and it costs nothing."""
-
-Tick = Callable[[int, int, str], None]
-"""Content bytes and files done since the last call, and what is being read now."""
 
 
 @dataclass(slots=True)
@@ -65,8 +56,18 @@ class _Pending:
     last: Slot | None = None
 
 
-def _version(header: Header) -> tuple[int, int]:
-    return header.size_bytes, header.mtime_ns
+def _placed(header: Header, content: Iterator[memoryview]) -> Iterator[tuple[int, bytes]]:
+    """Stored content with the offsets at which it belongs."""
+    extents = iter(((0, header.size_bytes),) if header.extents is None else header.extents)
+    position = left = 0
+    for block in content:
+        view = block
+        while view:
+            while left == 0:
+                position, left = next(extents)
+            piece = bytes(view[:left])
+            yield position, piece
+            position, left, view = position + len(piece), left - len(piece), view[len(piece) :]
 
 
 class ArchiveWriter:
@@ -90,7 +91,7 @@ class ArchiveWriter:
         gentle: bool = False,
     ) -> None:
         self.shares_blocks = False
-        self._begun_ns = int(begun_at.timestamp() * 10**9)
+        self._begun_at = begun_at
         self._earlier = earlier
         self._folder = folder
         self._out = MemberWriter(descriptor, folder, stop, gentle=gentle)
@@ -120,26 +121,28 @@ class ArchiveWriter:
 
     def add(self, captured: Captured, skip: frozenset[Identity]) -> SourceSummary:
         """Write everything of one source. ``skip`` are folders never entered."""
-        tally = self._tally = Tally(captured)
-
-        def report(found: Skipped) -> None:
-            tally.skipped += not found.lost
-            if found.lost:
-                tally.lost.append(f"{shown(found.place)} {found.reason}")
-            elif "socket" not in found.reason:  # every running service has some; nobody needs to read of them
-                tally.notes.append(f"{shown(found.place)} {found.reason}; left out")
-
+        gathering = Gathering(captured, self, self._stop, self._tick, self._begun_at)
+        self._tally = gathering.tally
         # What is large and may be taken over is not read.
-        ahead_bytes = SMALL if self._earlier else sys.maxsize
-        for root in captured.roots:
-            for found in walk(root, skip, report, ahead_bytes=ahead_bytes):
-                self._stop.check()
-                try:
-                    self._entry(found)
-                except OSError as error:  # the source's: trouble with our own disk has become a StoreError
-                    report(Skipped(found.place, files.reason(error), lost=True))
+        gathering.run(skip, SMALL if self._earlier else sys.maxsize)
         self._settle()
-        return tally.summary()
+        return self._tally.summary()
+
+    def take_in(self, summary: SourceSummary, entries: Iterable[tuple[Header, Iterator[memoryview], str]]) -> None:
+        """Write what a backup of another form has of one source: headers, stored content, and SHA-256 of files.
+
+        Raises what ``entries`` raise, and as ``add``.
+        """
+        self._tally = Tally(Captured(summary.name, summary.kind, summary.place, (), summary.consistency))
+        for header, content, sha256 in entries:
+            self._stop.check()
+            if header.size_bytes > SMALL or header.extents is not None:
+                self._read(header, _placed(header, content), lambda: (0, 0))
+            else:
+                data = b"".join(content)
+                of_data = sums.of(data) if header.type is Type.FILE else sha256
+                self.small(header, data, hashing.Known(of_data) if of_data else None, (0, 0))
+        self._settle()
 
     def finish(self, made: Manifest) -> Manifest:
         """Write sums, metadata, index and footer. Returns ``made`` with what is known only now filled in: the checksum
@@ -158,124 +161,21 @@ class ArchiveWriter:
         self._out.raw(gzip.footer(manifest_slot.offset, index_slot.offset, length))
         return made
 
-    # --- one entry ---------------------------------------------------------------------------------------------------
+    def end(self) -> None:
+        """In place of ``finish``: end it as any program's tar, without files of our own."""
+        self._settle()
+        self._out.put(tar.END)
+        self._out.flush()
 
-    def _entry(self, found: Found) -> None:
-        mode = found.status.st_mode
-        if stat.S_ISDIR(mode):
-            self._directory(found)
-        elif stat.S_ISLNK(mode):
-            header = replace(describe(found, found.status, Type.SYMLINK), link=found.readlink())
-            self._tally.links += 1
-            self._share(header, b"", None)
-        else:
-            self._file(found)
+    # --- what is gathered --------------------------------------------------------------------------------------------
 
-    def _directory(self, found: Found) -> None:
-        descriptor = found.open()
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISDIR(status.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "", found.place)
-            header = describe(found, status, Type.DIRECTORY, self._xattrs(descriptor, found))
-        finally:
-            os.close(descriptor)
-        self._tally.directories += 1
-        self._share(header, b"", None)
+    def begin(self, root: Root) -> None:
+        """All members look alike."""
 
-    def _file(self, found: Found) -> None:
-        if found.status.st_nlink > 1 and self._another_name(found):
-            return
-        descriptor = found.open()
-        try:
-            if found.status.st_size <= SMALL and self._small(found, descriptor):
-                return
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise FileNotFoundError(errno.ENOENT, "", found.place)
-            header = describe(found, status, Type.FILE, self._xattrs(descriptor, found))
-            if status.st_size - status.st_blocks * 512 >= _WORTHWHILE_HOLE:
-                extents = files.data_extents(descriptor, status.st_size)
-                if status.st_size - sum(length for _, length in extents) >= _WORTHWHILE_HOLE:
-                    # GNU tar makes a hole at the end only where an empty stretch marks it.
-                    header = replace(header, extents=(*extents, (status.st_size, 0)))
-            digest = self._content(header, self._reading(descriptor, header, status))
-        finally:
-            os.close(descriptor)
-        if status.st_nlink > 1:
-            self._tally.linked[status.st_dev, status.st_ino] = Linked(header, digest, status.st_nlink - 1)
+    def unread(self, found: Found) -> None:  # noqa: ARG002  its headers are today's
+        return None
 
-    def _small(self, found: Found, descriptor: int) -> bool:
-        """Store a small file that nobody touched since it was found, which most are, with as few calls as that takes.
-
-        False where it is not so; nothing was stored then, and nothing told.
-        """
-        status = found.status
-        if status.st_nlink > 1:
-            return False
-        attributes, complete = xattrs(descriptor)
-        try:
-            data = os.pread(descriptor, status.st_size, 0)
-        except OSError:
-            return False
-        if not complete or len(data) != status.st_size or version(os.fstat(descriptor)) != version(status):
-            return False
-        header = describe(found, status, Type.FILE, attributes)
-        self._share(header, data, hashing.Known(sums.of(data)))
-        self._count(header)
-        self._tick(len(data), 1, header.path)
-        return True
-
-    def _reading(self, descriptor: int, header: Header, status: os.stat_result) -> Reading:
-        return Reading(descriptor, header, status, self._tally.lost, self._stop, self._begun_ns)
-
-    def _another_name(self, found: Found) -> bool:
-        """Stores a further name of a file that is in the archive already; False where it is not that file."""
-        identity = (found.status.st_dev, found.status.st_ino)
-        known = self._tally.linked.get(identity)
-        # A file that was removed gives its inode number to the next one, which has to be read for itself.
-        if known is None or _version(known.header) != (found.status.st_size, found.status.st_mtime_ns):
-            return False
-        known.names_left -= 1
-        if known.names_left == 0:
-            del self._tally.linked[identity]
-        self._tally.links += 1
-        self._share(replace(describe(found, found.status, Type.HARDLINK), link=known.header.path), b"", known.digest)
-        return True
-
-    def _xattrs(self, descriptor: int, found: Found) -> dict[str, bytes]:
-        values, complete = xattrs(descriptor)
-        if not complete:
-            self._tally.notes.append(
-                f"{shown(found.place)} has more attributes than an archive can hold; some are left out"
-            )
-        return values
-
-    def _content(self, header: Header, reading: Reading) -> Digest:
-        digest: Digest
-        if header.size_bytes <= SMALL and header.extents is None:
-            data = b"".join(reading.pieces())
-            digest = hashing.Known(sums.of(data))
-            self._share(header, data, digest)
-            self._tick(len(data), 1, header.path)
-        elif kept := self._earlier and self._earlier.file(header, reading.identity()):
-            digest = self._take_over(header, kept)
-        else:
-            digest = self._large(header, reading)
-            self._tick(0, 1, header.path)
-        if note := reading.note():
-            self._tally.notes.append(f"{shown(header.path)} {note}")
-        self._count(header)
-        return digest
-
-    def _count(self, header: Header) -> None:
-        self._tally.files += 1
-        self._tally.size_bytes += header.size_bytes
-        self._tally.newest_ns = max(self._tally.newest_ns or 0, header.mtime_ns)
-
-    # --- into members ------------------------------------------------------------------------------------------------
-
-    def _share(self, header: Header, data: bytes, digest: Digest | None) -> None:
+    def small(self, header: Header, data: bytes, digest: Digest | None, known_by: Identity) -> None:  # noqa: ARG002
         pending = _Pending(header, None, len(self._shared), digest)
         self._shared += tar.encode(header) + data + tar.padding(len(data))
         self._in_shared.append(pending)
@@ -283,8 +183,15 @@ class ArchiveWriter:
         if len(self._shared) >= (SHARED if zlib.crc32(os.fsencode(header.path)) % _CUT else SHARED_LEAST):
             self._close_shared()
 
-    def _large(self, header: Header, reading: Reading) -> Digest:
-        pieces = reading.placed_pieces()
+    def large(self, header: Header, descriptor: int, reading: Reading) -> Digest:  # noqa: ARG002
+        kept = self._earlier and self._earlier.file(header, reading.identity())
+        return self._take_over(header, kept) if kept else self._read(header, reading.placed_pieces(), reading.identity)
+
+    # --- into members ------------------------------------------------------------------------------------------------
+
+    def _read(
+        self, header: Header, pieces: Iterator[tuple[int, bytes | memoryview]], identity: Callable[[], Identity]
+    ) -> Digest:
         first = next(pieces, None)  # before the header goes out: it may turn out that the file cannot be read
         pending = self._header_alone(header)
         hash_ = hashing.new()
@@ -298,7 +205,7 @@ class ArchiveWriter:
             self._tick(len(data), 0, header.path)
         self._hash_hole(hash_, header.size_bytes - position)
         pending.digest = self._hasher.digest(hash_)
-        pending.identity = reading.identity()
+        pending.identity = identity()
         self._shared += tar.padding(stored)
         self._pending.append(pending)
         self._note_written()
@@ -313,7 +220,7 @@ class ArchiveWriter:
         self._shared += tar.padding(header.size_bytes)
         self._pending.append(pending)
         self._note_written()
-        self._tick(header.size_bytes, 1, header.path)
+        self._tick(header.size_bytes, 0, header.path)
         return pending.digest
 
     def _take(self, place: Place) -> Slot:

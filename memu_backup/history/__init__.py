@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,14 @@ from memu_backup.history.remains import Remains
 from memu_backup.history.rows import Note
 from memu_backup.history.schema import Connection, alone
 from memu_backup.history.spool import Spool
-from memu_backup.model import AuditEvent, Drive, Run
+from memu_backup.model import AuditEvent, Drill, Drive, Run
 from memu_backup.work import look
 
 log = logging.getLogger(__name__)
 
 _SAVE_S = 120.0
+_DRILLS = 500
+"""So many tell of each backup that still lies there."""
 
 _LAST_WORDS_S = 3.0
 """How long who is cancelled still writes; the spool needs a moment, Postgres may not answer."""
@@ -112,6 +114,10 @@ class History:
     async def know(self, drive: Drive) -> bool:
         """Write down what is known of a ``drive``; otherwise like ``record``."""
         return await self._keep(drive)
+
+    async def tried(self, drill: Drill) -> bool:
+        """Write down what became of a restore test; otherwise like ``record``."""
+        return await self._keep(drill)
 
     async def announce(self, event: AuditEvent) -> None:
         """Keep ``event`` here, for whoever asks Postgres next; asks no server. Its end is to be written with ``audit``.
@@ -332,6 +338,27 @@ class History:
 
         return await self._database.ask(work)
 
+    async def drills(self) -> tuple[list[Drill], bool]:
+        """The newest restore tests of this machine, newest first; what is still spooled counts. With the history away
+        only that, and True.
+        """
+        if await self.unmade():
+            return [], False
+
+        async def work(connection: Connection) -> list[Drill]:
+            waiting = await self._waiting(connection)
+            known = {drill.drill_id: drill for drill in await rows.read_drills(connection, self._host, _DRILLS)}
+            return _newest(known | self._own_drills(waiting))
+
+        try:
+            return await self._database.ask(work, in_passing=True), False
+        except HistoryAway as error:
+            log.info("%s", error)
+            return _newest(self._own_drills(letter.note for letter in self._spool.letters())), True
+
+    def _own_drills(self, notes: Iterable[Note]) -> dict[str, Drill]:
+        return {note.drill_id: note for note in notes if isinstance(note, Drill) and note.host == self._host}
+
     async def check(self) -> str:
         """Connect, bring the tables up to date and say where the history is, without a password. Always tries.
 
@@ -410,6 +437,10 @@ def _is_chosen(
 ) -> bool:
     mine = host in (None, run.host) and job in (None, run.job) and (directory is None or rows.lies_in(run, directory))
     return mine and (called is None or run.run_id in called or run.filename in called)
+
+
+def _newest(drills: Mapping[str, Drill]) -> list[Drill]:
+    return sorted(drills.values(), key=lambda drill: drill.created_at, reverse=True)
 
 
 def _if_not_written(name: str, writing: asyncio.Future[bool]) -> None:

@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from memu_backup.history.schema import Connection
-from memu_backup.model import AuditEvent, Drive, Run, Status, Trigger
+from memu_backup.model import AuditEvent, Drill, Drive, Run, Status, Tried, Trigger
 
 log = logging.getLogger(__name__)
 
-Note = Run | AuditEvent | Drive
+Note = Run | AuditEvent | Drive | Drill
 """What is written down: in Postgres a row, in the spool a file."""
 
 _RUN = tuple(f.name for f in fields(Run))
 _AUDIT = tuple(f.name for f in fields(AuditEvent))
 _DRIVE = tuple(f.name for f in fields(Drive))
+_DRILL = tuple(f.name for f in fields(Drill))
 _SHAPES: dict[type[Note], tuple[tuple[str, ...], str, str]] = {
     Run: (_RUN, "backup_history", "run_id"),
     AuditEvent: (_AUDIT, "backup_audit", "event_id"),
     Drive: (_DRIVE, "backup_drives", "drive_id"),
+    Drill: (_DRILL, "backup_drills", "drill_id"),
 }
 """Fields, table and key of each."""
-_KINDS: dict[type[Note], str] = {Run: "run", AuditEvent: "audit", Drive: "drive"}
+_KINDS: dict[type[Note], str] = {Run: "run", AuditEvent: "audit", Drive: "drive", Drill: "drill"}
 """What each is called in a line of JSON, and in the spool."""
 _CHANGED = {
     "notification_sent": "EXCLUDED.notification_sent OR (backup_history.notification_sent AND "
@@ -40,8 +42,11 @@ _TIMES = {"created_at", "finished_at", "verified_at", "usb_copied_at", "deleted_
     "last_seen_at",
     "trusted_at",
     "last_copied_at",
+    "made_at",
 }
-_NEEDED_TIMES = {"created_at", "first_seen_at", "last_seen_at"}
+_NEEDED_TIMES = {"created_at", "first_seen_at", "last_seen_at", "made_at"}
+_LISTS = {"warnings", "problems", "unchecked"}
+"""Sentences; an array of JSON in a column."""
 
 # Postgres takes neither NUL nor the surrogates that stand for bytes of a file name. They become \x00 and \udcff, and
 # a backslash that would read as one of these becomes \x5c, so that the way back is exact.
@@ -51,7 +56,7 @@ _ESCAPED = re.compile(r"\\(?:x(00|5c)|u(d[89a-f][0-9a-f]{2}))")
 
 
 def to_json(note: Note, *, indent: int | None = 1) -> bytes:
-    """One object with the key ``run``, ``audit`` or ``drive``; ASCII, times in ISO 8601 with their offset."""
+    """One object with the key that ``kind_of`` tells; ASCII, times in ISO 8601 with their offset."""
     return json.dumps({_KINDS[type(note)]: asdict(note)}, default=datetime.isoformat, indent=indent).encode()
 
 
@@ -76,7 +81,7 @@ def key_of(note: Note) -> str:
 
 
 def kind_of(note: Note) -> str:
-    """``run``, ``audit`` or ``drive``."""
+    """``run``, ``audit``, ``drive`` or ``drill``."""
     return _KINDS[type(note)]
 
 
@@ -130,6 +135,8 @@ def _name(note: Note) -> str:
             return f"the backup {note.filename}"
         case Drive():
             return f"the drive {note.fs_uuid}"
+        case Drill():
+            return f"the restore test of {note.filename}"
         case AuditEvent():
             return f"the event {note.action} {note.subject}"
 
@@ -156,7 +163,12 @@ async def everything(connection: Connection, batch: int) -> AsyncIterator[list[N
     Lets asyncpg's errors through; the caller then ends the connection.
     """
     await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    orders = {Run: "id", AuditEvent: "created_at, event_id", Drive: "first_seen_at, drive_id"}
+    orders = {
+        Run: "id",
+        AuditEvent: "created_at, event_id",
+        Drive: "first_seen_at, drive_id",
+        Drill: "created_at, drill_id",
+    }
     for kind, (names, table, _) in _SHAPES.items():
         order = orders[kind]
         await connection.execute(
@@ -275,6 +287,17 @@ async def read_drives(connection: Connection, host: str) -> list[Drive]:
     return [Drive(**_from_columns(record)) for record in records]
 
 
+async def read_drills(connection: Connection, host: str, limit: int) -> list[Drill]:
+    """Those of ``host``, newest first. Lets asyncpg's errors through."""
+    records = await connection.fetch(
+        f"SELECT {', '.join(_DRILL)} FROM backup_drills WHERE host = $1 "  # noqa: S608
+        "ORDER BY created_at DESC, drill_id LIMIT $2",
+        to_text(host),
+        limit,
+    )
+    return [_drill(_from_columns(record)) for record in records]
+
+
 def _to_json(value: Any) -> Any:
     return [to_text(item) for item in value] if isinstance(value, tuple) else _to_column(value)
 
@@ -287,8 +310,8 @@ def _to_column(value: Any) -> Any:
 
 def _from_columns(record: Mapping[str, Any]) -> dict[str, Any]:
     row = {name: from_text(value) if isinstance(value, str) else value for name, value in record.items()}
-    if "warnings" in row:
-        row["warnings"] = [from_text(item) for item in json.loads(record["warnings"])]
+    for name in _LISTS & row.keys():
+        row[name] = [from_text(item) for item in json.loads(record[name])]
     return row
 
 
@@ -314,10 +337,21 @@ def _run(row: Mapping[str, Any]) -> Run:
 
 
 def _note(kind: type[Note], row: Mapping[str, Any]) -> Note:
-    return _run(row) if kind is Run else kind(**{n: _value(n, row[n]) for n in _SHAPES[kind][0] if n in row})
+    if kind is Run:
+        return _run(row)
+    if kind is Drill:
+        return _drill(row)
+    return kind(**{n: _value(n, row[n]) for n in _SHAPES[kind][0] if n in row})
+
+
+def _drill(row: Mapping[str, Any]) -> Drill:
+    values = {n: _value(n, row[n]) for n in _DRILL if n in row}
+    return Drill(**{**values, "outcome": Tried(row["outcome"])})
 
 
 def _value(name: str, value: Any) -> Any:
+    if name in _LISTS:
+        return tuple(map(str, value))
     if name not in _TIMES or (value is None and name not in _NEEDED_TIMES):
         return value
     moment = value if isinstance(value, datetime) else datetime.fromisoformat(value)

@@ -14,7 +14,7 @@ Connection = Any
 
 Fill = Callable[[Connection], Awaitable[None]]
 
-NEWEST = 4
+NEWEST = 5
 """The schema version that this code writes and reads."""
 
 _LOCK = 0x6D656D75

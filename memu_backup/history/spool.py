@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from memu_backup import lock
 from memu_backup.files import sync_folder, write_atomically
 from memu_backup.history import rows
 from memu_backup.history.rows import Note
@@ -40,7 +37,7 @@ class Spool:
     def put(self, note: Note) -> None:
         """Keep ``note``, in place of an older state of it. On return it survives a power cut. Raises OSError."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._alone():
+        with lock.briefly(self.folder / ".lock"):
             for left_over in self.folder.glob(".*.partial"):  # of a process that was killed
                 left_over.unlink(missing_ok=True)
             there = self._paths()
@@ -77,7 +74,7 @@ class Spool:
 
     def remove(self, letter: Letter) -> None:
         """Drop a note that Postgres has, unless a newer state has taken its place. Raises OSError."""
-        with self._alone():
+        with lock.briefly(self.folder / ".lock"):
             try:
                 if letter.path.read_bytes() == letter.content:
                     letter.path.unlink()
@@ -99,7 +96,7 @@ class Spool:
     def _set_aside(self, path: Path, damaged: bytes) -> None:
         aside = path.with_suffix(".damaged")
         try:
-            with self._alone():
+            with lock.briefly(self.folder / ".lock"):
                 if path.read_bytes() == damaged:
                     path.rename(aside)
                     log.warning("A note for the history was damaged and is left out; it is kept as %s.", aside)
@@ -107,16 +104,6 @@ class Spool:
             return
         except OSError as error:
             log.warning("The note %s is damaged and cannot be set aside: %s.", path, error.strerror)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Held for a few file operations only, never while waiting for Postgres."""
-        lock = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
 
 
 def _suffix(note: Note) -> str:

@@ -1,18 +1,22 @@
-"""Brings dumps back into a server that runs: roles that it lacks, and databases, each made anew or empty before."""
+"""Brings dumps back into a server that runs: roles that it lacks, and databases, each made anew beside the one that is
+there and then exchanged for it by their names.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memu_backup import process
 from memu_backup.errors import DatabaseError, RestoreError
+from memu_backup.files import shown
 from memu_backup.postgres.connection import Address, connect, count_tables, list_tables
 from memu_backup.postgres.tools import find_tools, put_back, reason
+from memu_backup.swap import Swap, not_kept
 
 if TYPE_CHECKING:
     import asyncpg
@@ -20,15 +24,39 @@ if TYPE_CHECKING:
 _MAINTENANCE = "postgres"
 """The database that every server has, to ask from what others there are."""
 
+_TEMPLATE = "template1"
+"""So has it this one."""
+
+_LISTS = frozenset(
+    {"local_preload_libraries", "search_path", "session_preload_libraries", "temp_tablespaces"}
+    | {"shared_preload_libraries", "unix_socket_directories"}
+)
+"""Settings that are lists of names; as pg_dump has them (dumputils.c, variable_is_guc_list_quote)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is done in a database that comes back, and ``why``, as the rest of a sentence."""
+
+    sql: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.sql}, {self.why}" if self.why else self.sql
+
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """How a database is made: its name, and what it was made with; empty where that is not known."""
+    """How a database is made: its name, what it was made with, whose it was, and what was set for it ("name=value");
+    empty, or None, where that is not known.
+    """
 
     name: str
     encoding: str
     collate: str
     ctype: str
+    owner: str = ""
+    settings: tuple[str, ...] | None = None
 
 
 async def tables_of(address: Address, database: str) -> int:
@@ -68,39 +96,133 @@ def _is_of(line: str, roles: set[str]) -> bool:
     return bool(found and found[1] in roles)
 
 
-async def database(dump: Path, new: New, address: Address, rows: Mapping[str, int], *, major: int) -> list[str]:
-    """Load a dump into a database that is made for it, or empty; and count its ``rows``, by table.
+async def beside(
+    dump: Path, new: New, address: Address, rows: Mapping[str, int], stamp: str, *, major: int
+) -> tuple[Swap, list[str]]:
+    """Load a dump into a database that is made beside the one of its name, and count its ``rows``, by table.
 
-    Returns a sentence for each owner or right that could not be had. Raises RestoreError and DatabaseError; a database
-    that was made for it goes again then.
+    Returns how it takes that one's place, and a sentence for each owner or right that could not be had. Raises
+    RestoreError and DatabaseError; what was made for it goes again then.
     """
-    made, warnings = await _made(new, address)
+    made = replace(new, name=_named(new.name, f"restored_{stamp}"))
+    await drop(made.name, address)
     try:
-        warnings += await put_back(dump, address.of(new.name).secret_url, major=major)
-        async with connect(address.of(new.name)) as connection, connection.transaction(isolation="repeatable_read"):
+        warnings = await _made(made, new.name, address)
+        warnings += await put_back(dump, address.of(made.name).secret_url, major=major, called=new.name)
+        async with connect(address.of(made.name)) as connection, connection.transaction(isolation="repeatable_read"):
             found = await count_tables(connection)
         if differing := sorted(table for table, count in rows.items() if found.get(table) != count):
             raise RestoreError(
                 f"Database {new.name} came back with other numbers of rows than it was backed up with "
-                f"({', '.join(differing[:3])}). Try an older backup."
+                f"({', '.join(differing[:3])}); the one that is there is as it was. Try an older backup."
             )
+        async with connect(address.of(_MAINTENANCE)) as connection:
+            identity, there = await _oid(connection, made.name), await _oid(connection, new.name)
     except BaseException:
-        if made:
-            with suppress(DatabaseError):
-                async with connect(address.of(_MAINTENANCE)) as connection:
-                    await connection.execute(f"DROP DATABASE {await _quoted(connection, new.name)}")
+        with suppress(DatabaseError):
+            await drop(made.name, address)
         raise
-    return warnings
+    old = _named(new.name, f"before_{stamp}")
+    return Swap(new.name, made.name, old, identity, of_databases=True, had=there is not None), warnings
 
 
-async def _made(new: New, address: Address) -> tuple[bool, list[str]]:
-    """Whether it was made here, and a sentence where it is not made as it was."""
+async def change(database: str, changes: Sequence[Change], home: str, address: Address) -> tuple[list[str], list[str]]:
+    """Do them in a ``database`` that will be ``home``, each for itself; what is about a table that is not in it is
+    passed over. Returns a sentence for each that was done, and one for each that could not be. Raises DatabaseError.
+    """
+    import asyncpg
+
+    done, failed = list[str](), list[str]()
+    async with connect(address.of(database)) as connection:
+        for one in changes:
+            try:
+                await connection.execute(one.sql)
+            except (asyncpg.UndefinedTableError, asyncpg.InvalidSchemaNameError):
+                continue
+            except asyncpg.PostgresError as error:
+                failed.append(
+                    f"In database {home} this could not be done: {shown(str(one))} ({shown(str(error))}). What it is "
+                    "about is as it was in the backup; do it by hand, before you start what uses it."
+                )
+            else:
+                done.append(f"Done in database {home}: {shown(str(one))}.")
+    return done, failed
+
+
+async def forth(swap: Swap, address: Address) -> None:
+    """As ``swap.forth``, for databases: whoever is connected to one of them is sent away. Raises RestoreError."""
+    import asyncpg
+
+    # Nobody can rename the database in which they are.
+    async with connect(address.of(_TEMPLATE if swap.home == _MAINTENANCE else _MAINTENANCE)) as connection:
+        there = await _oid(connection, swap.home)
+        if swap.identity is not None and there == swap.identity:
+            return
+        if swap.identity is not None and await _oid(connection, swap.new) != swap.identity:
+            raise RestoreError(
+                f"Database {swap.new}, which was to take the place of {swap.home}, is not there any more; what is "
+                "there is as it was."
+            )
+        try:
+            async with connection.transaction():
+                for name, to in ((swap.home, swap.old), (swap.new, swap.home)):
+                    if await _oid(connection, name) is None or (name == swap.new and swap.identity is None):
+                        continue
+                    await connection.execute(
+                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                        " WHERE datname = $1 AND pid <> pg_backend_pid()", name
+                    )  # fmt: skip
+                    quoted = await _quoted(connection, name), await _quoted(connection, to)
+                    await connection.execute(f"ALTER DATABASE {quoted[0]} RENAME TO {quoted[1]}")
+        except asyncpg.PostgresError as error:
+            raise RestoreError(
+                f"Database {swap.home} could not be exchanged for what was given back ({error}); what is there is as "
+                "it was. Stop what uses it, then try again."
+            ) from error
+
+
+async def back(swap: Swap, address: Address, *, whole: bool) -> Swap | None:
+    """As ``swap.back``, for databases."""
+    async with connect(address.of(_MAINTENANCE)) as connection:
+        there, new, old = [await _oid(connection, name) for name in (swap.home, swap.new, swap.old)]
+    if not whole and old is None and (new is not None or there != swap.identity):
+        return None
+    if whole and swap.had and old is None:
+        raise not_kept(swap)
+    return replace(swap, new=swap.old, old=swap.new, identity=old, had=there is not None)
+
+
+async def drop(name: str, address: Address) -> None:
+    """Also where it is not there. Raises RestoreError, DatabaseError."""
     import asyncpg
 
     async with connect(address.of(_MAINTENANCE)) as connection:
-        if await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", new.name):
-            return False, []
+        try:
+            await connection.execute(f"DROP DATABASE IF EXISTS {await _quoted(connection, name)}")
+        except asyncpg.PostgresError as error:
+            raise RestoreError(f"Database {name} could not be removed ({error}).") from error
+
+
+def _named(name: str, end: str) -> str:
+    """A name beside another; Postgres cuts what is longer than 63 bytes."""
+    return f"{name.encode()[: 62 - len(end)].decode(errors='ignore')}_{end}"
+
+
+async def _oid(connection: asyncpg.Connection, name: str) -> int | None:
+    found = await connection.fetchval("SELECT oid FROM pg_database WHERE datname = $1", name)
+    return None if found is None else int(found)
+
+
+async def _made(new: New, home: str, address: Address) -> list[str]:
+    """Made for the one that ``home`` has, if there is one, else for the one that had it. Sentences about what is not as
+    it was.
+    """
+    import asyncpg
+
+    async with connect(address.of(_MAINTENANCE)) as connection:
         command = f"CREATE DATABASE {await _quoted(connection, new.name)} TEMPLATE template0"
+        owner, there = await _had(connection, home) or (new.owner, ())
+        told = []
         if new.encoding:
             command += f" ENCODING {await _literal(connection, new.encoding)}"
         locale = ""
@@ -113,11 +235,36 @@ async def _made(new: New, address: Address) -> tuple[bool, list[str]]:
             if not locale:
                 raise
             await connection.execute(command)
-            return True, [
-                f"Database {new.name} sorts its texts by the rules of this server, as it does not know those of "
+            told.append(
+                f"Database {home} sorts its texts by the rules of this server, as it does not know those of "
                 f"{new.collate or new.ctype}."
-            ]
-    return True, []
+            )
+        wanted = [f"OWNER TO {await _quoted(connection, owner)}"] if owner else []
+        for setting in there if new.settings is None else new.settings:
+            name, _, value = setting.partition("=")
+            values = [await _literal(connection, one) for one in (_listed(value) if name in _LISTS else [value])]
+            wanted.append(f"SET {await _quoted(connection, name)} TO {', '.join(values)}")
+        for one in wanted:
+            try:
+                await connection.execute(f"ALTER DATABASE {await _quoted(connection, new.name)} {one}")
+            except asyncpg.PostgresError as error:
+                told.append(f"Database {home} came back without this: {shown(one)} ({shown(str(error))}).")
+    return told
+
+
+async def _had(connection: asyncpg.Connection, name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Whose a database is that is there, and what is set for it."""
+    found = await connection.fetchrow(
+        "SELECT pg_get_userbyid(datdba), setconfig FROM pg_database d"
+        " LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0 WHERE datname = $1",
+        name,
+    )
+    return (str(found[0]), tuple(found[1] or ())) if found else None
+
+
+def _listed(value: str) -> list[str]:
+    """The names in a list such as ``"$user", public``."""
+    return [quoted.replace('""', '"') or plain for quoted, plain in re.findall(r'"((?:[^"]|"")*)"|([^\s,"]+)', value)]
 
 
 async def _quoted(connection: asyncpg.Connection, name: str) -> str:

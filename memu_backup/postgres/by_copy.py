@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memu_backup import docker_engine, moving, words
-from memu_backup.errors import DamagedArchive, DatabaseError, RestoreError
+from memu_backup import docker_engine, moving, swap, words
+from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, RestoreError
 from memu_backup.model import Root, SourceSummary
 from memu_backup.postgres.connection import Address, connect
 from memu_backup.postgres.dump import write_copy
-from memu_backup.postgres.reach import Server, Taken, data_folder
+from memu_backup.postgres.reach import Server, Taken
 from memu_backup.postgres.tools import Tools
+from memu_backup.swap import Swap
 from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:
@@ -123,17 +125,12 @@ class CopyHome:
             return self._on_this_machine(Path(inside))
         async with docker_engine.engine(self.socket, f"so {self.owner} cannot be put back") as docker:
             told = await docker_engine.container(docker, self.container)
+            folder = await docker_engine.data_folder(docker, told, inside) if told else None
         if told is None:
             raise RestoreError(
                 f"Docker has no container {self.container} ({self.owner}), so it is not known where its files belong; "
                 "nothing was changed. Make it without starting it: docker compose create"
             )
-        if told["State"]["Running"]:
-            raise RestoreError(
-                f"Container {self.container} ({self.owner}) runs, and its files are not changed meanwhile; nothing was "
-                f"changed. Stop it first: docker stop {self.container}"
-            )
-        folder = data_folder(told, inside)
         if folder is None:
             raise RestoreError(
                 f"Container {self.container} ({self.owner}) keeps {inside} in no volume and no folder of this machine; "
@@ -150,18 +147,33 @@ class CopyHome:
         return folder
 
     async def landing(self, summary: SourceSummary) -> Path:
-        folder = await self.folder(summary)
-        if not await asyncio.to_thread(moving.is_free, folder):
-            raise RestoreError(
-                f"{folder} ({self.owner}) is not empty, and nothing there is replaced; nothing was changed. "
-                "Move it away first, or restore to another folder with --to."
-            )
-        return await asyncio.to_thread(moving.landing, folder)
+        return await asyncio.to_thread(swap.landing, await self.folder(summary))
 
-    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
+    async def in_the_way(self, summary: SourceSummary) -> list[str]:
         folder = await self.folder(summary)
-        await asyncio.to_thread(moving.move_in, given, folder)
-        return []
+        return [] if await asyncio.to_thread(moving.is_free, folder) else [str(folder)]
+
+    async def must_be_off(self, folder: Path, stopping: Collection[str]) -> None:
+        """Raises RestoreError."""
+        if self.container is None:
+            if not stopping and await asyncio.to_thread(_runs_in, folder):
+                raise RestoreError(
+                    f"The server of {self.owner} runs in {folder}, and its files are not changed meanwhile; nothing "
+                    "was changed. Stop it first: systemctl stop postgresql"
+                )
+            return
+        if self.container in stopping:
+            return
+        async with docker_engine.engine(self.socket, f"so {self.owner} cannot be put back") as docker:
+            told = await docker_engine.container(docker, self.container)
+        if told and told["State"]["Running"]:
+            raise RestoreError(
+                f"Container {self.container} ({self.owner}) runs, and its files are not changed meanwhile; nothing was "
+                f"changed. Stop it first: docker stop {self.container}"
+            )
+
+    async def swaps(self, given: Path, summary: SourceSummary, stamp: str) -> tuple[Swap, ...]:
+        return await asyncio.to_thread(swap.whole, await self.folder(summary), given, stamp)
 
 
 def _as_owned_there(copied: Path, data: Path) -> None:
@@ -174,6 +186,15 @@ def _as_owned_there(copied: Path, data: Path) -> None:
         return
     for path in (copied, *copied.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def _runs_in(folder: Path) -> bool:
+    """By its lock file, https://www.postgresql.org/docs/current/storage-file-layout.html."""
+    try:
+        pid = int((folder / "postmaster.pid").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return False
+    return Path(f"/proc/{pid}").exists()
 
 
 def is_one(summary: SourceSummary) -> bool:
@@ -212,6 +233,14 @@ async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
     if b"START WAL LOCATION" not in label:
         problems.append(f"{summary.place}backup_label does not say where its write-ahead log begins.")
     return problems
+
+
+async def rehearse(summary: SourceSummary) -> list[str]:
+    """What ``Rehearses.rehearse`` does with a copy: only the server that it comes from could start it."""
+    raise CannotCheck(
+        f"The whole database server was compared byte by byte, and not started: that takes PostgreSQL "
+        f"{_details(summary).server_major} itself, with all that is installed there."
+    )
 
 
 def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:

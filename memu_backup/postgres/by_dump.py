@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
@@ -13,9 +14,10 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memu_backup import words
+from memu_backup.crosscheck import CrossCheck
 from memu_backup.errors import CannotCheck, DamagedArchive, DatabaseError, RestoreError
 from memu_backup.model import Root, SourceSummary
-from memu_backup.postgres import back
+from memu_backup.postgres import back, names, trial
 from memu_backup.postgres.connection import (
     Address,
     connect,
@@ -27,16 +29,21 @@ from memu_backup.postgres.connection import (
 from memu_backup.postgres.dump import is_finished, not_listed, write_dump
 from memu_backup.postgres.reach import Server, Taken
 from memu_backup.postgres.tools import Tools, list_dump
+from memu_backup.replacing import Prepared
+from memu_backup.swap import Swap
 from memu_backup.work import Stop, in_thread
 
 if TYPE_CHECKING:
     import asyncpg
 
-    from memu_backup.sources import Reader
+    from memu_backup.sources import Reader, Room
 
 _QUESTION_TIMEOUT_S = 60.0
 _LOCK_TIMEOUT_MS = 300_000
 """How long another program may keep a table to itself before the dump is given up."""
+
+_CLUSTER_BYTES = 200_000_000
+_LOADED_FACTOR = 2
 
 _SUFFIX = {"custom": ".dump", "plain": ".sql"}
 _GLOBALS = "globals.sql"
@@ -55,6 +62,8 @@ class _Dump(_Globals):
     name: str = ""
     collate: str = ""
     ctype: str = ""
+    owner: str = ""
+    settings: list[str] | None = None
 
 
 class _Counted(BaseModel):
@@ -83,13 +92,16 @@ class _Details(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the settings say of dumps. ``databases`` is "all", or names, or empty for the one of the address."""
+    """What the settings say of dumps. ``databases`` is "all", or names, or empty for the one of the address; and what
+    is changed in each when it comes back.
+    """
 
     place: str
     databases: Literal["all"] | tuple[str, ...]
     format: Literal["custom", "plain"]
     globals: bool
     row_counts: bool
+    changes: tuple[back.Change, ...] = ()
 
     @property
     def single_file(self) -> bool:
@@ -110,10 +122,16 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class ByDump:
-    """What a source does whose ``mode`` is "dump"."""
+    """What a source does whose ``mode`` is "dump"; by the ``first`` of its databases it answers the ``checks``."""
 
     server: Server
     wanted: Wanted
+    checks: Sequence[CrossCheck] = ()
+
+    @property
+    def first(self) -> Address:
+        address, listed = self.server.address, self.wanted.databases
+        return address.of(listed[0]) if listed and listed != "all" else address
 
     async def check(self) -> list[str]:
         return list((await self._plan()).warnings)
@@ -143,37 +161,59 @@ class ByDump:
             warnings=plan.warnings,
         )
 
-    async def refuse(self, summary: SourceSummary) -> None:
-        """Raises RestoreError where one of the databases holds tables already."""
-        for dump in _details(summary).databases:
-            if tables := await back.tables_of(self.server.address, dump.name):
-                raise RestoreError(
-                    f"{self.server.address.server} has a database {dump.name} with {tables:,} "
-                    f"table{'' if tables == 1 else 's'} in it already, and nothing is replaced; nothing was changed. "
-                    "Rename or drop it first, or restore the dump to a folder with --to."
-                )
+    async def in_the_way(self, summary: SourceSummary) -> list[str]:
+        """Databases with tables in them."""
+        found = [
+            (dump.name, await back.tables_of(self.server.address, dump.name)) for dump in _details(summary).databases
+        ]
+        return [words.database_in_the_way(name, tables) for name, tables in found if tables]
 
-    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
-        """Roles first, then each database, made anew where it is not there; then its rows are counted."""
+    async def prepare(self, given: Path, summary: SourceSummary, stamp: str) -> Prepared:
+        """Roles first, then each database beside the one that is there; then its rows are counted, and what the
+        settings want is changed in it.
+        """
         details, address = _details(summary), self.server.address
 
         def file(stored: str) -> Path:
             return given if self.wanted.single_file else given / stored.removeprefix(self.wanted.place)
 
-        warnings = []
+        swaps, warnings, changed, major = list[Swap](), list[str](), list[str](), details.pg_restore_major
         if details.globals:
-            warnings += await back.roles(file(details.globals.file), address, details.pg_restore_major)
-        for dump in details.databases:
-            new = back.New(dump.name, dump.encoding, dump.collate, dump.ctype)
-            counted = {table: rows for table, rows in dump.tables.items() if rows is not None}
-            warnings += await back.database(file(dump.file), new, address, counted, major=details.pg_restore_major)
-        return warnings
+            warnings += await back.roles(file(details.globals.file), address, major)
+        try:
+            for dump in details.databases:
+                settings = None if dump.settings is None else tuple(dump.settings)
+                new = back.New(dump.name, dump.encoding, dump.collate, dump.ctype, dump.owner, settings)
+                counted = {table: rows for table, rows in dump.tables.items() if rows is not None}
+                one, more = await back.beside(file(dump.file), new, address, counted, stamp, major=major)
+                swaps.append(one)
+                done, failed = await back.change(one.new, self.wanted.changes, one.home, address)
+                changed += done
+                warnings += more + failed
+        except BaseException:
+            for one in swaps:
+                with suppress(DatabaseError, RestoreError):
+                    await back.drop(one.new, address)
+            raise
+        return Prepared(tuple(swaps), tuple(warnings), tuple(changed))
+
+    async def recalled(self, summary: SourceSummary) -> str:
+        """See ``sources.Recalls``."""
+        tables, found_rows, told_rows = 0, 0, list[int | None]()
+        for dump in _details(summary).databases:
+            address = self.server.address.of(dump.name)
+            async with connect(address) as connection, connection.transaction(isolation="repeatable_read"):
+                found = await count_tables(connection)
+            if missing := sorted(dump.tables.keys() - found.keys()):
+                raise DatabaseError(f"Database {dump.name} lacks {_some(missing)}. Type: memu-backup restore --undo")
+            tables, found_rows = tables + len(found), found_rows + sum(found.values())
+            told_rows += dump.tables.values()
+        return words.recalled(tables, found_rows, None if None in told_rows else sum(filter(None, told_rows)))
 
     async def _plan(self) -> _Plan:
         """Look at everything that a dump will need, in an order in which the first complaint is the helpful one."""
         address, listed = self.server.address, self.wanted.databases
-        first = address.of(listed[0]) if listed and listed != "all" else address
-        async with connect(first, command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
+        async with connect(self.first, command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
             number = int(await connection.fetchval("SHOW server_version_num"))
             tools = await self.server.reach.tools(number // 10_000)
             secrets_readable = await connection.fetchval("SELECT has_table_privilege('pg_authid', 'SELECT')")
@@ -202,13 +242,19 @@ class ByDump:
         return self.wanted.place if self.wanted.single_file else self.wanted.place + file.name
 
     async def _dump(self, plan: _Plan, database: str, folder: Path) -> dict[str, Any]:
-        """Dump one database and count its rows, both in the snapshot of one transaction that is held all the while."""
+        """Dump one database, count its rows and ask what they name, all in the snapshot of one transaction that is held
+        all the while.
+        """
         file = folder / self._file_name(database)
         address = plan.address.of(database)
+        checks = self.checks if address == self.first else ()
+        for check in checks:
+            check.begin(database)
         async with connect(address, command_timeout_s=self.server.stall_s) as connection:
             await _hold_still(connection)
             made = await connection.fetchrow(
-                "SELECT pg_encoding_to_char(encoding), datcollate, datctype FROM pg_database"
+                "SELECT pg_encoding_to_char(encoding), datcollate, datctype, pg_get_userbyid(datdba), setconfig"
+                " FROM pg_database d LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0"
                 " WHERE datname = current_database()"
             )
             snapshot_at = (await connection.fetchval("SELECT now()")).astimezone(UTC)
@@ -221,9 +267,10 @@ class ByDump:
                 # The archive compresses with several threads and a faster library; pg_dump has one and zlib.
                 argv.append("--compress=0")
             try:
-                async with asyncio.TaskGroup() as both:
-                    both.create_task(write_dump(self.server.reach, argv, address, file, self.server.stall_s))
-                    counting = both.create_task(_tables(connection, self.wanted.row_counts))
+                async with asyncio.TaskGroup() as together:
+                    together.create_task(write_dump(self.server.reach, argv, address, file, self.server.stall_s))
+                    counting = together.create_task(_tables(connection, self.wanted.row_counts))
+                    together.create_task(names.answer(address, checks, snapshot=snapshot))
             except ExceptionGroup as failed:
                 raise failed.exceptions[0] from None  # the other one was cancelled for it
         return {
@@ -233,6 +280,8 @@ class ByDump:
             "encoding": made[0],
             "collate": made[1],
             "ctype": made[2],
+            "owner": made[3],
+            "settings": list(made[4] or ()),
             "snapshot_at": snapshot_at.isoformat(),
             "size_bytes": file.stat().st_size,
             "tables": counting.result(),
@@ -272,15 +321,46 @@ async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
     return problems
 
 
+def rehearsal_bytes(summary: SourceSummary) -> int:
+    """What ``Rehearses.rehearsal_bytes`` says of dumps: a database takes more than its dump, its indexes for one."""
+    return _CLUSTER_BYTES + _LOADED_FACTOR * summary.size_bytes
+
+
+async def rehearse(given: Path, summary: SourceSummary, room: Room) -> list[str]:
+    """What ``Rehearses.rehearse`` does with dumps: each is loaded, and its tables and rows are counted."""
+    details = _details(summary)
+
+    def file(stored: str) -> Path:
+        inside = given / Path(stored.removeprefix(summary.place)).name  # a stranger's path leads nowhere else
+        return inside if summary.place.endswith("/") else given
+
+    dumps = [
+        trial.Dump(d.name, file(d.file), d.format == "custom", d.encoding, d.collate, d.ctype, d.tables)
+        for d in details.databases
+    ]
+    roles = file(details.globals.file) if details.globals else None
+    means = trial.Means(room.folder, room.postgres_image, room.postgres_url, room.checks)
+    return await trial.load(dumps, roles, details.pg_restore_major, means)
+
+
 def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
     """What ``Source.told`` says of dumps."""
     try:
         dumps = _Held.model_validate(dict(summary.details)).databases
     except ValidationError:
         return words.tree(summary, now, zone)
+    return words.databases(len(dumps), entries(summary))
+
+
+def entries(summary: SourceSummary) -> int | None:
+    """How many rows they hold; None where that was not counted."""
+    try:
+        dumps = _Held.model_validate(dict(summary.details)).databases
+    except ValidationError:
+        return None
     counts = [rows for dump in dumps for rows in ([None] if dump.tables is None else dump.tables.values())]
     known = [rows for rows in counts if rows is not None]
-    return words.databases(len(dumps), sum(known) if len(known) == len(counts) else None)
+    return sum(known) if len(known) == len(counts) else None
 
 
 def _details(summary: SourceSummary) -> _Details:

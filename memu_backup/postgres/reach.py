@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from memu_backup import docker_engine, process
@@ -25,9 +25,6 @@ from memu_backup.postgres.connection import Address, connect
 from memu_backup.postgres.tools import Tools, find_tools
 from memu_backup.process import Completed
 from memu_backup.work import Stop, ended, in_thread
-
-if TYPE_CHECKING:
-    from aiodocker import Docker
 
 _BLOCK_BYTES = 1 << 20
 _LAST_WORDS_S = 5.0
@@ -211,12 +208,11 @@ async def in_container(name: str, socket: Path | None, asked: Address | None, un
     async with docker_engine.engine(socket, unable) as docker:
         told = await docker_engine.container(docker, name)
         if told is None:
-            raise DatabaseError(
-                f"Docker has no container {name} ({await _running(docker)}), {unable}. Correct its settings."
-            )
+            there = await docker_engine.those_that_run(docker)
+            raise DatabaseError(f"Docker has no container {name} ({there}), {unable}. Correct its settings.")
     if not told["State"]["Running"]:
         raise DatabaseAway(f"Container {name} does not run, {unable}. Start it: docker start {name}")
-    host = _host(told)
+    host = docker_engine.host_of(told)
     if host is None:
         raise DatabaseError(
             f"Container {name} is on no network that this machine reaches, {unable}. Give it one, or name the server's "
@@ -235,25 +231,3 @@ async def in_container(name: str, socket: Path | None, asked: Address | None, un
         password=env.get("POSTGRES_PASSWORD") or None,
         owner=owner,
     )
-
-
-async def _running(docker: Docker) -> str:
-    listed = await docker_engine.answer(docker.containers.list())
-    names = sorted(min(c["Names"], key=len).removeprefix("/") for c in listed)
-    return f"these run: {', '.join(names[:8])}" if names else "none runs"
-
-
-def _host(told: dict[str, Any]) -> str | None:
-    if told["HostConfig"].get("NetworkMode") == "host":
-        return "127.0.0.1"
-    networks = (told["NetworkSettings"].get("Networks") or {}).values()
-    return next((network["IPAddress"] for network in networks if network.get("IPAddress")), None)
-
-
-def data_folder(told: dict[str, Any], inside: str) -> Path | None:
-    """Where the folder ``inside`` a container lies on this machine; None where it is in the container alone."""
-    for mount in sorted(told.get("Mounts") or (), key=lambda m: len(m["Destination"]), reverse=True):
-        below = Path(inside)
-        if below.is_relative_to(mount["Destination"]):
-            return Path(mount["Source"]) / below.relative_to(mount["Destination"])
-    return None

@@ -19,9 +19,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 from urllib.parse import quote
 
@@ -77,8 +77,10 @@ class PostgresServer:
     worst a server running that the next user finds and adopts.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Mapping[str, str] = MappingProxyType({})) -> None:
+        """``options`` are settings of its own, beside ours."""
         self.folder = folder.absolute()
+        self._options = {**_OPTIONS, **options}
         self.data = self.folder / "data"
         self._lock: int | None = None
 
@@ -310,7 +312,7 @@ class PostgresServer:
         Nor by asyncio, which ends its children with the loop: others may be using the server then.
         """
         sockets = '"' + str(self.socket_folder).replace('"', '""') + '"'  # a list of folders, each in quotes
-        options = [f"--{name}={value}" for name, value in {**_OPTIONS, "unix_socket_directories": sockets}.items()]
+        options = [f"--{name}={value}" for name, value in {**self._options, "unix_socket_directories": sockets}.items()]
         argv = [*as_another_user(), str(programs() / "postgres"), "-D", self.data.name, *options]
         with open(self._log, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as log_file:
             child = subprocess.Popen(

@@ -138,8 +138,8 @@ async def list_dump(blocks: Iterator[bytes], major: int) -> list[str]:
     raise DatabaseError(f"pg_restore {tools.version} cannot read the dump: {why}.")
 
 
-async def put_back(dump: Path, url: str, *, major: int) -> list[str]:
-    """Load one dump, custom or plain, into the existing, empty database at ``url``.
+async def put_back(dump: Path, url: str, *, major: int, called: str = "") -> list[str]:
+    """Load one dump, custom or plain, into the existing, empty database at ``url``, ``called`` otherwise later on.
 
     ``major`` is that of the pg_dump that made it (``pg_restore_major`` in the details). Owners and rights come back
     where their roles exist on the server; where not, what was left out is returned, a sentence each. Raises
@@ -150,7 +150,7 @@ async def put_back(dump: Path, url: str, *, major: int) -> list[str]:
     with dump.open("rb") as file:
         custom = file.read(len(_CUSTOM_MAGIC)) == _CUSTOM_MAGIC
     if custom:
-        argv = [tools.program("pg_restore"), "--no-password", f"--dbname={address.url}", str(dump)]
+        argv = [tools.program("pg_restore"), "--no-password", f"--jobs={_JOBS}", f"--dbname={address.url}", str(dump)]
     else:
         argv = [
             tools.program("psql"), "--no-password", "--no-psqlrc", "--quiet", "--output=/dev/null",
@@ -163,11 +163,13 @@ async def put_back(dump: Path, url: str, *, major: int) -> list[str]:
     if left_out is None:
         why = address.without_secret(reason(done))
         raise RestoreError(
-            f"{dump.name} could not be put back into database {address.database}: {why}. The backup itself is "
-            "unchanged; make the database anew before the next attempt."
+            f"{dump.name} could not be put back as database {called or address.database}: {why}. The one that is there "
+            "is as it was, and so is the backup."
         )
     return left_out
 
+
+_JOBS = max(1, min(4, os.cpu_count() or 1))
 
 _RIGHTS = re.compile(r"ALTER .* OWNER TO |GRANT |REVOKE |ALTER DEFAULT PRIVILEGES ")
 

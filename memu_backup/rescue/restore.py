@@ -346,7 +346,7 @@ class Stream:
         real, text = int(pax.get("GNU.sparse.realsize", -1)), b""
         numbers: list[int] = []
         while not numbers or len(numbers) <= 2 * numbers[0]:
-            if self._left < BLOCK or len(numbers) > 2 * MOST:
+            if self._left < BLOCK or len(numbers) > 2 * MOST or len(text) > BLOCK:  # no number is so long
                 raise ValueError
             *lines, text = (text + self._exactly(BLOCK)).split(b"\n")
             self._left -= BLOCK
@@ -807,7 +807,7 @@ class Keeper:
         if self._root:
             self._try("with another owner", entry, os.lchown, path, entry.uid, entry.gid)
         for name, value in () if link else entry.attributes:
-            if name.startswith("security.") or not hasattr(os, "setxattr"):
+            if name.startswith(("security.", "trusted.")) or not hasattr(os, "setxattr"):
                 self._note("without some attributes", entry)
             else:
                 self._try("without some attributes", entry, os.setxattr, path, name, value)

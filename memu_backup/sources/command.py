@@ -6,19 +6,19 @@ import asyncio
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from memu_backup import files, process, words
-from memu_backup.errors import MemuError, RestoreError, SourceError
+from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.sources import Reader, SourceSettings, look
+from memu_backup.sources import Argv, Reader, SourceSettings, look
 
 _BLOCK_BYTES = 1 << 20
 _QUESTION_S = 60.0
@@ -27,10 +27,9 @@ _BACKUPS = "the backups"
 _HERE = Path("/")
 """Where the programs run, by hand as at night: a relative path would mean something else each time."""
 
-Argv = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
-
 
 class CommandSettings(SourceSettings):
+    only_a_file: ClassVar[bool] = True
     asks_a_server: ClassVar[bool] = True
     kind: Literal["command"]
     dump: Argv = Field(description="the program that writes it all to its output, and what it is given; no shell")
@@ -47,13 +46,6 @@ class CommandSettings(SourceSettings):
     @classmethod
     def _can_stand_still(cls, needs_stop: bool) -> bool:
         return needs_stop  # what the program reads may well be files, which only its owner knows
-
-    @field_validator("place")
-    @classmethod
-    def _a_file(cls, place: str | None) -> str | None:
-        if place is not None and place.endswith("/"):
-            raise ValueError(f"is one file and no folder; write for example {place}dump")
-        return place
 
     @model_validator(mode="after")
     def _fits_together(self) -> CommandSettings:
@@ -117,7 +109,7 @@ class CommandSource:
         s = self._settings
         given_up = f"so source {self.name} cannot be backed up; older backups are untouched"
         environment = await look(self.name, lambda: self._environment("cannot be backed up"))
-        with _written(file) as write:
+        with files.writer(file, _BACKUPS) as write:
             try:
                 done = await process.run_into(
                     s.dump, write, stall_s=s.stall_s, env=environment, gentle=True, folder=_HERE
@@ -223,31 +215,6 @@ class CommandSource:
 
 def _runs(program: str) -> bool:
     return ("/" not in program or program.startswith("/")) and shutil.which(program) is not None
-
-
-@contextmanager
-def _written(file: Path) -> Iterator[Callable[[bytes], None]]:
-    """What writes to ``file``, which is made and which only we can read. Raises DiskFull and its like."""
-
-    def refused(error: OSError) -> MemuError:
-        return files.no_room(error.errno, file, _BACKUPS) or files.storing(error, file.parent)
-
-    def write(block: bytes) -> None:
-        rest = memoryview(block)
-        try:
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-        except OSError as error:
-            raise refused(error) from error
-
-    try:
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise refused(error) from error
-    try:
-        yield write
-    finally:
-        os.close(descriptor)
 
 
 def _blocks(file: Path) -> Iterator[bytes]:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from memu_backup import moving, words
-from memu_backup.errors import RestoreError, SourceError
+from memu_backup import moving, swap, words
+from memu_backup.errors import SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
+from memu_backup.replacing import OnDisk, Prepared
 from memu_backup.sources import Lacking, Reader, SourceSettings, look
+from memu_backup.swap import Swap
 
 
 class FilesSettings(SourceSettings):
     only_folders: ClassVar[bool] = True
+    keeps_files: ClassVar[bool] = True
     kind: Literal["files"]
     paths: tuple[LocalPath, ...] = Field(min_length=1, description="files and folders, each stored under its own name")
     optional: bool = Field(default=False, description="a path that is not there is no reason to call a backup partial")
@@ -33,7 +37,7 @@ class FilesSettings(SourceSettings):
         return self
 
 
-class FilesSource:
+class FilesSource(OnDisk):
     kind: ClassVar[str] = "files"
     Settings: ClassVar[type[SourceSettings]] = FilesSettings
 
@@ -77,27 +81,34 @@ class FilesSource:
             missing=() if self._settings.optional else warnings,
         )
 
+    def homes(self) -> Sequence[Path]:
+        return self._settings.paths
+
     def lives(self) -> str:
         return ", ".join(map(str, self._settings.paths))
 
     async def landing(self, summary: SourceSummary) -> Path:  # noqa: ARG002  wherever it came from
-        there, missing = await look(self.name, self._split)
-        if there:
-            raise RestoreError(
-                f"{', '.join(map(str, there))} (source {self.name}) is there, and nothing is replaced; nothing was "
-                "changed. Move it away first, or restore to another folder with --to."
-            )
-        return moving.landing(missing[0].with_name(self.name))
+        return swap.landing(self._settings.paths[0].with_name(self.name))
 
-    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:  # noqa: ARG002
-        lacking = []
-        for path in self._settings.paths:
-            one = given / path.name
-            if os.path.lexists(one):
-                await moving.move_beside(one, path)
-            else:
-                lacking.append(f"{path} (source {self.name}) is not in this backup.")
-        return lacking
+    async def in_the_way(self, summary: SourceSummary) -> list[str]:  # noqa: ARG002
+        there, _ = await look(self.name, self._split)
+        return list(map(str, there))
+
+    async def prepare(self, given: Path, summary: SourceSummary, stamp: str) -> Prepared:  # noqa: ARG002
+        """What the backup does not hold of them stays as it is."""
+        lacking, swaps = [], list[Swap]()
+        try:
+            for path in self._settings.paths:
+                if os.path.lexists(given / path.name):
+                    new = await moving.near(given / path.name, path)  # they may lie on several disks
+                    swaps.append(await look(self.name, partial(swap.one, path, new, stamp)))
+                else:
+                    lacking.append(f"{path} (source {self.name}) is not in this backup.")
+        except BaseException:
+            for made in swaps:
+                swap.clear(Path(made.new))
+            raise
+        return Prepared(tuple(swaps), tuple(lacking))
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all

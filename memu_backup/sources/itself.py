@@ -278,7 +278,7 @@ def _copy_chat(chat: Path, target: Path, stop: Stop) -> list[Path]:
             _make(target.parent / folder)
         if _is_database(path):
             try:
-                sqlite.copy(path, there)
+                sqlite.copy(path, there, stop)
             except SourceError as error:
                 raise _Unread(str(error).rstrip(".")) from error
             databases.append(there)

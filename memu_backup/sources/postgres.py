@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from dataclasses import replace
 from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from memu_backup.crosscheck import CrossCheck
 from memu_backup.errors import DatabaseError, SourceError
+from memu_backup.files import shown
 from memu_backup.model import Captured, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.postgres import by_copy, by_dump
+from memu_backup.postgres import back, by_copy, by_dump, names
 from memu_backup.postgres import reach as reaching
+from memu_backup.postgres.back import Change
 from memu_backup.postgres.by_copy import ByCopy, CopyHome
 from memu_backup.postgres.by_dump import ByDump, Wanted
 from memu_backup.postgres.connection import Address
 from memu_backup.postgres.dump import STALL_S
 from memu_backup.postgres.reach import Here, InContainer, Reach, Server
-from memu_backup.sources import Reader, SourceSettings
+from memu_backup.replacing import OnDisk, Prepared
+from memu_backup.sources import Reader, Room, SourceSettings
+from memu_backup.swap import Swap
 
-_OF_DUMPS = frozenset({"databases", "format", "globals", "row_counts"})
+_OF_DUMPS = frozenset({"databases", "format", "globals", "row_counts", "when_restored"})
+
+
+class ChangeSettings(BaseModel):
+    """One statement."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    sql: str = Field(min_length=1, description="what is done in each database that comes back and has the table")
+    why: str = Field(default="", description='for whoever puts it back, as in "so that old sessions end"')
 
 
 class PostgresSettings(SourceSettings):
@@ -47,6 +62,11 @@ class PostgresSettings(SourceSettings):
         default=None, description="also roles and their rights, as globals.sql; yes unless place is a file"
     )
     row_counts: bool = Field(default=True, description="count the rows of each table in the snapshot of the dump")
+
+    when_restored: tuple[ChangeSettings, ...] = Field(
+        default=(),
+        description="SQL for a database that is put back, before it takes the place of the one that is there",
+    )
 
     @field_validator("url")
     @classmethod
@@ -107,7 +127,7 @@ class PostgresSettings(SourceSettings):
         return {**super().in_effect(name), **follows}
 
 
-class PostgresSource:
+class PostgresSource(OnDisk):
     kind: ClassVar[str] = "postgres"
     Settings: ClassVar[type[SourceSettings]] = PostgresSettings
 
@@ -124,6 +144,7 @@ class PostgresSource:
         self._settings = settings
         self._reach: Reach | None = None if tool_folders is None else Here(tool_folders)
         self._stall_s = stall_s
+        self._checks: Sequence[CrossCheck] = ()
 
     async def check(self) -> list[str]:
         return await (await self._way()).check()
@@ -145,31 +166,109 @@ class PostgresSource:
             warnings=taken.warnings,
         )
 
+    async def answer(self, checks: Sequence[CrossCheck]) -> None:
+        """See ``sources.Names``: by the first of its databases."""
+        for check in checks:
+            check.begin()
+        try:
+            first = self._by_dump(await self._server("asked")).first
+        except SourceError as error:
+            for check in checks:
+                check.fail(str(error))
+        else:
+            await names.answer(first, checks)
+
+    def asking(self, checks: Sequence[CrossCheck]) -> PostgresSource:
+        """See ``sources.Names``: a copy of the server's files is of no moment that could be asked."""
+        asking = copy(self)
+        asking._checks = tuple(checks)
+        return asking
+
     def lives(self) -> str:
         if self._settings.container:
             return f"the database in container {self._settings.container}"
         return "its database"
 
     async def landing(self, summary: SourceSummary) -> Path | None:
-        if by_copy.is_one(summary):
-            return await self._copy_home().landing(summary)
-        await self._by_dump(await self._server("put back")).refuse(summary)
-        return None
+        return await self._copy_home().landing(summary) if by_copy.is_one(summary) else None
 
-    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
+    async def in_the_way(self, summary: SourceSummary) -> list[str]:
         if by_copy.is_one(summary):
-            return await self._copy_home().put_back(given, summary)
-        return await self._by_dump(await self._server("put back")).put_back(given, summary)
+            return await self._copy_home().in_the_way(summary)
+        return await self._by_dump(await self._server("put back")).in_the_way(summary)
+
+    async def must_be_still(self, summary: SourceSummary, stopping: Collection[str]) -> None:
+        """Who uses a database is sent away when it is exchanged; only its server has to run."""
+        if by_copy.is_one(summary):
+            home = self._copy_home()
+            await home.must_be_off(await home.folder(summary), stopping)
+
+    def changes(self, summary: SourceSummary) -> list[str]:
+        """See ``Changing``."""
+        return [] if by_copy.is_one(summary) else [shown(str(one)) for one in self._changes]
+
+    @property
+    def _changes(self) -> tuple[Change, ...]:
+        return tuple(Change(one.sql, one.why) for one in self._settings.when_restored)
+
+    def must_run(self, summary: SourceSummary) -> str:
+        """See ``Replacing``."""
+        return "" if by_copy.is_one(summary) else self._settings.container or ""
+
+    async def prepare(self, given: Path, summary: SourceSummary, stamp: str) -> Prepared:
+        if by_copy.is_one(summary):
+            return Prepared(await self._copy_home().swaps(given, summary, stamp))
+        return await self._by_dump(await self._server("put back")).prepare(given, summary, stamp)
+
+    async def forth(self, one: Swap) -> None:
+        if not one.of_databases:
+            await self._copy_home().must_be_off(Path(one.home), ())
+            await super().forth(one)
+        else:
+            await back.forth(one, (await self._server("put back")).address)
+
+    async def back(self, one: Swap, *, whole: bool) -> Swap | None:
+        if not one.of_databases:
+            return await super().back(one, whole=whole)
+        return await back.back(one, (await self._server("put back")).address, whole=whole)
+
+    async def remove(self, one: Swap) -> None:
+        if not one.of_databases:
+            await super().remove(one)
+        else:
+            await back.drop(one.old, (await self._server("put back")).address)
+
+    async def recalled(self, summary: SourceSummary) -> str:
+        """See ``sources.Recalls``."""
+        server = await self._server("asked")
+        if by_copy.is_one(summary):
+            await back.tables_of(server.address, server.address.database)
+            return "answers"
+        return await self._by_dump(server).recalled(summary)
 
     def _copy_home(self) -> CopyHome:
         s, owner = self._settings, f"source {self.name}"
-        return CopyHome(owner, s.container, s.socket, None if s.container else self._asked(owner))
+        return CopyHome(owner, s.container, s.socket, None if s.container else self._asked(owner, "put back"))
 
     @staticmethod
     async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
         if by_copy.is_one(summary):
             return await by_copy.verify(summary, reader)
         return await by_dump.verify(summary, reader)
+
+    @staticmethod
+    def entries(summary: SourceSummary) -> int | None:
+        return None if by_copy.is_one(summary) else by_dump.entries(summary)
+
+    @staticmethod
+    def rehearsal_bytes(summary: SourceSummary) -> int:
+        return 0 if by_copy.is_one(summary) else by_dump.rehearsal_bytes(summary)
+
+    @staticmethod
+    async def rehearse(given: Path, summary: SourceSummary, room: Room) -> list[str]:
+        if by_copy.is_one(summary):
+            return await by_copy.rehearse(summary)
+        return await by_dump.rehearse(given, summary, room)
 
     @staticmethod
     def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
@@ -186,45 +285,46 @@ class PostgresSource:
 
     def _by_dump(self, server: Server) -> ByDump:
         s = self._settings
-        return ByDump(server, Wanted(self.place, s.databases, s.dump_format, s.with_globals, s.row_counts))
+        wanted = Wanted(self.place, s.databases, s.dump_format, s.with_globals, s.row_counts, self._changes)
+        return ByDump(server, wanted, self._checks)
 
     async def _server(self, to_be: str) -> Server:
         """Where it is. Raises SourceError."""
         s, owner = self._settings, f"source {self.name}"
-        asked, reach = self._asked(owner), self._reach
+        asked, reach = self._asked(owner, to_be), self._reach
         if s.container is None:
             assert asked
             return Server(asked, reach or Here(), self._stall_s)
         unable = f"so {owner} cannot be {to_be}"
         address = await reaching.in_container(s.container, s.socket, asked, unable, owner)
         if asked is None and s.password_file:
-            address = replace(address, password=self._read("password_file", s.password_file))
+            address = replace(address, password=self._read("password_file", s.password_file, to_be))
         return Server(address, reach or InContainer(s.container, s.socket, unable), self._stall_s)
 
-    def _asked(self, owner: str) -> Address | None:
+    def _asked(self, owner: str, to_be: str) -> Address | None:
         """What the settings say of the address; None where that is left to the container."""
         s = self._settings
         if s.url is None and s.url_file is None:
             return None
-        url = s.url.get_secret_value() if s.url else self._read("url_file", s.url_file)
-        password = self._read("password_file", s.password_file) if s.password_file else None
+        url = s.url.get_secret_value() if s.url else self._read("url_file", s.url_file, to_be)
+        password = self._read("password_file", s.password_file, to_be) if s.password_file else None
         try:
             return Address.parse(url, password, owner=owner)
         except ValueError as error:
             raise DatabaseError(f"The address in {s.url_file} (source {self.name}) {error}.") from error
 
-    def _read(self, key: str, path: Path | None) -> str:
+    def _read(self, key: str, path: Path | None, to_be: str) -> str:
         assert path is not None
         try:
             return path.read_text(errors="replace").strip()  # a decoding error would carry the secret along
         except FileNotFoundError as error:
             raise SourceError(
-                f"{path} is not there, so the databases of source {self.name} cannot be backed up. "
+                f"{path} is not there, so the databases of source {self.name} cannot be {to_be}. "
                 f"Make this file, or correct sources.{self.name}.{key}."
             ) from error
         except OSError as error:
             raise SourceError(
-                f"{path} cannot be read, so the databases of source {self.name} cannot be backed up. "
+                f"{path} cannot be read, so the databases of source {self.name} cannot be {to_be}. "
                 f"Correct sources.{self.name}.{key}, or give this user the right to read the file."
             ) from error
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -11,21 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memu_backup import docker_engine, moving, words
+from memu_backup import crosscheck, docker_engine, moving, pack, swap, words
 from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.paths import LocalPath
-from memu_backup.sources import Globs, Reader, SourceSettings, look
+from memu_backup.replacing import OnDisk, Prepared
+from memu_backup.sources import FolderSettings, Reader, SourceSettings, look
+from memu_backup.swap import Swap
 
 if TYPE_CHECKING:
     from aiodocker import Docker
 
 
-class VolumeSettings(SourceSettings):
-    only_folders: ClassVar[bool] = True
+class VolumeSettings(FolderSettings):
     kind: Literal["volume"]
     volume: str = Field(min_length=1, description="what Docker calls it: docker volume ls")
-    exclude: Globs = Field(default=(), description="globs in the manner of .gitignore, relative to its top")
     socket: LocalPath | None = Field(default=None, description="where Docker listens; what DOCKER_HOST says")
 
 
@@ -37,13 +36,14 @@ class _Made(BaseModel):
     labels: dict[str, str] = {}
 
 
-class VolumeSource:
+class VolumeSource(OnDisk):
     kind: ClassVar[str] = "volume"
     Settings: ClassVar[type[SourceSettings]] = VolumeSettings
 
     def __init__(self, name: str, settings: VolumeSettings) -> None:
         self.name = name
         self.place = settings.place_of(name)
+        self.listed_by = settings.listed_by
         self._settings = settings
         self._unable = f"so source {name} cannot be backed up"
 
@@ -67,7 +67,7 @@ class VolumeSource:
                     f"Docker has no volume {wanted} ({f'it has {_some(there)}' if there else 'it has none'}), "
                     f"{self._unable}. Correct sources.{self.name}.volume."
                 )
-        path = _lies_at(told)
+        path = docker_engine.lies_at(told)
         await look(self.name, lambda: self._must_be_there(path, told))
         return path, told
 
@@ -86,44 +86,67 @@ class VolumeSource:
     @asynccontextmanager
     async def capture(self, stage: Path) -> AsyncIterator[Captured]:  # noqa: ARG002  nothing to write out first
         path, told = await self._found()
+        exclude = (*self._settings.exclude, *await look(self.name, lambda: swap.passed_over(path)))
         yield Captured(
             source=self.name,
             kind=self.kind,
             place=self.place,
-            roots=(Root(path, self.place, self._settings.exclude),),
+            roots=(Root(path, self.place, exclude, packed=not self.place.endswith("/")),),
             consistency="each file as it was when it was read",
             details={"volume": self._settings.volume, "labels": dict(told.get("Labels") or {})},
         )
 
+    @property
+    def omits(self) -> tuple[str, ...]:
+        """See ``Omitting``."""
+        return tuple(self._settings.exclude)
+
     def lives(self) -> str:
         return f"Docker volume {self._settings.volume}"
 
-    async def landing(self, summary: SourceSummary) -> Path:  # noqa: ARG002  wherever it came from
+    async def landing(self, summary: SourceSummary) -> Path:
         wanted = self._settings.volume
         async with docker_engine.engine(self._settings.socket, self._not_back) as docker:
             told = await docker_engine.volume(docker, wanted)
-            users = await docker_engine.used_by(docker, wanted) if told else []
             root = Path((await docker_engine.answer(docker.system.info()))["DockerRootDir"])
-        if users:
-            raise RestoreError(
-                f"Docker volume {wanted} (source {self.name}) is in use by {_some(users)}; nothing was changed. "
-                "Stop that first."
-            )
-        if told is None:
-            return await look(self.name, lambda: moving.landing(_beside_volumes(root) / wanted))
-        path = _lies_at(told)
-        if not await look(self.name, lambda: moving.is_free(path)):
-            raise RestoreError(
-                f"Docker volume {wanted} (source {self.name}) is not empty, and nothing there is replaced; nothing was "
-                f"changed. Remove it first (docker volume rm {wanted}), or restore to a folder with --to."
-            )
-        return await look(self.name, lambda: moving.landing(path))
+        return await look(
+            self.name,
+            lambda: pack.with_room(
+                summary, swap.landing(docker_engine.lies_at(told) if told else _beside_volumes(root) / wanted)
+            ),
+        )
 
-    async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:
+    async def in_the_way(self, summary: SourceSummary) -> list[str]:  # noqa: ARG002  wherever it came from
+        async with docker_engine.engine(self._settings.socket, self._not_back) as docker:
+            told = await docker_engine.volume(docker, self._settings.volume)
+        if told is None:
+            return []
+        path = docker_engine.lies_at(told)
+        return [] if await look(self.name, lambda: moving.is_free(path)) else [self.lives()]
+
+    async def must_be_still(self, summary: SourceSummary, stopping: Collection[str]) -> None:  # noqa: ARG002
+        await self._must_be_unused(stopping)
+
+    async def forth(self, one: Swap) -> None:
+        await self._must_be_unused(())
+        await super().forth(one)
+
+    async def _must_be_unused(self, stopping: Collection[str]) -> None:
+        wanted = self._settings.volume
+        async with docker_engine.engine(self._settings.socket, self._not_back) as docker:
+            users = await docker_engine.used_by(docker, wanted)
+        if running := [name for name in users if name not in stopping]:
+            raise RestoreError(
+                f"Docker volume {wanted} (source {self.name}) is in use by {_some(running)}, and no service of the "
+                "settings stops that; nothing was changed. Stop it first: docker stop " + " ".join(running)
+            )
+
+    async def prepare(self, given: Path, summary: SourceSummary, stamp: str) -> Prepared:
         async with docker_engine.engine(self._settings.socket, self._not_back) as docker:
             told = await docker_engine.volume(docker, self._settings.volume) or await self._made(docker, summary)
-        await asyncio.to_thread(moving.move_in, given, _lies_at(told))
-        return []
+        given, warnings = await pack.unpacked(given, summary)
+        path = docker_engine.lies_at(told)
+        return Prepared(await look(self.name, lambda: swap.whole(path, given, stamp)), tuple(warnings))
 
     async def _made(self, docker: Docker, summary: SourceSummary) -> Mapping[str, Any]:
         """With the labels that it had: by them compose knows it for its own."""
@@ -143,21 +166,12 @@ class VolumeSource:
         return f"so source {self.name} cannot be put back"
 
     @staticmethod
-    async def verify(summary: SourceSummary, reader: Reader) -> list[str]:  # noqa: ARG004  bytes and hashes say it all
-        return []
+    async def verify(summary: SourceSummary, reader: Reader) -> list[str]:
+        return await pack.verify(summary, reader.content) if pack.is_one(summary) else []  # bytes and hashes say it all
 
     @staticmethod
     def told(summary: SourceSummary, now: datetime, zone: tzinfo) -> str:
-        return words.tree(summary, now, zone)
-
-
-def _lies_at(told: Mapping[str, Any]) -> Path:
-    """Where its files are. One that is bound to a folder of this machine lies there, also while nobody uses it."""
-    options = told.get("Options") or {}
-    device = str(options.get("device") or "")
-    if device.startswith("/") and "bind" in str(options.get("o", "")).split(","):
-        return Path(device)
-    return Path(told["Mountpoint"] or "/nonexistent")
+        return words.tree(pack.inside(summary), now, zone) + crosscheck.phrase(summary)
 
 
 def _beside_volumes(root: Path) -> Path:

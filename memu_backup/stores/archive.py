@@ -6,24 +6,24 @@ import os
 import re
 import shutil
 import stat
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator
 
-from memu_backup import files, mark
+from memu_backup import beside, files, mark
 from memu_backup.errors import ArchiveError, DamagedArchive, MemuError, StoreError, UnknownBackup
-from memu_backup.formats import manifest, parts, proof, sums
+from memu_backup.formats import parts, proof, sums
 from memu_backup.formats.earlier import opened
 from memu_backup.formats.reader import ArchiveReader
 from memu_backup.formats.writer import ArchiveWriter
-from memu_backup.model import Backup, Captured, Level, Manifest, Phase, Progress
-from memu_backup.stores import Label, OnProgress, StoreSettings, Verdict, Written
+from memu_backup.model import Backup, Captured, Copied, Doubt, Level, Manifest, Phase
+from memu_backup.pack import Packing
+from memu_backup.stores import Label, Meter, OnProgress, Piece, Portion, StoreSettings, Verdict, Written, written_by
 from memu_backup.walk import Identity
 from memu_backup.work import Stop
 
@@ -31,8 +31,9 @@ _PARTIAL = ".partial"
 _SIDECAR = ".sha256"
 _PIN = ".keep"
 _DAMAGED = ".damaged"
+_SUSPICIOUS = ".suspicious"
 _END = ".tar.gz"
-_BESIDE = (_SIDECAR, _PIN, _DAMAGED)
+_BESIDE = (_SIDECAR, _PIN, _DAMAGED, _SUSPICIOUS)
 
 
 class ArchiveSettings(StoreSettings):
@@ -50,13 +51,14 @@ class ArchiveSettings(StoreSettings):
 class ArchiveStore:
     kind: ClassVar[str] = "archive"
     Settings: ClassVar[type[StoreSettings]] = ArchiveSettings
+    whole_every: ClassVar[int | None] = 7
 
     def __init__(self, directory: Path, settings: ArchiveSettings) -> None:
         self.directory = directory
         self._prefix = settings.prefix
         name = re.escape(settings.prefix) + r"_(\d{8}_\d{6})(_\d+)?\.tar\.gz"
         self._name = re.compile(name)
-        beside = rf"{name}\.sha256|{re.escape(mark.NAME)}"
+        beside = rf"{name}\.(sha256|suspicious)|{re.escape(mark.NAME)}"
         self._scratch = re.compile(rf"\.(({beside})\.)?\d+\.partial")
 
     # --- making one --------------------------------------------------------------------------------------------------
@@ -133,26 +135,15 @@ class ArchiveStore:
         stop: Stop,
         earlier: Backup | None,
     ) -> Manifest:
-        meter = _Meter(Phase.WRITING, on_progress)
+        meter = Meter(Phase.WRITING, on_progress)
+        packing = Packing(self.directory, never, label.created_at, stop, meter.tick)
         with ExitStack() as stack:
             older = stack.enter_context(opened(earlier.path, descriptor, stop)) if earlier else None
             writer = stack.enter_context(
-                ArchiveWriter(descriptor, self.directory, stop, meter.tick, label.created_at, older, gentle=True)
+                ArchiveWriter(descriptor, self.directory, stop, packing.tick, label.created_at, older, gentle=True)
             )
-            summaries = tuple(writer.add(c, never) for c in captured)
+            made = written_by(lambda c: writer.add(c, never), packing.each(captured), label)
             meter.flush()
-            made = Manifest(
-                format=manifest.FORMAT,
-                name=label.name,
-                run_id=label.run_id,
-                created_at=label.created_at,
-                utc_offset=label.utc_offset,
-                host=label.host,
-                job=label.job,
-                version=label.version,
-                sources=summaries,
-                sha256sums="",
-            )
             if earlier and earlier.manifest and writer.shares_blocks:
                 nights = earlier.manifest.nights_shared + 1
                 made = replace(made, shares_with=earlier.name, nights_shared=nights)
@@ -173,13 +164,15 @@ class ArchiveStore:
         except OSError as error:  # network filesystems may say only now that the disk is full
             raise files.storing(error, self.directory) from error
 
-    def publish(self, written: Written, sha256: str) -> Path:
+    def publish(self, written: Written, sha256: str, doubts: Sequence[Doubt] = ()) -> Path:
         final = self.directory / written.name
         made: list[Path] = [written.partial_path]
+        notes = {_SUSPICIOUS: beside.doubts_as_json(doubts)} if doubts else {}
         try:
-            # The sidecar first: an archive that is listed has one, and a sidecar alone is swept away.
-            files.write_atomically(_beside(final, _SIDECAR), sums.line(sha256, written.name), replace=False)
-            made.append(_beside(final, _SIDECAR))
+            # These first: an archive that is listed has them, and alone they are swept away.
+            for end, content in {**notes, _SIDECAR: sums.line(sha256, written.name)}.items():
+                files.write_atomically(_beside(final, end), content, replace=False)
+                made.append(_beside(final, end))
             files.rename_without_replacing(written.partial_path, final)
             made.append(final)
             files.sync_folder(self.directory)
@@ -226,11 +219,12 @@ class ArchiveStore:
         except OSError as error:
             raise _unknown(self.directory, error) from error
 
-    def look(self, path: Path) -> Backup:
-        """One archive, wherever it lies and whatever its name, also by one of its parts.
+    @classmethod
+    def around(cls, path: Path) -> Self | None:
+        return None if path.is_dir() else cls(path.parent, ArchiveSettings(kind="archive"))
 
-        Raises UnknownBackup, ArchiveError, UsageError.
-        """
+    def look(self, path: Path) -> Backup:
+        """Also by one of its parts."""
         with ArchiveReader(path) as reader:
             name, path, size_bytes = reader.path.name, reader.parts.first, reader.size_bytes
             try:
@@ -239,7 +233,7 @@ class ArchiveStore:
             except ArchiveError:  # damaged: ``prove`` says how
                 made = None
         created_at = made.created_at if made else self._time_in(name)
-        return Backup(name, path, size_bytes, created_at, made, _has(path, _PIN), _has(path, _DAMAGED))
+        return Backup(name, path, size_bytes, created_at, made, _has(path, _PIN), _has(path, _DAMAGED), _doubts(path))
 
     def _look_if_there(self, path: Path) -> Backup | None:
         try:
@@ -250,7 +244,7 @@ class ArchiveStore:
             return None
         except MemuError:  # it has a backup's name and cannot be read: it is listed, so that somebody looks at it
             created_at, damaged = self._time_in(path.name), _has(path, _DAMAGED)
-            return Backup(path.name, path, status.st_size, created_at, None, _has(path, _PIN), damaged)
+            return Backup(path.name, path, status.st_size, created_at, None, _has(path, _PIN), damaged, _doubts(path))
         except OSError as error:
             raise _unknown(self.directory, error) from error
 
@@ -267,6 +261,20 @@ class ArchiveStore:
             return local.astimezone(UTC)
         except ValueError:
             return datetime.fromtimestamp(0, UTC)
+
+    def open(self, backup: Path, stop: Stop) -> ArchiveReader:
+        return ArchiveReader(backup, stop)
+
+    def copied_as(self, backup: Backup) -> Copied:
+        return Copied(backup.name, backup.size_bytes, self.checksum(backup.path), made=True)
+
+    @contextmanager
+    def stream(self, backup: Path, stop: Stop) -> Iterator[int]:  # noqa: ARG002  whoever reads it may stop
+        descriptor = os.open(backup, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def content(self, backup: Path, path: str) -> Iterator[bytes]:
         with ArchiveReader(backup) as reader:
@@ -289,7 +297,7 @@ class ArchiveStore:
         except OSError as error:
             raise StoreError(f"{backup} could not be removed ({error.strerror}); it is still there, whole.") from error
         try:
-            for end in (_SIDECAR, _DAMAGED):
+            for end in (_SIDECAR, _DAMAGED, _SUSPICIOUS):
                 _beside(backup, end).unlink(missing_ok=True)
             files.sync_folder(self.directory)
         except OSError as error:
@@ -310,36 +318,29 @@ class ArchiveStore:
     def acquit(self, backup: Path) -> None:
         self._take_back(backup, _DAMAGED, "this backup still counts as damaged")
 
+    def accept(self, backup: Path) -> None:
+        self._take_back(backup, _SUSPICIOUS, "this backup stays suspicious")
+
     def _note(self, backup: Path, suffix: str, failed: str, meaning: str) -> None:
-        note = _beside(backup, suffix)
-        try:
-            # Empty, as it has to be made on a full disk, too. It is there first, so that nothing removes the backup
-            # between the look and the pin.
-            os.close(os.open(note, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-            if not backup.exists():
-                note.unlink()
-                raise UnknownBackup(f"{failed}: it is not there any more.")
-            files.sync_folder(backup.parent)
-        except OSError as error:
-            raise StoreError(
-                f"{failed} ({error.strerror}), so {meaning}. Check the disk that holds it and its rights."
-            ) from error
+        beside.note(backup, _beside(backup, suffix), failed, meaning)
 
     def _take_back(self, backup: Path, suffix: str, meaning: str) -> None:
-        note = _beside(backup, suffix)
-        try:
-            note.unlink(missing_ok=True)
-            files.sync_folder(backup.parent)
-        except OSError as error:
-            raise StoreError(
-                f"{note} could not be removed ({error.strerror}), so {meaning}. Check the disk that holds it and its "
-                "rights."
-            ) from error
+        beside.take_back(_beside(backup, suffix), meaning)
 
     # --- is it good --------------------------------------------------------------------------------------------------
 
-    def prove(self, path: Path, level: Level, on_progress: OnProgress, stop: Stop) -> Verdict:
-        meter = _Meter(Phase.VERIFYING, on_progress)
+    def pieces(self, backups: Sequence[Backup]) -> list[Piece]:
+        return [Piece(b.name, (b,), b.size_bytes, b.created_at) for b in backups]
+
+    def prove(
+        self,
+        path: Path,
+        level: Level,
+        on_progress: OnProgress,
+        stop: Stop,
+        portion: Portion | None = None,  # noqa: ARG002  each is a piece by itself
+    ) -> Verdict:
+        meter = Meter(Phase.VERIFYING, on_progress)
         archive = parts.whole(path)
         try:
             with ArchiveReader(path, stop) as reader:
@@ -356,9 +357,9 @@ class ArchiveStore:
         except DamagedArchive as error:
             return Verdict(level, (f"{archive.name} is damaged: {str(error).removesuffix('.')}.",), 0, 0)
         problems += () if archive.name.endswith(_PARTIAL) else self._compare_sidecar(archive, found.sha256)
-        return Verdict(level, problems, found.files, found.content_bytes, found.sha256, compared=found.compared)
+        return Verdict.of(found, level, problems)
 
-    def _unchanged(self, reader: ArchiveReader, meter: _Meter) -> proof.Proof | None:
+    def _unchanged(self, reader: ArchiveReader, meter: Meter) -> proof.Proof | None:
         """One that was proved before, as its sidecar says, is compared with that (docs/decisions/0013). Not one that is
         known to be damaged: somebody may have made a new sidecar for it.
         """
@@ -390,29 +391,12 @@ def _has(backup: Path, end: str) -> bool:
     return os.path.lexists(_beside(backup, end))
 
 
+def _doubts(backup: Path) -> tuple[Doubt, ...]:
+    return beside.doubts_in(_beside(backup, _SUSPICIOUS))
+
+
 def _unknown(directory: Path, error: OSError) -> StoreError:
     return StoreError(f"{directory} cannot be read ({error.strerror}), so its backups are not known. Check its disk.")
-
-
-class _Meter:
-    """Adds up ticks and passes them on ten times a second at most."""
-
-    def __init__(self, phase: Phase, on_progress: OnProgress) -> None:
-        self._phase, self._on_progress = phase, on_progress
-        self._bytes = self._files = 0
-        self._what = ""
-        self._next = 0.0
-
-    def tick(self, more_bytes: int, more_files: int, what: str) -> None:
-        self._bytes += more_bytes
-        self._files += more_files
-        self._what = what or self._what
-        if time.monotonic() >= self._next:
-            self.flush()
-
-    def flush(self) -> None:
-        self._next = time.monotonic() + 0.1
-        self._on_progress(Progress(self._phase, self._bytes, None, self._files, self._what))
 
 
 STORE = ArchiveStore

@@ -46,6 +46,16 @@ async def test_a_backup_now_is_made_and_the_message_tells_how_it_went(family: Fa
     ]
 
 
+async def test_nobody_but_an_admin_approves_a_drive(family: Family, person: Person) -> None:
+    async with family.bot_runs():
+        await joined(family)
+        other = await grandma(family, person)
+        await other.say(family.room, "!backup trust")
+        await family.quiet(1)
+        nothing = "No drive waits to be approved. Plug it in first; I ask about each new one."
+        assert await family.answered("!backup trust") == nothing
+
+
 async def test_where_there_is_one_of_today_it_asks_and_a_thumb_is_a_yes(family: Family, person: Person) -> None:
     assert family.home.run("start").status == 0
     async with family.bot_runs():

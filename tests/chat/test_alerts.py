@@ -87,6 +87,7 @@ async def test_what_failed_and_worked_since_is_told_to_nobody(family: Family) ->
         await family.quiet()
 
 
+@pytest.mark.slow
 async def test_killed_between_telling_and_noting_it_the_service_tells_it_once(
     family: Family, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -219,6 +220,18 @@ async def test_a_completed_backup_is_told_of_where_that_is_asked_for(family: Fam
         await family.quiet()
 
 
+async def test_a_report_that_is_wished_for_stands_in_the_room_once(family: Family) -> None:
+    configure(family, more='[alerts]\nreports = ["daily"]\n')
+    await runs(family)
+    async with family.bot_runs():
+        title, nightly = (await family.hears()).splitlines()
+        assert (title, nightly[:24]) == ("Daily backup summary", "nightly: 1 backup made; ")
+        await family.quiet()
+    async with family.bot_runs():
+        await joined(family)
+        await family.quiet()
+
+
 async def test_should_send_usb_reminder(family: Family) -> None:
     """Memu's specification: each Sunday at ten, where there is no copy for more than seven days."""
     family.home.configure(
@@ -261,6 +274,8 @@ async def test_should_send_usb_reminder(family: Family) -> None:
 
 
 async def test_a_reminder_that_was_missed_comes_when_the_machine_is_on_again(family: Family) -> None:
+    if not alarms.reminder_due(now() - timedelta(days=8), now(), ZoneInfo("Europe/Berlin")):
+        pytest.skip("it is nearly Sunday, and the next one is close")
     config = family.home.folder / "config.toml"
     config.write_text(config.read_text().replace("overdue_days = 0", "overdue_days = 7"))
     await runs(family)

@@ -49,6 +49,7 @@ async def test_one_backup_is_made_of_two_that_are_asked_for_at_once(
     assert len(family.home.archives) == 1
 
 
+@pytest.mark.slow
 async def test_one_backup_is_made_where_two_say_yes_at_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     assert family.home.run("start").status == 0
     polls = Polls(monkeypatch)

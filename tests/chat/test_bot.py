@@ -51,8 +51,9 @@ async def test_the_details_are_folded_below_the_status_and_not_in_its_text(famil
     assert heard.decrypted and heard.body == family.home.run("status").out.rstrip("\n")
     shown, folded = heard.formatted_body.split("<details><summary>Details</summary>")
     assert shown == f"<b>{heard.body}".replace("\n", "</b><br>", 1).replace("\n", "<br>")
-    details = [line.strip() for line in family.home.run("status", "--details").out.splitlines()]
-    assert folded == "<br>".join(details[len(heard.body.splitlines()) :]) + "</details>"
+    lines = family.home.run("status", "--details").out.splitlines()
+    details = [line.strip() for line in lines][len(heard.body.splitlines()) :]
+    assert folded == "<br>".join(details) + "</details>" and "Re-read within 30 days: " in folded
     assert "Photos: 2 files, newest from today" in folded
 
 
@@ -128,6 +129,7 @@ async def test_a_phone_that_was_just_added_can_read_the_answer(
             await phone.close()
 
 
+@pytest.mark.slow
 async def test_a_homeserver_that_goes_and_comes_back_is_waited_for(family: Family, synapse: Synapse) -> None:
     synapse.stop()
     async with family.bot_runs() as running:
@@ -142,6 +144,7 @@ async def test_a_homeserver_that_goes_and_comes_back_is_waited_for(family: Famil
         assert not running.done()
 
 
+@pytest.mark.slow
 async def test_a_homeserver_that_asks_for_patience_gets_it(tmp_path: Path, database: str) -> None:
     with Synapse(tmp_path / "synapse", {"rc_message": {"per_second": 0.7, "burst_count": 1}}) as strict:
         bot, anna_id = [await strict.register(name, PASSWORD) for name in ("bot", "anna")]
@@ -159,6 +162,7 @@ async def test_a_homeserver_that_asks_for_patience_gets_it(tmp_path: Path, datab
             await anna.close()
 
 
+@pytest.mark.slow
 async def test_a_message_of_an_odd_shape_does_not_keep_it_from_the_next(family: Family) -> None:
     async with family.bot_runs():
         await joined(family)
@@ -176,6 +180,7 @@ async def test_a_login_that_was_ended_ends_the_chat_with_a_sentence(family: Fami
             await asyncio.wait_for(asyncio.shield(running), 15)
 
 
+@pytest.mark.slow
 async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: Path) -> None:
     assert family.home.run("start").status == 0
     state = family.home.folder / "state"
@@ -199,6 +204,7 @@ async def test_the_service_answers_and_ends_in_order(family: Family, tmp_path: P
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 
+@pytest.mark.slow
 async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
     family: Family, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -217,6 +223,7 @@ async def test_who_signs_the_bot_in_anew_need_not_start_the_service_anew(
     assert "ERROR" not in (log := (tmp_path / "log").read_text()) and "unexpected" not in log
 
 
+@pytest.mark.slow
 async def test_a_login_that_cannot_be_read_is_told_and_taken_up_where_it_is_back(
     family: Family, tmp_path: Path, receiver: Receiver
 ) -> None:
@@ -240,6 +247,7 @@ async def test_a_login_that_cannot_be_read_is_told_and_taken_up_where_it_is_back
         service.wait()
 
 
+@pytest.mark.slow
 async def test_a_room_without_a_bot_is_said_when_the_service_starts(family: Family, tmp_path: Path) -> None:
     (family.home.folder / "state" / "chat" / "account.json").unlink()
     service = started(family.home, tmp_path / "log")

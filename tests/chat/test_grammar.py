@@ -25,6 +25,13 @@ def test_a_backup_now_may_be_of_a_job() -> None:
     assert parse("!backup status photos") == Slip("status")
 
 
+def test_what_is_accepted_may_be_named_in_one_word() -> None:
+    name = "memu_backup_20260126_020500.tar.gz"
+    assert parse(f"!backup accept {name}") == Command("accept", name)
+    assert parse("!backup accept it all") == Slip("accept")
+    assert parse("backup accept it all") is None
+
+
 @pytest.mark.parametrize(
     "text",
     [

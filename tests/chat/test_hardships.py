@@ -117,6 +117,7 @@ def told_in(home: Home) -> list[bool]:
     return [row["notification_sent"] for row in home.rows()]
 
 
+@pytest.mark.slow
 async def test_keys_that_cannot_be_read_are_no_reason_to_say_what_nobody_can_read(
     family: Family, receiver: Receiver
 ) -> None:
@@ -141,6 +142,7 @@ async def test_keys_that_cannot_be_read_are_no_reason_to_say_what_nobody_can_rea
         assert "The database did not answer" in await family.hears(60)
 
 
+@pytest.mark.slow
 async def test_keys_that_are_damaged_are_told_and_retried(family: Family, receiver: Receiver, tmp_path: Path) -> None:
     (store,) = (family.home.folder / "state" / "chat" / "keys").glob("*/*.db")
     await runs(family)
@@ -214,6 +216,7 @@ async def test_a_failure_that_comes_as_the_history_goes_is_told_when_it_is_back(
     assert "The database did not answer" in receiver.heard[0].body
 
 
+@pytest.mark.slow
 async def test_a_way_that_failed_once_does_not_keep_it_awake(
     tmp_path: Path, database: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +245,7 @@ async def asked(home: Home) -> int:
     return int(row["xact_commit"])
 
 
+@pytest.mark.slow
 async def test_commands_are_left_to_the_service_where_the_chat_is_tried_without_it(family: Family) -> None:
     async with family.bot_runs():
         await joined(family)
@@ -259,6 +263,7 @@ async def test_commands_are_left_to_the_service_where_the_chat_is_tried_without_
         )
 
 
+@pytest.mark.slow
 async def test_a_clock_that_was_far_ahead_does_not_silence_the_reminder(family: Family) -> None:
     config = family.home.folder / "config.toml"
     config.write_text(config.read_text().replace("overdue_days = 0", "overdue_days = 7"))
@@ -301,6 +306,7 @@ async def test_who_has_no_room_any_more_is_not_told_that_the_bot_is_back(
     assert receiver.heard == []
 
 
+@pytest.mark.slow
 async def test_that_all_is_well_comes_by_mail_without_a_word_of_the_room(family: Family, receiver: Receiver) -> None:
     configure(family)
     heard = frozenset({FALLBACK})
@@ -312,6 +318,7 @@ async def test_that_all_is_well_comes_by_mail_without_a_word_of_the_room(family:
     assert json.loads(receiver.heard[0].body)["message"] == "The bot is back in the family's room."
 
 
+@pytest.mark.slow
 async def test_what_the_room_takes_after_a_sleep_goes_no_other_way(
     family: Family, synapse: Synapse, receiver: Receiver
 ) -> None:
@@ -391,6 +398,7 @@ async def test_a_message_in_somebody_elses_name_is_passed_over(
     assert not any(line["action"] == "snooze" for line in family.home.audit())
 
 
+@pytest.mark.slow
 async def test_channels_that_cannot_be_read_cost_no_backup(family: Family, tmp_path: Path) -> None:
     configure(family, more='[alerts]\nfallback_file = "/nowhere/channels"\n')
     service = started(family.home, tmp_path / "log")
@@ -402,6 +410,7 @@ async def test_channels_that_cannot_be_read_cost_no_backup(family: Family, tmp_p
         service.wait()
 
 
+@pytest.mark.slow
 async def test_a_login_elsewhere_is_taken_up_though_the_old_homeserver_is_gone(family: Family, tmp_path: Path) -> None:
     safe = Safe(family.home.folder / "state")
     good = safe.account()

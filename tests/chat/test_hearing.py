@@ -126,6 +126,7 @@ def deep(levels: int) -> Any:
     return json.loads('{"a":' * levels + "1" + "}" * levels)
 
 
+@pytest.mark.slow
 async def test_a_question_whose_key_comes_behind_many_others_is_answered(
     family: Family, synapse: Synapse, person: Person
 ) -> None:
@@ -148,6 +149,7 @@ async def family_answers(family: Family, questions: list[str]) -> list[str]:
         return [(await family.anna.next(family.room, sender=family.bot)).body for _ in questions]
 
 
+@pytest.mark.slow
 async def test_after_an_absence_with_a_gap_the_newest_questions_are_answered(family: Family, synapse: Synapse) -> None:
     async with family.listening(repeat):
         await family.answered("before")
@@ -157,6 +159,7 @@ async def test_after_an_absence_with_a_gap_the_newest_questions_are_answered(fam
     assert await family_answers(family, questions) == [f"heard {question}" for question in questions]
 
 
+@pytest.mark.slow
 async def test_what_was_asked_more_than_five_minutes_ago_is_not_answered(tmp_path: Path, database: str) -> None:
     """The homeserver is started anew under a clock that is six minutes ahead, as if they had passed."""
     clock = Clock(tmp_path, f"{datetime.now(UTC) + timedelta(minutes=6):%Y-%m-%dT%H:%M:%S}")
@@ -177,6 +180,7 @@ async def test_what_was_asked_more_than_five_minutes_ago_is_not_answered(tmp_pat
             await anna.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -194,11 +198,13 @@ async def test_of_a_reply_only_the_own_words_are_heard(family: Family, body: str
         assert (await family.anna.next(family.room, sender=family.bot)).body == f"heard {said}"
 
 
+@pytest.mark.slow
 async def test_a_quote_that_is_no_reply_is_heard_as_it_is(family: Family) -> None:
     async with family.listening(repeat):
         assert await family.answered("> one\n\ntwo") == "heard > one\n\ntwo"
 
 
+@pytest.mark.slow
 async def test_a_bot_that_was_put_out_of_the_room_says_so_once_and_comes_back_where_it_is_invited(
     family: Family, synapse: Synapse, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,6 +225,7 @@ async def test_a_bot_that_was_put_out_of_the_room_says_so_once_and_comes_back_wh
     assert "unexpected" not in caplog.text and "tries again" not in caplog.text
 
 
+@pytest.mark.slow
 async def test_a_room_that_was_replaced_is_told_of(
     family: Family, synapse: Synapse, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -83,6 +83,7 @@ async def answered(phone: Human, family: Family, text: str) -> None:
         pass
 
 
+@pytest.mark.slow
 async def test_keys_are_made_anew_while_devices_claim_them(family: Family, synapse: Synapse) -> None:
     async with family.listening(repeat):
         await full(family, synapse)
@@ -91,6 +92,7 @@ async def test_keys_are_made_anew_while_devices_claim_them(family: Family, synap
         await full(family, synapse)
 
 
+@pytest.mark.slow
 async def test_a_phone_reaches_the_bot_whose_keys_were_all_claimed_while_it_was_away(
     family: Family, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -105,6 +107,7 @@ async def test_a_phone_reaches_the_bot_whose_keys_were_all_claimed_while_it_was_
             await full(family, synapse)
 
 
+@pytest.mark.slow
 async def test_with_a_state_from_an_older_backup_it_is_reached_again(
     family: Family, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -128,6 +131,7 @@ async def test_with_a_state_from_an_older_backup_it_is_reached_again(
             await answered(phone, family, "from a new phone")
 
 
+@pytest.mark.slow
 async def test_with_an_older_state_it_hears_again_whoever_it_talked_with_before(family: Family, tmp_path: Path) -> None:
     anna, keys = family.anna, Safe(family.home.folder / "state").keys(login(family).device_id)
     async with family.listening(repeat):
@@ -151,7 +155,7 @@ async def test_with_an_older_state_it_hears_again_whoever_it_talked_with_before(
         assert await family.answered("again") == "heard again"
 
 
-@pytest.mark.parametrize("kicked", [False, True], ids=["left", "kicked"])
+@pytest.mark.parametrize("kicked", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["left", "kicked"])
 async def test_who_left_cannot_read_what_is_said_afterwards(
     family: Family, synapse: Synapse, person: Person, kicked: bool
 ) -> None:
@@ -166,6 +170,7 @@ async def test_who_left_cannot_read_what_is_said_afterwards(
         assert not await has_its_key(carol, family, said)
 
 
+@pytest.mark.slow
 async def test_who_left_while_the_bot_was_off_cannot_and_who_came_can_read_the_next_message(
     family: Family, synapse: Synapse, person: Person
 ) -> None:
@@ -183,6 +188,7 @@ async def test_who_left_while_the_bot_was_off_cannot_and_who_came_can_read_the_n
         assert not await has_its_key(carol, family, said)
 
 
+@pytest.mark.slow
 async def test_a_device_that_was_signed_out_cannot_read_what_is_said_afterwards(
     family: Family, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -198,6 +204,7 @@ async def test_a_device_that_was_signed_out_cannot_read_what_is_said_afterwards(
         assert await sealed_with(family, after) != await sealed_with(family, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut_at", [b"/keys/claim", b"/sendToDevice/", b"/joined_members", b"/send/m.room.encrypted"])
 async def test_where_the_homeserver_goes_while_keys_are_shared_the_message_can_be_read_in_the_end(
     family: Family, synapse: Synapse, tmp_path: Path, cut_at: bytes
@@ -217,6 +224,7 @@ async def test_where_the_homeserver_goes_while_keys_are_shared_the_message_can_b
                 assert await readable(phone, family, await say(session, "after"))
 
 
+@pytest.mark.slow
 async def test_keys_of_an_odd_shape_do_not_keep_it_from_speaking(
     family: Family, synapse: Synapse, person: Person
 ) -> None:
@@ -314,6 +322,7 @@ class Wire:
         writer.close()
 
 
+@pytest.mark.slow
 async def test_a_key_says_itself_whose_device_gave_it(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """For phones that come back when the bot has another device already: they cannot ask for the old one any more."""
     olm, told = family.anna._client.olm, []

@@ -89,6 +89,7 @@ async def test_a_homeserver_that_asks_for_the_password_once_more_is_given_it(
     assert before and before.master.public != new.master.public == master_key(bot, queried)
 
 
+@pytest.mark.slow
 async def test_what_fails_leaves_the_login_as_it_was(synapse: Synapse, account: Account, safe: Safe) -> None:
     bot = await account("bot")
     made = await log_in(safe, synapse.url, bot, PASSWORD)

@@ -103,6 +103,7 @@ async def test_a_homeserver_that_asks_for_patience_is_not_asked_sooner(
     assert hs.asked_at[1] - hs.asked_at[0] >= 2.5
 
 
+@pytest.mark.slow
 async def test_where_the_homeserver_does_not_know_how_far_the_bot_came_it_begins_anew(family: Family) -> None:
     """As one that was set up anew, or that is another program now."""
     async with family.listening(repeat):

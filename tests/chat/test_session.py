@@ -74,6 +74,7 @@ async def test_what_was_answered_is_not_done_again_where_an_older_place_to_liste
     assert done == ["one", "two", "three"]
 
 
+@pytest.mark.slow
 async def test_an_answer_that_breaks_is_tried_again(family: Family) -> None:
     broken = [OSError("the disk stumbled"), ValueError("odd")]
 
@@ -147,6 +148,7 @@ async def test_a_sign_is_heard_with_the_message_that_it_stands_under(family: Fam
         assert (await family.anna.next(family.room, sender=family.bot)).body == f"👍 {first.event_id}"
 
 
+@pytest.mark.slow
 async def test_how_long_work_ended_is_put_anew_however_long_the_homeserver_is_away(
     family: Family, synapse: Synapse, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ async def test_plaintext_in_an_encrypted_room_is_seen_as_such(person: Person) ->
         await anna.silent(room, sender=ben.user_id, for_s=5)
 
 
+@pytest.mark.slow
 async def test_who_joins_later_and_a_new_phone_read_what_is_said_from_then_on(
     person: Person, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ async def test_what_a_person_cannot_hear_any_more_fails_the_test(
             await anna.close()
 
 
+@pytest.mark.slow
 async def test_limits_of_a_synapse_of_ones_own_are_kept(tmp_path: Path) -> None:
     with Synapse(tmp_path / "synapse", {"rc_message": {"per_second": 0.1, "burst_count": 2}}) as strict:
         anna = await Human.login(strict, await strict.register("anna", PASSWORD), PASSWORD, tmp_path / "phone")

@@ -19,7 +19,7 @@ async def tried(family: Family, *options: str) -> Ran:
     return await asyncio.to_thread(family.home.run, "chat", "test", *options)
 
 
-@pytest.mark.parametrize("with_service", [True, False])
+@pytest.mark.parametrize("with_service", [True, pytest.param(False, marks=pytest.mark.slow)])
 async def test_a_message_stands_in_the_room_and_it_is_said_who_can_read_it(
     family: Family, tmp_path: Path, with_service: bool
 ) -> None:
@@ -45,6 +45,7 @@ async def test_a_message_stands_in_the_room_and_it_is_said_who_can_read_it(
             service.wait()
 
 
+@pytest.mark.slow
 async def test_right_after_a_new_login_it_is_the_new_one_that_is_tried(
     family: Family, synapse: Synapse, tmp_path: Path
 ) -> None:
@@ -80,6 +81,7 @@ async def test_what_is_missing_is_said(family: Family) -> None:
     assert ran.status == 2 and "No room is set" in ran.err
 
 
+@pytest.mark.slow
 async def test_a_bot_that_nobody_invited_says_so(family: Family, tmp_path: Path) -> None:
     other = await family.anna.create_room(name="Other")
     family.home.configure(top=f'backup_notification_room = "{other}"', more="[chat]\nadmins = []\n")

@@ -59,6 +59,7 @@ async def test_however_many_strangers_knock_the_audit_has_twenty_lines_an_hour(t
     assert {(a["origin"], a["action"], a["outcome"]) for a in home.audit()} == {("chat", "invitation", "refused")}
 
 
+@pytest.mark.slow
 async def test_a_homeserver_that_never_answers_holds_up_nothing_but_the_chat(
     tmp_path: Path, database: str, receiver: Receiver
 ) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from memu_backup import put_back
+from memu_backup import exchange
 from memu_backup.clock import now
 from memu_backup.errors import RestoreError, SourceError
 from memu_backup.model import Level
+from memu_backup.replacing import Replacing
 from memu_backup.sources import Source
 from memu_backup.stores import Store
 from memu_backup.work import Stop
-from tests.archives import Unpacked, archive_store, back_up, give_back, ignore, snapshot, write
+from tests.archives import Unpacked, archive_store, back_up, give_back, ignore, returning, snapshot, write
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ class SourceContract:
 
     def compare(self, data: Path, unpacked: Unpacked) -> None:
         raise NotImplementedError
+
+    def change(self, data: Path) -> None:
+        """Let some of it be another than it was."""
+        next(path for path in sorted(data.rglob("*")) if path.is_file() and not path.is_symlink()).write_text("changed")
+
+    def rest(self, data: Path) -> None:
+        """Let nothing write to it, where that would keep it from being exchanged."""
 
     def lose(self, data: Path) -> None:
         """Let all of it be gone, as on a machine that was just set up anew."""
@@ -140,24 +148,42 @@ class SourceContract:
             archive = back_up(archive_store(tmp_path / "store"), captured)
         before = self.held(data)
         self.lose(data)
-        (step,) = await put_back.plan(archive, {source.name: source}, [], tmp_path / "scratch", trusted=True)
-        returned = await put_back.carry_out(step, ignore)
-        assert returned.warnings == ()
+        back = await returning(archive, {source.name: source}, tmp_path / "scratch")
+        assert back.step.replaces == ()
+        assert await back.all_there() == ()
         assert self.held(data) == before
         assert await source.check() == []
-        assert not step.unpacking.target.exists()
+        assert not back.step.unpacking.target.exists()
 
-    async def test_what_is_there_is_never_replaced(
+    async def test_what_is_there_is_exchanged_and_kept_until_it_is_released(
         self, source: Source, data: Path, stage: Path, tmp_path: Path
     ) -> None:
         async with source.capture(stage) as captured:
             archive = back_up(archive_store(tmp_path / "store"), captured)
         before = self.held(data)
-        with pytest.raises(RestoreError) as met:
-            await put_back.plan(archive, {source.name: source}, [], tmp_path / "scratch", trusted=True)
-        assert source.name in str(met.value)
-        assert "\n" not in str(met.value)
+        if not isinstance(source, Replacing):
+            with pytest.raises(RestoreError) as met:
+                await returning(archive, {source.name: source}, tmp_path / "scratch", source.name)
+            assert source.name in str(met.value)
+            assert "\n" not in str(met.value)
+            assert self.held(data) == before
+            return
+        self.change(data)
+        there = self.held(data)
+        assert there != before
+        self.rest(data)
+        back = await returning(archive, {source.name: source}, tmp_path / "scratch")
+        assert back.step.replaces
+        assert await back.all_there() == ()
         assert self.held(data) == before
+        for expected in (there, before):
+            self.rest(data)
+            await exchange.undo(back.house, None, lambda _: None)
+            assert self.held(data) == expected
+        await exchange.release(back.house, None)
+        assert self.held(data) == before
+        beside = back.step.unpacking.target.parent
+        assert not [path.name for path in beside.iterdir() if ".before-" in path.name or "memu-backup" in path.name]
 
     async def test_two_captures_of_the_same_data_have_the_same_checksum(
         self, source: Source, stage: Path, tmp_path: Path

@@ -13,15 +13,20 @@ from pathlib import Path
 
 import pytest
 
+from memu_backup.beside import remove_tree
 from memu_backup.errors import DiskFull, Interrupted, StoreError, UnknownBackup, UsageError
-from memu_backup.model import Backup, Captured, Level, Progress, Root
+from memu_backup.model import Backup, Captured, Doubt, Level, Loss, Progress, Root
 from memu_backup.stores import Label, OnProgress, Store, Written
 from memu_backup.walk import identities
 from memu_backup.work import Stop
 from tests.home import fingerprints
+from tests.killing import Moment, needs_strace
 
 AT = datetime(2026, 3, 4, 1, 0, 0, tzinfo=UTC)
 ZONE = timezone(timedelta(hours=1))
+
+
+DOUBTS = (Doubt("photos", Loss.FILES, 4020, 4012), Doubt("sh\udcffop", Loss.BYTES, 20_000_000, 12_000_000))
 
 
 def ignore(_: Progress) -> None:
@@ -40,11 +45,11 @@ def write(
     return store.write(label, what, never, on_progress, stop or Stop())
 
 
-def publish(store: Store, *what: Captured, at: datetime = AT) -> Backup:
+def publish(store: Store, *what: Captured, at: datetime = AT, doubts: tuple[Doubt, ...] = ()) -> Backup:
     written = write(store, *what, at=at)
     verdict = store.prove(written.partial_path, Level.FULL, ignore, Stop())
     assert verdict.problems == ()
-    path = store.publish(written, verdict.sha256 or "")
+    path = store.publish(written, verdict.sha256 or "", doubts)
     return next(b for b in store.backups() if b.path == path)
 
 
@@ -68,6 +73,9 @@ def small_disk(folder: Path, size: str, more: str = "") -> Iterator[Path]:
 
 
 class StoreContract:
+    three_names: tuple[str, ...]
+    """Of three backups of one moment, 2:00:00 on 4 March 2026."""
+
     def make(self, directory: Path) -> Store:
         """The store, marked and prepared, that keeps its backups in ``directory``."""
         raise NotImplementedError
@@ -113,9 +121,7 @@ class StoreContract:
 
     def test_names_carry_local_time_and_a_suffix_where_they_are_taken(self, store: Store, source: Path) -> None:
         names = [publish(store, captured(source)).name for _ in range(3)]
-        assert "20260304_020000" in names[0]
-        assert len(set(names)) == 3
-        assert all("20260304_020000_" in name for name in names[1:])
+        assert tuple(names) == self.three_names
         assert {b.name for b in store.backups()} == set(names)
 
     def test_a_deleted_backup_is_gone_and_the_others_stay(self, store: Store, source: Path) -> None:
@@ -147,7 +153,7 @@ class StoreContract:
         there = publish(store, captured(source))
         other = publish(store, captured(source))
         store.pin(there.path)
-        there.path.unlink()  # by hand
+        remove_tree(there.path)  # by hand
         assert store.unused_name(AT, ZONE) not in (there.name, other.name)
         assert store.sweep()
         assert [(b.name, b.pinned) for b in store.backups()] == [(other.name, False)]
@@ -178,11 +184,64 @@ class StoreContract:
     ) -> None:
         there = publish(store, captured(source))
         store.condemn(there.path)
-        there.path.unlink()  # by hand
+        remove_tree(there.path)  # by hand
         other = publish(store, captured(source))
         assert store.sweep()
         assert [(b.name == there.name, b.damaged) for b in store.backups()] == [(False, False)]
         assert other.path.exists()
+
+    def test_a_suspicious_backup_is_so_until_somebody_accepts_it_or_it_goes(self, store: Store, source: Path) -> None:
+        before = set(store.directory.iterdir())
+        there = publish(store, captured(source), doubts=DOUBTS)
+        assert (there.doubts, there.good) == (DOUBTS, False)
+        assert store.sweep() == []
+        assert [b.doubts for b in self.make(store.directory).backups()] == [DOUBTS]
+        assert store.prove(there.path, Level.FULL, ignore, Stop()).problems == ()
+        store.accept(there.path)
+        store.accept(there.path)
+        assert [(b.doubts, b.good) for b in store.backups()] == [((), True)]
+        store.delete(there.path)
+        assert set(store.directory.iterdir()) == before
+        store.delete(publish(store, captured(source), doubts=DOUBTS).path)
+        assert set(store.directory.iterdir()) == before
+
+    def test_doubts_are_swept_away_with_their_backup_and_taint_no_other(self, store: Store, source: Path) -> None:
+        remove_tree(publish(store, captured(source), doubts=DOUBTS).path)  # by hand
+        other = publish(store, captured(source))
+        assert store.sweep()
+        assert [(b.name, b.doubts) for b in store.backups()] == [(other.name, ())]
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[1]", b'[{"source": "photos", "what": "?"}]', b"\xff"])
+    def test_a_note_that_tells_nothing_says_that_something_is_wrong(
+        self, store: Store, source: Path, content: bytes
+    ) -> None:
+        there = publish(store, captured(source), doubts=DOUBTS)
+        (note,) = (p for p in store.directory.rglob("*suspicious") if p.is_file())
+        note.write_bytes(content)
+        assert [d.what for d in store.look(there.path).doubts] == [Loss.UNTOLD]
+        assert not store.look(there.path).good
+
+    @needs_strace
+    @pytest.mark.slow
+    def test_wherever_it_is_killed_a_suspicious_backup_never_counts_as_good(self, store: Store, source: Path) -> None:
+        """The note is on the disk before the backup has its name."""
+        listed = []
+        for nth in range(1, 20):
+            moment = Moment("fsync", nth)
+            with self._start(store, source, "p = c.publish(store, photos, doubts=c.DOUBTS)", moment) as process:
+                assert process.stdout
+                process.stdout.read()
+            assert process.returncode in (0, -signal.SIGKILL)
+            there = store.backups()
+            listed.append(len(there))
+            assert {b.doubts for b in there} <= {DOUBTS}
+            store.sweep()
+            for backup in store.backups():
+                store.delete(backup.path)
+            if process.returncode == 0:
+                break
+        assert process.returncode == 0 and set(listed) == {0, 1}, listed
+        assert listed == sorted(listed), "with its name it stays"
 
     def test_a_store_is_never_part_of_its_own_backup(self, store: Store, tmp_path: Path) -> None:
         household(tmp_path / "source")
@@ -246,16 +305,19 @@ class StoreContract:
         assert store.prove(kept.path, Level.FULL, ignore, Stop()).problems == ()
 
     def _start_a_run(self, store: Store, source: Path) -> subprocess.Popen[bytes]:
-        """A run in a process of its own, through the same constructor."""
+        code = "say = lambda _: print('writing', flush=True); c.write(store, photos, on_progress=say)"
+        return self._start(store, source, code)
+
+    def _start(self, store: Store, source: Path, work: str, moment: Moment | None = None) -> subprocess.Popen[bytes]:
+        """``work`` in a process of its own, through the same constructor."""
         module, name = type(self).__module__, type(self).__qualname__
         code = (
             "import sys, importlib; from pathlib import Path; from tests.contracts import stores as c; "
             f"contract = getattr(importlib.import_module({module!r}), {name!r})(); "
             "store = contract.make(Path(sys.argv[1]));"
-            "say = lambda progress: print('writing', flush=True);"
-            "c.write(store, c.captured(Path(sys.argv[2])), on_progress=say)"
+            f"photos = c.captured(Path(sys.argv[2])); {work}"
         )
-        argv = [sys.executable, "-c", code, str(store.directory), str(source)]
+        argv = [*(moment.prefix if moment else ()), sys.executable, "-c", code, str(store.directory), str(source)]
         return subprocess.Popen(argv, stdout=subprocess.PIPE)
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

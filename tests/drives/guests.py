@@ -83,14 +83,14 @@ class House:
 
     def until_copier(self) -> int:
         """The process that copies, once it does."""
-        config = str(self.home.folder)
+        nodes = {str(stick.node) for stick in self.hub.sticks}
         found: list[int] = []
 
         def look() -> bool:
             for process in psutil.process_iter():
                 with suppress(psutil.Error):
                     line = process.cmdline()
-                    if "memu_backup.drives.copier" in line and any(word.startswith(config) for word in line):
+                    if "memu_backup.drives.copier" in line and nodes & set(line):
                         found.append(process.pid)
             return bool(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from memu_backup.drives.known import Known, News
-from memu_backup.drives.shelf import Copy, folder_name, to_go
+from memu_backup.drives.shelf import Copy, folder_name, newest_of, order_of, to_go
 from memu_backup.drives.udev import Plug, fit_to_show
 from memu_backup.errors import UsageError
 
@@ -28,11 +29,11 @@ def known(tmp_path: Path) -> Known:
 
 
 def test_it_is_known_again_whatever_it_is_called_now(known: Known) -> None:
-    drive, new = known.seen(plug(), AT)
-    assert new and (drive.label, drive.trusted_at) == ("SanDisk_Family", None)
+    drive = known.seen(plug(), AT)
+    assert (drive.label, drive.trusted_at) == ("SanDisk_Family", None)
     known.change(drive.drive_id, lambda d: replace(d, name="blue drive", trusted_at=AT))
-    again, new = known.seen(plug(label="Renamed"), AT + timedelta(days=1))
-    assert not new and (again.drive_id, again.called, again.label) == (drive.drive_id, "blue drive", "Renamed")
+    again = known.seen(plug(label="Renamed"), AT + timedelta(days=1))
+    assert (again.drive_id, again.called, again.label) == (drive.drive_id, "blue drive", "Renamed")
     assert (
         known.named("BLUE drive") == known.named("renamed") == known.named("0001-abcd") == known.named("0001") == again
     )
@@ -57,17 +58,17 @@ def test_of_two_that_share_a_name_neither_is_taken(known: Known) -> None:
 
 
 def test_however_many_strangers_are_plugged_in_those_that_were_approved_stay(known: Known) -> None:
-    mine, _ = known.seen(plug(1), AT)
+    mine = known.seen(plug(1), AT)
     known.change(mine.drive_id, lambda d: replace(d, trusted_at=AT))
     for number in range(2, 60):
-        known.tell(known.seen(plug(number), AT + timedelta(minutes=number))[0].drive_id, AT, "A new drive")
+        known.tell(known.seen(plug(number), AT + timedelta(minutes=number)).drive_id, AT, "A new drive")
     assert len(known.drives()) == 21
     assert known.of(plug(1)) and known.of(plug(59)) and not known.of(plug(2))
     assert len(known.news()) == 20
 
 
 def test_what_there_was_to_tell_goes_with_the_drive_and_makes_way_for_the_next(known: Known) -> None:
-    drive, _ = known.seen(plug(), AT)
+    drive = known.seen(plug(), AT)
     known.tell(drive.drive_id, AT, "seen")
     known.tell(drive.drive_id, AT + timedelta(seconds=9), "done")
     assert known.news() == {drive.drive_id: News(AT + timedelta(seconds=9), "done")}
@@ -77,15 +78,25 @@ def test_what_there_was_to_tell_goes_with_the_drive_and_makes_way_for_the_next(k
         known.change(drive.drive_id, lambda d: d)
 
 
+def test_what_a_later_version_says_besides_is_passed_over(known: Known) -> None:
+    drive = known.seen(plug(), AT)
+    said = json.loads(known._file.read_text())
+    said["drives"][0]["colour"] = "blue"
+    known._file.write_text(json.dumps(said))
+    assert known.drives() == [drive]
+
+
 @pytest.mark.parametrize(
     "content", ["", "[]", '{"drives": [{"drive_id": 1}], "news": {}}', '{"drives": []}', "\0" * 100]
 )
 def test_a_damaged_file_knows_no_drive_and_is_written_anew(known: Known, content: str) -> None:
     known.seen(plug(), AT)
+    assert not known.lost()
     known._file.write_text(content)
-    assert known.drives() == []
-    assert known.seen(plug(), AT)[1]
-    assert len(known.drives()) == 1
+    assert known.drives() == [] and known.lost()
+    assert known.seen(plug(), AT).trusted_at is None
+    assert len(known.drives()) == 1 and not known.lost()
+    assert known._file.with_suffix(".damaged").read_text() == content
 
 
 def test_it_is_for_its_owner_alone(known: Known) -> None:
@@ -113,8 +124,21 @@ def test_the_folder_of_a_job_is_one_plain_name(host: str) -> None:
     assert "/" not in name and not name.startswith((".", "-")) and name.endswith("_nightly") and name.count("_") == 1
 
 
+def name(age: int) -> str:
+    return f"memu_backup_2026012{9 - age}_020500.tar.gz"
+
+
 def test_the_newest_whole_copy_never_goes_nor_what_nobody_read_back() -> None:
-    copies = [Copy(f"c{n}", (f"c{n}",), 1, None if n in (0, 2) else "ab", (str(9 - n), 1)) for n in range(6)]
-    assert [copy.name for copy in to_go(copies, 1)] == ["c3", "c4", "c5"]
-    assert [copy.name for copy in to_go(copies, 0)] == ["c3", "c4", "c5"]
-    assert [copy.name for copy in to_go(copies, 3)] == ["c5"]
+    copies = [Copy(name(n), (name(n),), 1, None if n in (0, 2) else "ab", order_of(name(n))) for n in range(6)]
+    for keep, gone in ((1, [3, 4, 5]), (0, [3, 4, 5]), (3, [5])):
+        assert to_go(copies, name(0), keep) == [copies[n] for n in gone]
+    assert newest_of(copies, name(0)) == copies[1]
+
+
+def test_what_a_clock_dated_ahead_neither_pushes_out_the_newest_nor_stands_for_it() -> None:
+    """Of those that are dated no later than what was just copied, so many stay; the others do not count."""
+    copies = [Copy(name(n), (name(n),), 1, "ab", order_of(name(n))) for n in range(6)]
+    assert to_go(copies, name(3), 1) == copies[4:]
+    assert newest_of(copies, name(3)) == copies[3]
+    assert newest_of(copies[:3], name(3)) == copies[0]
+    assert newest_of([], name(3)) is None

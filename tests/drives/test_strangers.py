@@ -30,8 +30,12 @@ async def settled(service: Service, house: House) -> None:
 
 
 async def test_one_that_nobody_approved_gets_nothing_and_is_asked_about_once(house: House) -> None:
+    """Also where somebody has listed it at the terminal before the service saw it."""
     stick = house.hub.stick(label="A <b>\x1b[31m \u202ebig\nstick")
     before = sha256(stick.image)
+    stick.plug()
+    house.hub.until(lambda: "To have copies on it" in house.run("usb", "list").out)
+    stick.unplug()
     async with house.service() as service:
         await service.ready()
         for _ in range(2):
@@ -49,6 +53,7 @@ async def test_one_that_nobody_approved_gets_nothing_and_is_asked_about_once(hou
     assert "not approved" in ran.out
 
 
+@pytest.mark.slow
 async def test_approved_at_the_terminal_the_service_copies_at_once(house: House) -> None:
     stick = house.hub.stick()
     async with house.service() as service:
@@ -75,14 +80,15 @@ async def test_approved_at_the_terminal_the_service_copies_at_once(house: House)
     assert row["last_copied_at"] and row["trusted_at"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("usb", "copied"), [
     ('approve = "any"', True),
-    ('approve = "listed"\ndrives = ["SanDisk_Family"]', True),
-    ('approve = "listed"\ndrives = ["Another"]', False),
+    ('approve = "listed"\ndrives = ["766B434E-e409-4838-a9ca-5df547146b43"]', True),
+    ('approve = "listed"\ndrives = ["866b434e-e409-4838-a9ca-5df547146b43"]', False),
 ])  # fmt: skip
 async def test_the_settings_may_approve(house: House, usb: str, copied: bool) -> None:
     house.configure(usb)
-    stick = house.hub.stick()
+    stick = house.hub.stick(uuid="766b434e-e409-4838-a9ca-5df547146b43")
     async with house.service() as service:
         await service.ready()
         stick.plug()
@@ -94,9 +100,34 @@ async def test_the_settings_may_approve(house: House, usb: str, copied: bool) ->
     assert bool([n for n in stick.names() if n.startswith(OURS)]) is copied
 
 
+def test_a_label_approves_no_drive_since_any_stick_can_be_given_one(house: House) -> None:
+    house.configure('approve = "listed"\ndrives = ["SanDisk_Family"]')
+    ran = house.run("status")
+    assert ran.status == 2
+    assert "SanDisk_Family is no UUID of a filesystem; memu-backup usb list shows it" in ran.err
+
+
+@pytest.mark.slow
+async def test_a_device_that_is_another_one_each_time_does_not_fill_the_room(house: House) -> None:
+    sticks = [house.hub.stick(label=f"Stranger{number}", size_bytes=16 << 20) for number in range(8)]
+    async with house.service() as service:
+        await service.ready()
+        for stick in sticks:
+            stick.plug()
+        await service.until(lambda: service.log().count("Plugged in") == len(sticks))
+        await service.logs("too many new ones were plugged in")
+        await settled(service, house)
+        assert service.log().count("Use it for backups?") == 6
+        await service.stop()
+    for stick in sticks:
+        stick.unplug()
+
+
+@pytest.mark.slow
 async def test_one_that_was_emptied_or_is_a_copy_of_ours_gets_nothing_until_it_is_approved_anew(house: House) -> None:
     stick = house.trusted()
     stick.plug()
+    house.hub.until(lambda: "plugged in" in house.run("usb", "list").out)
     assert house.run("usb", "copy").status == 0
     stick.unplug()
     with stick.mounted() as top:
@@ -116,25 +147,41 @@ async def test_one_that_was_emptied_or_is_a_copy_of_ours_gets_nothing_until_it_i
     assert [n for n in stick.names() if n.endswith(".tar.gz")] != []
 
 
+@pytest.mark.slow
 async def test_two_with_one_uuid_get_nothing_until_one_of_them_is_gone(house: House) -> None:
     stick = house.trusted()
-    uuid = house.drive().fs_uuid
-    twin = house.hub.stick(label="Twin", uuid=uuid)
+    stick.plug()
+    house.hub.until(lambda: "plugged in" in house.run("usb", "list").out)
+    assert house.run("usb", "copy").status == 0
+    stick.unplug()
+    twin = house.hub.stick(label="Twin", uuid=house.drive().fs_uuid)
+    newer = house.back_up(1000)
+    before = [sha256(one.image) for one in (stick, twin)]
     async with house.service() as service:
         await service.ready()
-        twin.plug()
-        await service.logs("does not carry its mark" if house.drive().marker else "Safe to remove the drive.")
+        # So that both are there when the service looks.
+        service.process.send_signal(signal.SIGSTOP)
         stick.plug()
+        twin.plug()
+        house.hub.udevadm("settle")
+        service.process.send_signal(signal.SIGCONT)
         await service.until(lambda: "both say they are" in house.told_of_any())
+        ran = house.run("usb", "copy")
+        assert ran.status == 2 and "both say they are" in ran.err
+        assert [sha256(one.image) for one in (stick, twin)] == before
         twin.unplug()
+        await service.until(lambda: newer.name in house.told_of_any())
         await service.stop()
     stick.unplug()
+    assert f"{OURS}/{newer.name}" in stick.names()
+    assert twin.names() == []
 
 
 def safe(house: House, label: str) -> bool:
     return house.told(label).endswith("Safe to remove the drive.")
 
 
+@pytest.mark.slow
 async def test_two_at_once_are_served_one_after_the_other(house: House) -> None:
     sticks = [house.trusted(label=label) for label in ("Red", "Blue")]
     async with house.service() as service:
@@ -177,6 +224,7 @@ def small_buffers() -> Iterator[None]:
         most.write_text(before)
 
 
+@pytest.mark.slow
 async def test_where_events_were_lost_all_drives_are_looked_at_anew(house: House) -> None:
     """The kernel keeps a few hundred for a service that has no time; here it had none at all for a while."""
     stick, other = house.hub.stick(label="Other"), house.trusted()
@@ -195,8 +243,10 @@ async def test_where_events_were_lost_all_drives_are_looked_at_anew(house: House
         await service.stop()
     for one in (stick, other):
         one.unplug()
+    assert [bool(one.names()) for one in (stick, other)] == [False, True]
 
 
+@pytest.mark.slow
 async def test_one_that_is_there_when_the_service_starts_counts_too(house: House) -> None:
     stick = house.trusted()
     stick.plug()
@@ -204,8 +254,10 @@ async def test_one_that_is_there_when_the_service_starts_counts_too(house: House
         await service.until(lambda: house.told().endswith("Safe to remove the drive."))
         await service.stop()
     stick.unplug()
+    assert f"{OURS}/{house.home.archives[0].name}" in stick.names()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["Two words", "SanDisk_Family"])
 def test_two_with_one_label_are_told_apart(house: House, label: str) -> None:
     sticks = [house.hub.stick(label=label) for _ in range(2)]
@@ -221,6 +273,7 @@ def test_two_with_one_label_are_told_apart(house: House, label: str) -> None:
         stick.unplug()
 
 
+@pytest.mark.slow
 async def test_locked_or_of_an_unknown_filesystem_it_is_said_once(house: House) -> None:
     stick = house.hub.stick("none", size_bytes=32 << 20)
     with stick.image.open("r+b") as image:  # LUKS1: magic, version, and where blkid looks for the UUID
@@ -285,6 +338,7 @@ async def test_plugged_in_during_a_backup_it_gets_the_one_before_and_then_the_ne
     assert [n.rpartition("/")[2] for n in stick.names() if n.endswith(".tar.gz")] == [before.name, after.name]
 
 
+@pytest.mark.slow
 async def test_where_somebody_has_it_open_it_is_said_when_it_is_free(house: House, tmp_path: Path) -> None:
     stick = house.trusted()
     desktop = tmp_path / "media"
@@ -300,6 +354,43 @@ async def test_where_somebody_has_it_open_it_is_said_when_it_is_free(house: Hous
         ))  # fmt: skip
         await service.stop()
     stick.unplug()
+    assert f"{OURS}/{house.home.archives[0].name}" in stick.names()
+
+
+@pytest.mark.slow
+async def test_a_new_backup_goes_to_a_drive_that_somebody_has_open_too(house: House, tmp_path: Path) -> None:
+    stick = house.trusted()
+    desktop = tmp_path / "media"
+    desktop.mkdir()
+    async with house.service() as service:
+        await service.ready()
+        stick.plug()
+        house.hub.run("mount", str(stick.node), str(desktop))
+        await service.until(lambda: "Do not remove the drive yet" in house.told())
+        newer = await asyncio.to_thread(house.back_up, 1000)
+        await service.until(lambda: newer.name in house.told())
+        assert "Do not remove the drive yet" in house.told()
+        house.hub.run("umount", str(desktop))
+        await service.until(lambda: house.told().endswith("Safe to remove the drive."))
+        await service.stop()
+    stick.unplug()
+    assert f"{OURS}/{newer.name}" in stick.names()
+
+
+@pytest.mark.slow
+async def test_what_is_wrong_with_it_is_told_in_the_room_and_what_to_do(house: House) -> None:
+    stick = house.trusted()
+    async with house.service() as service:
+        await service.ready()
+        stick.plug(read_only=True)
+        await service.until(lambda: "Failed" in house.told())
+        await service.stop()
+    stick.unplug()
+    assert house.told() == (
+        "USB Backup Failed\n"
+        "'SanDisk_Family' drive: It is write-protected.\n"
+        "Action needed: Use another drive, or let it be written to: some have a little switch"
+    )
 
 
 def test_udev_keeps_desktops_from_drives_that_were_approved_and_from_no_others(house: House) -> None:

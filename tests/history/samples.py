@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from memu_backup.model import AuditEvent, Drive, Run, Status, Trigger
+from memu_backup.model import AuditEvent, Drill, Drive, Run, Status, Tried, Trigger
 
 NIGHT = datetime(2026, 11, 20, 1, 0, 0, 123456, tzinfo=UTC)
 
@@ -68,6 +68,28 @@ def a_drive(drive_id: str = "drive-1", **changes: Any) -> Drive:
         bytes_per_second=22_000_000.5,
     )
     return replace(drive, **changes)
+
+
+def a_drill(drill_id: str = "drill-1", **changes: Any) -> Drill:
+    """One with every field filled, and sentences that no text column would take as they are."""
+    drill = Drill(
+        drill_id=drill_id,
+        host="nas",
+        job="nightly",
+        filename="memu_backup_20260104_020000.tar.gz",
+        made_at=NIGHT,
+        created_at=NIGHT + timedelta(hours=9),
+        outcome=Tried.FAILED,
+        lay_at="odd\udcff \\x00",
+        finished_at=NIGHT + timedelta(hours=10),
+        size_bytes=312_000_000,
+        files=12,
+        seconds=9.25,
+        problems=("photos/\udcff.jpg did not come back.", "another"),
+        unchecked=("chat: it was only compared.",),
+        whole_in="memu_backup_20260103_020000.tar.gz",
+    )
+    return replace(drill, **changes)
 
 
 def an_event(event_id: str = "event-1", **changes: Any) -> AuditEvent:

@@ -30,7 +30,7 @@ from memu_backup.model import Run
 from memu_backup.postgres.programs import as_another_user, programs
 from memu_backup.postgres.server import PostgresServer
 from tests.faulty_disk import faulty_disk, needs_fuse
-from tests.history.samples import NIGHT, a_drive, a_good_run, a_run, an_event
+from tests.history.samples import NIGHT, a_drill, a_drive, a_good_run, a_run, an_event
 from tests.home import in_a_loop_of_its_own
 
 OWED = a_run("owed", notification_sent=False, created_at=NIGHT + timedelta(days=1))
@@ -55,6 +55,7 @@ def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for event in reversed(EVENTS):
                 await history.audit(event)
             await history.know(a_drive())
+            await history.tried(a_drill())
             await history.save(home / "backups")
 
     in_a_loop_of_its_own(live())
@@ -84,7 +85,7 @@ def test_what_is_saved_is_for_its_owner_alone_and_says_what_it_is(home: Path) ->
     head, *lines = saved(home)
     assert (head["format"], head["host"]) == ("memu-backup-history/1", "nas")
     assert datetime.fromisoformat(str(head["made_at"])).utcoffset() == timedelta(0)
-    assert [next(iter(line)) for line in lines] == ["run", "run", "audit", "audit", "drive"]
+    assert [next(iter(line)) for line in lines] == ["run", "run", "audit", "audit", "drive", "drill"]
 
 
 async def test_a_history_at_an_address_is_its_owners_to_save(database: str, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ async def test_an_empty_history_never_takes_the_place_of_a_full_one(home: Path) 
         assert await history.record(a_run("new"))
         await history.save(home / "backups")
         assert {r.run_id: r for r in await history.runs()} == {r.run_id: r for r in (*KNOWN, a_run("new"))}
-    assert len(saved(home)) == 7
+    assert len(saved(home)) == 8
 
 
 @contextmanager
@@ -151,7 +152,7 @@ async def test_a_dump_that_cannot_be_read_is_kept_and_not_written_over(home: Pat
     async with a_history(home) as history:
         await history.save(home / "backups")
     assert file.with_name(f"{file.name}.unreadable").read_bytes() == b"garbage"
-    assert len(saved(home)) == 6
+    assert len(saved(home)) == 7
 
 
 # --- back ------------------------------------------------------------------------------------------------------------
@@ -185,6 +186,7 @@ async def test_the_data_of_an_older_postgres_comes_back(home: Path, caplog: pyte
     assert (aside / "PG_VERSION").read_text() == "16\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -211,6 +213,7 @@ async def test_a_service_whose_history_is_deleted_under_it_has_it_back(home: Pat
         os.kill(old, signal.SIGKILL)
 
 
+@pytest.mark.slow
 async def test_newer_notes_win_over_older_ones(home: Path) -> None:
     """The spool over the dump, the own dump over another machine's, and each over what a backup says of itself."""
     other = a_history(home.parent / "other", host="laptop")
@@ -228,6 +231,7 @@ async def test_newer_notes_win_over_older_ones(home: Path) -> None:
         found = {r.run_id: r for r in await history.runs()}
         assert await history.audit_log() == EVENTS
         assert await history.drives() == [a_drive()]
+        assert await history.drills() == ([a_drill()], False)
     assert found == {
         "run-1": a_run(),
         "owed": newer,
@@ -246,6 +250,7 @@ async def test_what_can_be_read_of_a_damaged_dump_counts(home: Path, caplog: pyt
     assert "cannot be read to its end" in caplog.text
 
 
+@pytest.mark.slow
 async def test_an_odd_row_costs_only_itself_and_is_named(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(home / "state")
     too_long = "".join(random.Random(7).choices("0123456789abcdefghijklmnop", k=20_000))  # for an index, also packed
@@ -258,6 +263,7 @@ async def test_an_odd_row_costs_only_itself_and_is_named(home: Path, caplog: pyt
         assert caplog.text.count(f"no row for the backup {name}, which is left out") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", [b"{", b'{"run": {"files": 1}}', b'{"run": [' + b"[" * 100_000])
 async def test_a_damaged_line_costs_only_itself_and_is_kept(home: Path, garbage: bytes) -> None:
     file = dump.path_in(home / "backups", "nas")
@@ -274,9 +280,10 @@ async def test_a_damaged_line_costs_only_itself_and_is_kept(home: Path, garbage:
         await history.save(home / "backups")
     assert earlier.read_bytes() == b"earlier"
     assert earlier.with_name(f"{earlier.name}-2").read_bytes() == damaged
-    assert (len(saved(home)), len(list(file.parent.iterdir()))) == (6, 3)
+    assert (len(saved(home)), len(list(file.parent.iterdir()))) == (7, 3)
 
 
+@pytest.mark.slow
 async def test_a_place_that_cannot_be_read_costs_no_other(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(home / "state")
     (home / "backups").rename(home / "good")
@@ -312,6 +319,7 @@ async def test_a_dead_drive_holds_up_only_who_asks_for_what_lies_there(tmp_path:
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.slow
 async def test_all_who_ask_at_once_get_the_same_answer(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.rmtree(home / "state")
     several = [a_history(home) for _ in range(4)]
@@ -345,6 +353,7 @@ async def _is_filling(server: PostgresServer) -> bool:
         await connection.close()
 
 
+@pytest.mark.slow
 async def test_killed_while_it_comes_back_it_comes_back_the_next_time(home: Path) -> None:
     many = [a_run(f"many-{n}", created_at=NIGHT - timedelta(minutes=n + 1)) for n in range(10_000)]
     file = dump.path_in(home / "backups", "nas")

@@ -41,6 +41,7 @@ def all_but(lost: set[str], found: Path, source: Path) -> None:
     assert {p: t for p, t in got.items() if p not in gone} == expected  # of a lost folder, others may need the name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["its first block", "its middle", "its last block"])
 def test_a_flipped_bit_in_a_large_file_costs_that_file_and_its_other_name(
     drive: Path, name: str, source: Path, tmp_path: Path, where: str
@@ -61,6 +62,7 @@ def test_a_flipped_bit_in_a_large_file_costs_that_file_and_its_other_name(
     assert kept.read_bytes()[200 : 4 << 20] == (source / "film.mp4").read_bytes()[200 : 4 << 20]
 
 
+@pytest.mark.slow
 def test_wherever_a_bit_flips_what_is_not_named_is_as_it_was(
     drive: Path, name: str, source: Path, tmp_path: Path
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_flipped_bit_among_small_files_costs_only_those_that_it_hits(
     all_but(lost, tmp_path / "found", source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.99])
 def test_of_a_copy_that_was_cut_short_all_before_the_cut_comes_back(
     drive: Path, name: str, source: Path, tmp_path: Path, kept: float

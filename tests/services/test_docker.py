@@ -143,7 +143,8 @@ async def test_one_that_is_just_being_restarted_runs(engine: Engine, project: st
         assert time.monotonic() < deadline
     memu = service(engine, project)
     (unit,) = await memu.running()
-    assert "ends again and again" in " ".join(await memu.check())
+    while "ends again and again" not in " ".join(await memu.check()):  # it runs for moments
+        assert time.monotonic() < deadline
     await memu.stop(unit)
     assert not engine.runs(restless)
 
@@ -222,6 +223,7 @@ async def test_one_that_does_not_end_by_itself_is_killed_after_its_time(
     assert len(killed) == 1 and stubborn in killed[0] and "stop_timeout_s" in killed[0]
 
 
+@pytest.mark.slow
 async def test_a_stop_that_nobody_waits_for_any_more_ends_before_the_start(
     engine: Engine, project: str, run: Run
 ) -> None:

@@ -10,11 +10,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
 from memu_backup.postgres.server import PostgresServer
 from tests.sources.dumps import execute
+from tests.sources.redis_servers import RedisServer, a_server
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,9 @@ def debian() -> Iterator[DebianServer]:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     if not found:
         pytest.skip("needs Debian's postgresql package")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        server = DebianServer(found[-1].parent, free.getsockname()[1])
     # Not below pytest's folder: only root may enter that, and the server refuses to be root.
     folder = Path(tempfile.mkdtemp(prefix="memu-backup-debian-"))
-    (folder / "password").write_text(server.password)
+    (folder / "password").write_text(DebianServer.password)
     as_user = []
     if os.geteuid() == 0:
         as_user = ["runuser", "-u", "postgres", "--"]
@@ -55,12 +54,15 @@ def debian() -> Iterator[DebianServer]:
 
     def run(program: str, *argv: str) -> None:
         # Not capture_output: the server would inherit the pipe and keep it open.
-        whole = [*as_user, str(server.programs / program), "-D", str(folder / "data"), *argv]
+        whole = [*as_user, str(found[-1].parent / program), "-D", str(folder / "data"), *argv]
         subprocess.run(whole, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd="/")
 
     try:
         run("initdb", "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}",
             "--no-sync", "--locale=C.UTF-8")  # fmt: skip
+        with socket.socket() as free:  # only now: making the files takes a while
+            free.bind(("127.0.0.1", 0))
+            server = DebianServer(found[-1].parent, free.getsockname()[1])
         run("pg_ctl", "start", "-w", "-s", "-l", str(folder / "log"),
             "-o", f"-k {folder} -p {server.port} -c listen_addresses=127.0.0.1 -c fsync=off")  # fmt: skip
         yield server
@@ -98,3 +100,26 @@ async def bob(debian: DebianServer, tmp_path: Path) -> Path:
     file = tmp_path / "bob"
     file.write_text("b0b-s3cret")
     return file
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder that any user may enter, which pytest's is not."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "home").mkdir()
+        yield Path(folder) / "home"
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with a_server() as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def other() -> Iterator[RedisServer]:
+    """A second one, not started yet."""
+    with a_server() as made:
+        yield made

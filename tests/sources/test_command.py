@@ -19,13 +19,12 @@ import psutil
 import pytest
 from pydantic import ValidationError
 
-from memu_backup import put_back
 from memu_backup.errors import DiskFull, RestoreError, SourceError
 from memu_backup.postgres.connection import count_rows
 from memu_backup.postgres.programs import programs
 from memu_backup.sources import Source, kinds
 from memu_backup.sources.command import CommandSettings, CommandSource
-from tests.archives import Unpacked, archive_store, back_up, ignore, needs_root, program
+from tests.archives import Unpacked, archive_store, back_up, needs_root, program, returning
 from tests.contracts.sources import SourceContract
 from tests.disks import loop_disk
 from tests.home import Home
@@ -167,11 +166,11 @@ async def test_a_postgres_that_a_command_dumps_and_takes_back_has_every_row(
     assert await source.check() == []
     async with source.capture(stage) as found:
         archive = back_up(archive_store(tmp_path / "store"), found)
-    (step,) = await put_back.plan(archive, {"diary": source}, [], tmp_path / "scratch", trusted=True)
-    await put_back.carry_out(step, ignore)
+    back = await returning(archive, {"diary": source}, tmp_path / "scratch")
+    await back.carry_out()
     assert await count_rows(copy) == await count_rows(database) == {'public."größe"': 20000}
     with pytest.raises(RestoreError, match="is there already"):
-        await put_back.plan(archive, {"diary": source}, [], tmp_path / "scratch", trusted=True)
+        await returning(archive, {"diary": source}, tmp_path / "scratch")
 
 
 async def test_a_long_stream_comes_whole_and_is_not_held_in_memory(stage: Path) -> None:

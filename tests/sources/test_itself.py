@@ -164,7 +164,15 @@ def test_every_file_that_holds_a_secret_is_found_by_the_setting_that_names_it(tm
         "sources.ldap.env_file": tmp_path / "env",
         "jobs.nightly.heartbeat_file": tmp_path / "beat",
     }
-    assert show(found)["sources"]["ours"] == {"kind": "self", "place": "ours/", "needs_stop": False}
+    assert show(found)["sources"]["ours"] == {
+        "kind": "self",
+        "place": "ours/",
+        "needs_stop": False,
+        "guard": 0.5,
+        "before_start": [],
+        "after_restore": [],
+        "look_yourself": [],
+    }
     source = found.source("ours")
     assert source.lives() == f"{file} and {tmp_path / 'state'}"
 
@@ -304,7 +312,7 @@ def test_a_database_is_copied_as_of_one_moment_while_another_process_writes_to_i
         seen = set()
         for turn in range(20):
             before = int(writer.stdout.readline())  # written some time ago: lines wait in the pipe
-            sqlite.copy(written, tmp_path / f"copy{turn}")
+            sqlite.copy(written, tmp_path / f"copy{turn}", Stop())
             a, b = counts(tmp_path / f"copy{turn}")
             assert a == b and a[0] == a[1] * 40 and a[1] >= before
             assert stat.S_IMODE((tmp_path / f"copy{turn}").stat().st_mode) == 0o600
@@ -321,7 +329,7 @@ def test_what_a_killed_writer_left_half_done_is_not_in_the_copy(written: Path, t
     writer.kill()
     writer.communicate()
     assert written.with_name("in use.db-journal").stat().st_size > 0 and written.stat().st_size > 20_000
-    sqlite.copy(written, tmp_path / "copy")
+    sqlite.copy(written, tmp_path / "copy", Stop())
     assert counts(tmp_path / "copy") == [(0, None), (0, None)]
 
 

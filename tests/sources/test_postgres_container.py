@@ -13,13 +13,12 @@ from uuid import uuid4
 
 import pytest
 
-from memu_backup import put_back
 from memu_backup.errors import DatabaseAway, DatabaseError, DiskFull, RestoreError
 from memu_backup.model import Level
 from memu_backup.sources import Source
 from memu_backup.sources.postgres import PostgresSettings, PostgresSource
 from memu_backup.work import Stop
-from tests.archives import Unpacked, archive_store, back_up, ignore, needs_root
+from tests.archives import Unpacked, archive_store, back_up, ignore, needs_root, returning
 from tests.contracts.sources import SourceContract
 from tests.docker_engine import Engine
 from tests.sources.dumps import capture
@@ -103,6 +102,7 @@ async def stored(taken: PostgresSource, tmp_path: Path) -> Path:
         return back_up(archive_store(tmp_path / "store"), captured)
 
 
+@pytest.mark.slow
 class TestPostgresInAContainerIsASource(SourceContract):
     @pytest.fixture(autouse=True)
     def _with(self, engine: Engine, container: str, postgres_image: str) -> None:
@@ -113,6 +113,9 @@ class TestPostgresInAContainerIsASource(SourceContract):
 
     def make(self, data: Path) -> PostgresSource:
         return source(self.name, self.engine)
+
+    def change(self, data: Path) -> None:
+        sql(self.engine, self.name, "INSERT INTO photos SELECT 1000000 + g FROM generate_series(1, 50) g")
 
     def take_away(self, data: Path) -> None:
         self.engine.docker("stop", self.name)
@@ -168,20 +171,20 @@ async def test_a_dump_holds_what_its_own_snapshot_counted_and_comes_back(
     assert 20000 <= dump["tables"]["public.photos"] <= int(sql(engine, container, "SELECT count(*) FROM photos"))
     assert store.prove(archive, Level.FULL, ignore, Stop()).problems == ()
 
-    with pytest.raises(RestoreError, match="2 tables in it already"):
-        await put_back.plan(archive, {"pgdata": taken}, [], tmp_path / "scratch", trusted=True)
+    there = await returning(archive, {"pgdata": taken}, tmp_path / "scratch")
+    assert there.step.replaces == ("database family with 2 tables",)
     forget(engine, container, postgres_image)
     with pytest.raises(DatabaseAway, match="does not run, so source pgdata cannot be put back"):
-        await put_back.plan(archive, {"pgdata": taken}, [], tmp_path / "scratch", trusted=True)
+        await returning(archive, {"pgdata": taken}, tmp_path / "scratch")
     engine.docker("start", container)
     engine.until_postgres_answers(container)
-    (step,) = await put_back.plan(archive, {"pgdata": taken}, [], tmp_path / "scratch", trusted=True)
-    returned = await put_back.carry_out(step, ignore)
-    assert returned.warnings == ()
+    back = await returning(archive, {"pgdata": taken}, tmp_path / "scratch")
+    assert await back.all_there() == ()
     assert sql(engine, container, "SELECT count(*) FROM photos") == str(dump["tables"]["public.photos"])
     assert rows(engine, container).endswith("anna")
 
 
+@pytest.mark.slow
 async def test_copied_as_a_whole_while_it_is_written_to_it_starts_again_from_the_copy(
     engine: Engine, container: str, postgres_image: str, tmp_path: Path
 ) -> None:
@@ -196,19 +199,19 @@ async def test_copied_as_a_whole_while_it_is_written_to_it_starts_again_from_the
     (told,) = backup.manifest.sources
     assert await PostgresSource.verify(told, _Content(store.content, archive)) == []
     with pytest.raises(RestoreError, match="runs, and its files are not changed meanwhile"):
-        await put_back.plan(archive, {"pgdata": taken}, [], tmp_path / "scratch", trusted=True)
+        await (await returning(archive, {"pgdata": taken}, tmp_path / "scratch")).carry_out()
     engine.docker("stop", container)
-    with pytest.raises(RestoreError, match="is not empty"):
-        await put_back.plan(archive, {"pgdata": taken}, [], tmp_path / "scratch", trusted=True)
+    assert (await returning(archive, {"pgdata": taken}, tmp_path / "scratch")).step.replaces
     forget(engine, container, postgres_image)
-    (step,) = await put_back.plan(archive, {"pgdata": taken}, [], tmp_path / "scratch", trusted=True)
-    assert (await put_back.carry_out(step, ignore)).warnings == ()
+    back = await returning(archive, {"pgdata": taken}, tmp_path / "scratch")
+    assert await back.all_there() == ()
     engine.docker("start", container)
     engine.until_postgres_answers(container)
     assert rows(engine, container).startswith(before)
     assert "database system was interrupted" not in engine.docker("logs", container).partition("ready to accept")[2]
 
 
+@pytest.mark.slow
 async def test_cancelled_it_ends_the_program_in_the_container_and_its_session(
     engine: Engine, container: str, tmp_path: Path
 ) -> None:
@@ -238,6 +241,7 @@ def locked(engine: Engine, container: str) -> None:
         assert time.monotonic() < deadline
 
 
+@pytest.mark.slow
 @needs_root
 @pytest.mark.parametrize("mode", ["dump", "basebackup"])
 async def test_a_full_disk_is_told_as_such(engine: Engine, container: str, tmp_path: Path, mode: str) -> None:
@@ -256,6 +260,7 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 async def test_one_that_hangs_is_given_up(engine: Engine, container: str, tmp_path: Path) -> None:
     (tmp_path / "stage").mkdir()
     locked(engine, container)
@@ -271,6 +276,7 @@ async def test_what_is_not_there_or_off_is_one_sentence(engine: Engine, containe
         await source(container, engine).check()
 
 
+@pytest.mark.slow
 async def test_the_password_is_in_no_argv_and_in_no_details(engine: Engine, container: str, tmp_path: Path) -> None:
     seen: list[str] = []
     over = threading.Event()

@@ -131,6 +131,7 @@ async def test_cancelling_leaves_neither_pg_dump_nor_a_session_behind(database: 
                 await asyncio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_a_server_that_stops_in_the_middle_may_be_back(tmp_path: Path, stage: Path) -> None:
     async with PostgresServer(tmp_path / "server") as server:
         await execute(server.url(), "CREATE TABLE t (a int)")
@@ -151,6 +152,7 @@ async def test_a_server_that_stops_in_the_middle_may_be_back(tmp_path: Path, sta
         await blocker.close()
 
 
+@pytest.mark.slow
 async def test_a_server_that_stops_between_two_questions_may_be_back(tmp_path: Path) -> None:
     async with PostgresServer(tmp_path / "server") as server:
         with pytest.raises(DatabaseAway, match="went away in the middle") as away:
@@ -162,6 +164,7 @@ async def test_a_server_that_stops_between_two_questions_may_be_back(tmp_path: P
         assert away.value.retryable
 
 
+@pytest.mark.slow
 async def test_a_server_that_hangs_in_the_middle_is_given_up(tmp_path: Path, stage: Path) -> None:
     """As behind a network that was cut: the connection stands, and nothing comes."""
     async with PostgresServer(tmp_path / "server") as server:

@@ -8,15 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
+import asyncpg
 import pytest
 
-from memu_backup import put_back
-from memu_backup.errors import DamagedArchive, DatabaseError, RestoreError
+from memu_backup import exchange, put_back
+from memu_backup.errors import DamagedArchive, DatabaseError, RestoreError, SourceError
 from memu_backup.postgres.connection import count_rows
-from memu_backup.put_back import Step
 from memu_backup.sources.postgres import PostgresSource
-from tests.archives import archive_store, back_up, give_back, ignore, needs_root
+from tests.archives import TAKEN_AT, Return, archive_store, back_up, give_back, ignore, needs_root, returning
 from tests.sources.conftest import DebianServer
 from tests.sources.dumps import execute, session, source
 
@@ -27,9 +28,8 @@ async def stored(taken: PostgresSource, tmp_path: Path) -> Path:
         return back_up(archive_store(tmp_path / "store"), captured)
 
 
-async def planned(archive: Path, taken: PostgresSource, tmp_path: Path) -> Step:
-    (step,) = await put_back.plan(archive, {taken.name: taken}, [], tmp_path / "scratch", trusted=True)
-    return step
+async def planned(archive: Path, taken: PostgresSource, tmp_path: Path) -> Return:
+    return await returning(archive, {taken.name: taken}, tmp_path / "scratch")
 
 
 async def drop(debian: DebianServer, *names: str) -> None:
@@ -37,7 +37,7 @@ async def drop(debian: DebianServer, *names: str) -> None:
         await execute(debian.url(), f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)', password=debian.password)
 
 
-@pytest.mark.parametrize("form", ["custom", "plain"])
+@pytest.mark.parametrize("form", ["custom", pytest.param("plain", marks=pytest.mark.slow)])
 async def test_databases_and_roles_come_back_and_roles_that_are_there_stay(
     debian: DebianServer, secret: Path, tmp_path: Path, form: str
 ) -> None:
@@ -52,13 +52,11 @@ async def test_databases_and_roles_come_back_and_roles_that_are_there_stay(
     )  # fmt: skip
     taken = source(url=debian.url(), password_file=secret, databases=["Fotos & Co", "chat"], format=form)
     archive = await stored(taken, tmp_path)
-    with pytest.raises(RestoreError, match="has a database Fotos & Co with 2 tables in it already"):
-        await planned(archive, taken, tmp_path)
+    assert (await planned(archive, taken, tmp_path)).step.replaces == ("database Fotos & Co with 2 tables",)
 
     await drop(debian, "Fotos & Co", "chat")
     await execute(debian.url(), "DROP ROLE carl", "ALTER ROLE berta PASSWORD 'n3w'", password=debian.password)
-    returned = await put_back.carry_out(await planned(archive, taken, tmp_path), ignore)
-    assert returned.warnings == ()
+    assert await (await planned(archive, taken, tmp_path)).all_there() == ()
     async with session(debian.url("Fotos%20%26%20Co"), debian.password) as connection:
         assert await connection.fetchval("SELECT count(*) FROM a") == 777
         assert await connection.fetchval("SELECT has_table_privilege('carl', 'b', 'SELECT')")
@@ -68,12 +66,191 @@ async def test_databases_and_roles_come_back_and_roles_that_are_there_stay(
     await drop(debian, "Fotos & Co", "chat")
 
 
+async def test_without_the_file_that_holds_its_password_it_is_not_put_back_and_that_is_said(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    taken = source(url=debian.url(), password_file=secret)
+    archive = await stored(taken, tmp_path)
+    secret.unlink()
+    with pytest.raises(
+        SourceError, match=r"password is not there, so the databases of source \w+ cannot be put back\."
+    ):
+        await planned(archive, taken, tmp_path)
+
+
+async def test_a_database_that_is_in_use_is_exchanged_and_can_be_had_again(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    await drop(debian, "family")
+    setup = ["DROP ROLE IF EXISTS dora", "CREATE ROLE dora LOGIN PASSWORD 'd0ra'", "CREATE DATABASE family OWNER dora"]
+    await execute(debian.url(), *setup, password=debian.password)
+    await execute(debian.url("family"), "CREATE TABLE t AS SELECT 1 n", password=debian.password)
+    taken = source(url=debian.url("family"), password_file=secret)
+    archive = await stored(taken, tmp_path)
+    await execute(debian.url("family"), "INSERT INTO t VALUES (2), (3)", password=debian.password)
+
+    async def rows() -> int:
+        return (await count_rows(debian.url_with_password("family")))["public.t"]
+
+    async with session(debian.url("family", user="dora"), "d0ra") as connection:
+        back = await planned(archive, taken, tmp_path)
+        assert back.step.replaces == ("database family with 1 table",)
+        assert await back.all_there() == ()
+        assert connection.is_closed() or not await alive(connection)
+    assert await rows() == 1
+    async with session(debian.url("family"), debian.password) as connection:
+        owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'family'"
+        assert await connection.fetchval(owner) == "dora"
+    for expected in (3, 1, 3):
+        await exchange.undo(back.house, None, lambda _: None)
+        assert await rows() == expected
+    await exchange.release(back.house, None)
+    async with session(debian.url(), debian.password) as connection:
+        found = await connection.fetch("SELECT datname FROM pg_database WHERE datname LIKE 'family%'")
+    assert [row[0] for row in found] == ["family"]
+    await drop(debian, "family")
+
+
+async def alive(connection: asyncpg.Connection) -> bool:
+    try:
+        return bool(await connection.fetchval("SELECT true"))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        return False
+
+
+PROPERTIES = (
+    "SELECT pg_get_userbyid(datdba), setconfig FROM pg_database d"
+    " LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0 WHERE datname = 'family'"
+)
+
+
+@pytest.mark.parametrize("there", ["nothing", "another one"])
+async def test_it_belongs_to_whom_it_did_and_has_what_was_set_for_it(
+    debian: DebianServer, secret: Path, tmp_path: Path, there: str
+) -> None:
+    """Else its program may make no table in it, and finds no extension."""
+    await drop(debian, "family")
+    owned = ["CREATE ROLE \"D o\" LOGIN PASSWORD 'd0'", 'CREATE DATABASE family OWNER "D o"']
+    setup = ['DROP ROLE IF EXISTS "D o"', *owned, "ALTER DATABASE family SET app.greeting TO 'it''s, me'",
+             """ALTER DATABASE family SET search_path TO "$user", public, 'Vec"tors'"""]  # fmt: skip
+    await execute(debian.url(), *setup, password=debian.password)
+    await execute(debian.url("family"), "CREATE TABLE t AS SELECT 1 n", password=debian.password)
+    taken = source(url=debian.url("family"), password_file=secret)
+    archive = await stored(taken, tmp_path)
+    async with session(debian.url(), debian.password) as connection:
+        before = tuple(await connection.fetchrow(PROPERTIES))
+    assert before[0] == "D o" and len(before[1]) == 2
+    await drop(debian, "family")
+    await execute(debian.url(), 'DROP ROLE "D o"', password=debian.password)
+    if there == "another one":
+        await execute(debian.url(), *owned, password=debian.password)
+    back = await planned(archive, taken, tmp_path)
+    assert await back.all_there() == ()
+    async with session(debian.url(), debian.password) as connection:
+        assert tuple(await connection.fetchrow(PROPERTIES)) == before
+    async with session(debian.url("family", user="D%20o"), "d0") as connection:
+        await connection.execute("CREATE TABLE public.of_tomorrow (n int)")
+    await exchange.release(back.house, None)
+    await drop(debian, "family")
+
+
+async def test_whom_it_belonged_to_and_cannot_any_more_is_told(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    await drop(debian, "family")
+    setup = ["DROP ROLE IF EXISTS eva", "CREATE ROLE eva", "CREATE DATABASE family OWNER eva"]
+    await execute(debian.url(), *setup, password=debian.password)
+    taken = source(url=debian.url("family"), password_file=secret, globals=False)
+    archive = await stored(taken, tmp_path)
+    await drop(debian, "family")
+    await execute(debian.url(), "DROP ROLE eva", password=debian.password)
+    (told,) = await (await planned(archive, taken, tmp_path)).all_there()
+    assert told == 'Database family came back without this: OWNER TO eva (role "eva" does not exist).'
+    await drop(debian, "family")
+
+
+async def test_the_database_that_every_server_has_is_exchanged_too(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    """With databases = "all" it is among them."""
+    await execute(debian.url(), "CREATE TABLE mine AS SELECT 1 n", password=debian.password)
+    taken = source(url=debian.url(), password_file=secret, databases="all")
+    archive = await stored(taken, tmp_path)
+    await execute(debian.url(), "INSERT INTO mine VALUES (2)", password=debian.password)
+
+    async def rows() -> int:
+        return (await count_rows(debian.url_with_password()))["public.mine"]
+
+    back = await planned(archive, taken, tmp_path)
+    assert await back.all_there() == () and await rows() == 1
+    await exchange.undo(back.house, None, lambda _: None)
+    assert await rows() == 2
+    await exchange.release(back.house, None)
+    await execute(debian.url(), "DROP TABLE mine", password=debian.password)
+
+
+async def test_what_cannot_be_loaded_leaves_the_one_that_is_there(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    await drop(debian, "family")
+    await execute(debian.url(), "CREATE DATABASE family", password=debian.password)
+    await execute(debian.url("family"), "CREATE TABLE t AS SELECT 1 n", password=debian.password)
+    taken = source(url=debian.url("family"), password_file=secret)
+    archive = await stored(taken, tmp_path)
+    back = await planned(archive, taken, tmp_path)
+    (dump,) = back.step.summary.details["databases"]
+    dump["tables"]["public.t"] = 2
+    with pytest.raises(RestoreError, match="the one that is there is as it was"):
+        await back.carry_out()
+    async with session(debian.url(), debian.password) as connection:
+        found = await connection.fetch("SELECT datname FROM pg_database WHERE datname LIKE 'family%'")
+    assert [row[0] for row in found] == ["family"]
+    await drop(debian, "family")
+
+
+async def test_what_the_settings_want_is_changed_in_what_comes_back_before_it_is_there(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    """Where there is no such table it is passed over; what the server refuses is told."""
+    await drop(debian, "family")
+    await execute(debian.url(), "CREATE DATABASE family", password=debian.password)
+    tables = [f"CREATE TABLE {name} AS SELECT generate_series(1, 3) n" for name in ("keys", "sessions", "messages")]
+    await execute(debian.url("family"), *tables, password=debian.password)
+    sql = ["TRUNCATE keys", "TRUNCATE nothing", "DELETE FROM gone.tables", "TRUNCAT sessions", "TRUNCATE sessions"]
+    changes: list[dict[str, str]] = [{"sql": one} for one in sql]
+    changes[0]["why"] = "so that new ones are made"
+    taken = source(url=debian.url("family"), password_file=secret, when_restored=changes)
+    archive = await stored(taken, tmp_path)
+    back = await planned(archive, taken, tmp_path)
+    assert back.step.changed == ("TRUNCATE keys, so that new ones are made", *sql[1:])
+    told: list[str] = []
+    done = await put_back.carry_out(back.house, back.planned, TAKEN_AT, told.append, ignore)
+    assert [line for line in told if "Done" in line] == [
+        "Done in database family: TRUNCATE keys, so that new ones are made.",
+        "Done in database family: TRUNCATE sessions.",
+    ]
+    (warning,) = done.warnings["chat"]
+    assert warning.startswith("In database family this could not be done: TRUNCAT sessions (syntax error at or near")
+    rows = {"public.keys": 0, "public.sessions": 0, "public.messages": 3}
+    assert await count_rows(debian.url_with_password("family")) == rows
+    assert await taken.recalled(back.step.summary) == "3 tables and 3 rows, in the backup 9"
+    await execute(debian.url("family"), "DROP TABLE sessions", password=debian.password)
+    with pytest.raises(
+        DatabaseError, match=r"Database family lacks public\.sessions\. Type: memu-backup restore --undo"
+    ):
+        await taken.recalled(back.step.summary)
+    await exchange.undo(back.house, None, lambda _: None)
+    assert await count_rows(debian.url_with_password("family")) == dict.fromkeys(rows, 3)
+    await exchange.release(back.house, None)
+    await drop(debian, "family")
+
+
 async def test_an_empty_database_that_is_there_is_filled(database: str, tmp_path: Path) -> None:
     await execute(database, "CREATE TABLE t AS SELECT generate_series(1, 10) n")
     taken = source(url=database, globals=False)
     archive = await stored(taken, tmp_path)
     await execute(database, "DROP TABLE t")
-    await put_back.carry_out(await planned(archive, taken, tmp_path), ignore)
+    await (await planned(archive, taken, tmp_path)).carry_out()
     assert await count_rows(database) == {"public.t": 10}
 
 
@@ -86,11 +263,11 @@ async def test_a_database_that_comes_back_with_other_rows_is_told_and_does_not_s
     taken = source(url=debian.url("short"), password_file=secret)
     archive = await stored(taken, tmp_path)
     await drop(debian, "short")
-    step = await planned(archive, taken, tmp_path)
-    (dump,) = step.summary.details["databases"]
+    back = await planned(archive, taken, tmp_path)
+    (dump,) = back.step.summary.details["databases"]
     dump["tables"]["public.t"] = 2
     with pytest.raises(RestoreError, match=r"other numbers of rows than it was backed up with \(public\.t\)"):
-        await put_back.carry_out(step, ignore)
+        await back.carry_out()
     with pytest.raises(DatabaseError, match="has no database short"):
         await count_rows(debian.url_with_password("short"))
 
@@ -98,12 +275,13 @@ async def test_a_database_that_comes_back_with_other_rows_is_told_and_does_not_s
 async def test_a_backup_that_does_not_tell_of_its_dumps_is_not_put_back(database: str, tmp_path: Path) -> None:
     taken = source(url=database, globals=False)
     archive = await stored(taken, tmp_path)
-    step = await planned(archive, taken, tmp_path)
+    step = (await planned(archive, taken, tmp_path)).step
     step.summary.details["databases"][0].pop("format")
     with pytest.raises(DamagedArchive, match="changed by hand"):
-        await taken.put_back(tmp_path, step.summary)
+        await taken.prepare(tmp_path, step.summary, "now")
 
 
+@pytest.mark.slow
 @needs_root
 async def test_a_whole_server_that_was_copied_starts_from_its_copy(
     debian: DebianServer, secret: Path, tmp_path: Path
@@ -113,8 +291,8 @@ async def test_a_whole_server_that_was_copied_starts_from_its_copy(
     await execute(debian.url("whole"), "CREATE TABLE t AS SELECT generate_series(1, 5000) n", password=debian.password)
     taken = source(url=debian.url(), password_file=secret, mode="basebackup")
     archive = await stored(taken, tmp_path)
-    with pytest.raises(RestoreError, match="is not empty"):
-        await planned(archive, taken, tmp_path)
+    with pytest.raises(RestoreError, match="and its files are not changed meanwhile"):
+        await (await planned(archive, taken, tmp_path)).carry_out()
     await drop(debian, "whole")
     # Not below pytest's folder, which only root may enter.
     with tempfile.TemporaryDirectory() as folder:
@@ -123,15 +301,16 @@ async def test_a_whole_server_that_was_copied_starts_from_its_copy(
         shutil.chown(unpacked.parent, "postgres")
         assert unpacked.owner() == (unpacked / "PG_VERSION").owner() == "postgres"
         with started(debian, unpacked):
-            url = debian.url_with_password("whole").replace(f":{debian.port}/", f":{debian.port + 1}/")
+            url = debian.url_with_password("whole").replace(f"127.0.0.1:{debian.port}/", "/")
+            url += f"?host={quote(str(unpacked.parent))}"
             assert await count_rows(url) == {"public.t": 5000}
 
 
 @contextmanager
 def started(debian: DebianServer, data: Path) -> Iterator[None]:
-    """A second server, on the next port."""
+    """A second server, at a socket of its own: any port may be somebody else's."""
     run = ["runuser", "-u", "postgres", "--", str(debian.programs / "pg_ctl"), "-D", str(data), "-w", "-s"]
-    flags = f"-k {data.parent} -p {debian.port + 1} -c listen_addresses=127.0.0.1"
+    flags = f"-k {data.parent} -p 5432 -c listen_addresses="
     subprocess.run([*run, "start", "-l", f"{data.parent}/log", "-o", flags], check=True, cwd="/")
     try:
         yield

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from memu_backup import put_back
 from memu_backup.errors import EngineAway, RestoreError, SourceError
 from memu_backup.sources.volume import VolumeSettings, VolumeSource
-from tests.archives import Unpacked, archive_store, back_up, ignore, plain_tree, snapshot
+from tests.archives import Unpacked, archive_store, back_up, plain_tree, returning, snapshot
 from tests.contracts.sources import SourceContract
 from tests.docker_engine import BUSYBOX, Engine
 
@@ -45,6 +45,15 @@ class TestVolumeIsASource(SourceContract):
 
     def compare(self, data: Path, unpacked: Unpacked) -> None:
         assert snapshot(unpacked.target / "models") == snapshot(data)
+
+
+class TestAPackedVolumeIsASource(TestVolumeIsASource):
+    def make(self, data: Path) -> VolumeSource:
+        return volume(self.name, self.engine, place="storage.tar.gz")
+
+    def compare(self, data: Path, unpacked: Unpacked) -> None:
+        subprocess.run(["tar", "-xzf", "storage.tar.gz"], check=True, cwd=unpacked.target)
+        assert snapshot(unpacked.target / "storage") == snapshot(data)
 
 
 async def test_a_name_that_docker_does_not_know_is_told_with_those_that_it_knows(engine: Engine) -> None:
@@ -93,11 +102,11 @@ async def test_put_back_it_is_composes_own_again_and_a_running_container_keeps_i
     engine.docker("volume", "create", "back")
     engine.docker("run", "--detach", "--name", "user", "--volume", "back:/data", BUSYBOX, "sleep", "1000")
     with pytest.raises(RestoreError, match="in use by user"):
-        await put_back.plan(archive, {"models": source}, [], tmp_path / "scratch", trusted=True)
+        await (await returning(archive, {"models": source}, tmp_path / "scratch")).carry_out()
     engine.docker("rm", "--force", "user")
     engine.docker("volume", "rm", "back")
-    (step,) = await put_back.plan(archive, {"models": source}, [], tmp_path / "scratch", trusted=True)
-    await put_back.carry_out(step, ignore)
+    back = await returning(archive, {"models": source}, tmp_path / "scratch")
+    await back.carry_out()
     (told,) = json.loads(engine.docker("volume", "inspect", "back"))
     assert told["Labels"] == {label: "back"}
     assert engine.docker("run", "--rm", "--volume", "back:/data", BUSYBOX, "cat", "/data/model") == "m"

@@ -40,6 +40,8 @@ from tests.contracts.stores import StoreContract
 
 
 class TestArchiveIsAStore(StoreContract):
+    three_names = tuple(f"memu_backup_20260304_020000{n}.tar.gz" for n in ("", "_2", "_3"))
+
     def make(self, directory: Path) -> ArchiveStore:
         return archive_store(directory)
 

@@ -106,6 +106,7 @@ def test_an_archive_that_shares_blocks_is_read_by_tar(store: ArchiveStore, sourc
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=tmp_path, check=True)
 
 
+@pytest.mark.slow
 def test_little_is_written_where_little_has_changed(store: ArchiveStore, source: Path, tmp_path: Path) -> None:
     first = back_up(store, source)
     (source / "chat" / "300a").write_bytes(b"a new one in the middle moves all that come after it")
@@ -133,6 +134,7 @@ def test_new_content_under_an_old_size_and_time_is_noticed(store: ArchiveStore, 
     assert restored(second, tmp_path / "restored") == snapshot(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("minutes", "again"), [(14, True), (16, False)])
 def test_a_file_changed_within_a_quarter_of_an_hour_before_the_backup_is_read_again(
     store: ArchiveStore, source: Path, minutes: int, again: bool
