@@ -1,0 +1,1 @@
+"""Each system that has a preset, from init to the day on which everything is lost."""
