@@ -53,7 +53,8 @@ def main() -> int:
     print(table.render(found, versions), flush=True)
     if options.alone:
         return 0
-    return max(subprocess.run([sys.executable, "-m", "tests.bench.drive"]).returncode, _chat(options))
+    others = ("tests.bench.back", "tests.bench.tree", "tests.bench.drive")
+    return max(*(subprocess.run([sys.executable, "-m", other]).returncode for other in others), _chat(options))
 
 
 def _options() -> argparse.Namespace:

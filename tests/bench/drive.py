@@ -132,13 +132,14 @@ def _cp(archive: Path, top: Path) -> float:
 
 def _ours(archive: Path, top: Path) -> tuple[float, float]:
     """Written, and read back; the start of the process counts as part of the writing."""
-    folder = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    source, folder = os.open(archive, os.O_RDONLY), os.open(top, os.O_RDONLY | os.O_DIRECTORY)
     try:
         begun = time.monotonic()
-        argv = [sys.executable, "-m", "memu_backup.drives.copier", str(archive), str(folder), archive.name, ""]
-        ran = subprocess.run(argv, check=True, capture_output=True, pass_fds=(folder,))
+        argv = [sys.executable, "-m", "memu_backup.drives.copier", str(source), str(folder), archive.name, ""]
+        ran = subprocess.run(argv, check=True, capture_output=True, pass_fds=(source, folder))
         seconds = time.monotonic() - begun
     finally:
+        os.close(source)
         os.close(folder)
     said = json.loads(ran.stdout.splitlines()[-1])
     (top / archive.name).unlink()
