@@ -30,6 +30,7 @@ UNITS = {
     "ExecStart=/bin/sh -c 'sleep 1; systemd-notify --ready; touch /tmp/ready; exec sleep 1000'\n",
     "broken.service": "[Service]\n"
     "ExecStart=/bin/sh -c 'test -e /tmp/once && exit 7; touch /tmp/once; exec sleep 1000'\n",
+    "failing.service": "[Service]\nType=oneshot\nExecStart=/bin/false\n",
     "stubborn.service": "[Service]\nExecStart=/bin/sh -c 'trap : TERM; while :; do sleep 1; done'\nTimeoutStopSec=60\n",
 }
 
@@ -123,8 +124,9 @@ def test_a_unit_that_is_not_there_is_named_and_one_that_failed_warned_of(machine
     (answer,) = told(machine, ["nobody.service"], ("check",))
     assert "systemd knows no unit nobody.service" in answer["error"]
     assert told(machine, ["media.service"], ("check",)) == [[]]
-    ((warning,),) = told(machine, ["broken.service"], ("check",))
-    assert "broken.service (service home) has failed" in warning
+    _systemctl(machine, "start", "failing.service")
+    ((warning,),) = told(machine, ["failing.service"], ("check",))
+    assert "failing.service (service home) has failed" in warning
 
 
 async def test_without_systemd_it_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
