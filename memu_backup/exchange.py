@@ -75,8 +75,12 @@ class Exchange:
         _, problems = await standstill.recover(services, self.house.journals)
         return problems
 
-    async def forth(self, state: State) -> None:
-        """Carry out all of its swaps, also those that were done before; ``state`` says why. Raises RestoreError."""
+    async def forth(self, state: State, *, late: bool = True) -> None:
+        """Carry out all of its swaps, also those that were done before; ``state`` says why. What came to lie there
+        ``late``, after it was made ready, goes aside with the rest. Raises RestoreError.
+        """
+        for name, swaps in self.made.swaps.items() if late else ():
+            self.made.swaps[name] = await asyncio.to_thread(swap.completed, swaps)
         await self.write(state)
         for name, swaps in self.made.swaps.items():
             source = self._source(name)
@@ -99,7 +103,7 @@ class Exchange:
                 else:
                     await source.remove(replace(one, old=one.new, new=one.old))
         self.made.swaps, self.made.owed = undoing, list(self.made.swaps)
-        await self.forth(state)
+        await self.forth(state, late=whole)  # of what was never whole, what came meanwhile is still the household's
 
     async def prelude(self, on_step: OnStep) -> list[Ran]:
         """Run what its sources want while all stands still, now that something else lies there."""

@@ -6,9 +6,11 @@ holds what was there or what was given back, whole, wherever the filesystem can 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,11 +74,33 @@ def whole(home: Path, new: Path, stamp: str) -> tuple[Swap, ...]:
     old = kept(home, stamp)
     old.mkdir(mode=0o700, exist_ok=True)
     _give_rights(home, old)
-    passed, earlier = OF_THE_DISK | {landing(home).name}, f".{home.name}.before-"
-    there = {entry.name for folder in (home, new) for entry in folder.iterdir()} - passed
-    names = sorted(name for name in there if not name.startswith(earlier))
+    names = sorted(_entries(home, home) | _entries(new, home))
     each = [Swap(str(home / n), str(new / n), str(old / n), _identity(new / n)) for n in names]
     return (*each, Swap(str(home), str(new), str(old), None, only_rights=True))
+
+
+def _entries(folder: Path, home: Path) -> set[str]:
+    """What lies in it and goes into or out of the mount point ``home``: what is the disk's or ours stays. Raises
+    OSError.
+    """
+    passed, earlier = OF_THE_DISK | {landing(home).name}, f".{home.name}.before-"
+    return {e.name for e in folder.iterdir() if e.name not in passed and not e.name.startswith(earlier)}
+
+
+def completed(swaps: Sequence[Swap]) -> list[Swap]:
+    """With what has come to lie in a mount point since they were made: it goes aside with the rest. Blocks. Raises
+    RestoreError.
+    """
+    more, known = list[Swap](), {one.home for one in swaps}
+    for folder in (one for one in swaps if one.only_rights):
+        home, new, old = Path(folder.home), Path(folder.new), Path(folder.old)
+        try:
+            names = sorted(_entries(home, home))
+        except OSError as error:
+            raise _not_exchanged(home, error) from error
+        late = (name for name in names if str(home / name) not in known)
+        more += [Swap(str(home / name), str(new / name), str(old / name), None) for name in late]
+    return [*more, *swaps]
 
 
 def forth(swap: Swap) -> None:
@@ -90,18 +114,22 @@ def forth(swap: Swap) -> None:
             if _is_there(home) and not _is_there(old):
                 files.rename_without_replacing(home, old)
         else:
-            if _identity(home) != swap.identity:
+            if _identity(new) == swap.identity:
                 _put_in(new, home, old)
-            if _is_there(new):  # what was exchanged for it
+            elif _identity(home) != swap.identity and not (_is_there(new) or _is_there(old)):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            if _is_there(new):  # what was exchanged for it; its program may have written what is at home anew since
                 files.rename_without_replacing(new, old)
         for folder in {home.parent, old.parent, new.parent}:
             if folder.is_dir():
                 files.sync_folder(folder)
     except OSError as error:
-        raise RestoreError(
-            f"{home} could not be exchanged for what was given back ({os.strerror(error.errno or 0)}); what is there "
-            "is as it was."
-        ) from error
+        raise _not_exchanged(home, error) from error
+
+
+def _not_exchanged(home: Path, error: OSError) -> RestoreError:
+    why = os.strerror(error.errno or 0)
+    return RestoreError(f"{home} could not be exchanged for what was given back ({why}); what is there is as it was.")
 
 
 def noted(swap: Swap) -> Swap:
@@ -127,7 +155,7 @@ def back(swap: Swap, *, whole: bool) -> Swap | None:
         new.mkdir(mode=0o700, parents=True, exist_ok=True)
         _give_rights(home, new)  # to be had again
         return replace(swap, new=swap.old, old=swap.new)
-    if swap.identity is not None and _identity(home) == swap.identity and _is_there(new):
+    if swap.identity is not None and _identity(new) not in (None, swap.identity) and not _is_there(old):
         files.rename_without_replacing(new, old)  # killed right after they were exchanged
     if not whole and not _is_there(old) and (swap.identity is None or _is_there(new)):
         return None

@@ -250,6 +250,28 @@ def test_killed_while_names_are_exchanged_each_is_the_old_or_the_new_and_it_is_s
     assert leftovers(home) == []
 
 
+@needs_strace
+@pytest.mark.parametrize("after", ["--resume", pytest.param("--undo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("place", "nth"), [(ENV, 2), pytest.param("nginx", 1, marks=pytest.mark.slow)])
+def test_what_a_program_wrote_anew_after_a_kill_is_known_for_what_was_given_back(
+    home: Home, place: str, nth: int, after: str
+) -> None:
+    """As Redis does with its snapshot when it came up by itself after a power cut."""
+    restored = parts(home)
+    spoil(home)
+    replaced = parts(home)
+    home.run("restore", "--in-place", "--yes", prefix=Moment("renameat2", nth, home.folder / place).prefix)
+    (home.folder / "anew").write_text("written since")
+    (home.folder / "anew").replace(home.folder / ".env")
+    settled = home.run("restore", after)
+    assert settled.status == 0, settled
+    if after == "--resume":
+        assert (home.folder / ".env").read_text() == "written since"
+        assert parts(home) | {".env": restored[".env"]} == restored
+        assert home.run("restore", "--undo").status == 0
+    assert parts(home) == replaced
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @needs_strace
@@ -311,10 +333,14 @@ def test_below_a_mount_point_the_disk_is_filled_and_not_what_lies_under_it(home:
         assert disk.stat().st_mode & 0o777 == 0o755
         assert home.run("start").status == 0
         assert ".before-" not in home.run("show", home.archives[-1].name, "--files").out
+        (disk / "since").write_text("of the day after")
         assert home.run("restore", "--undo").status == 0
         assert (disk / "other").read_text() == "of today" and not (disk / "photos").exists()
-        assert disk.stat().st_mode & 0o777 == 0o700
+        assert disk.stat().st_mode & 0o777 == 0o700 and not (disk / "since").exists()
+        (disk / "once more").touch()
         assert home.run("restore", "--undo").status == 0
+        assert (disk / "since").read_text() == "of the day after" and not (disk / "once more").exists()
+        (disk / "since").unlink()
         assert snapshot(disk / "photos") == before and disk.stat().st_mode & 0o777 == 0o755
         assert home.run("restore", "--in-place", "--yes").status == 0
         assert len(list(disk.glob(".*.before-*"))) == 2  # neither is taken for what lives there
