@@ -27,7 +27,8 @@
     │   └── HostileArchive     1   an entry that would write outside its folder
     ├── CannotCheck            1   a part of a backup could not be looked at, which says nothing about the part
     ├── RestoreError           1   target not empty, not enough space
-    │   └── HalfWay            1   …one was interrupted while names were exchanged: settle it first
+    │   ├── HalfWay            1   …one was interrupted while names were exchanged: settle it first
+    │   └── Stays              1   …what is there is never replaced, and nothing is lacking for it
     ├── DriveError             1   a drive cannot be copied to; what lies on it already is untouched
     │   ├── DriveGone          1   …it was pulled out, or does not answer any more
     │   ├── DriveFull          1
@@ -197,6 +198,10 @@ class RestoreError(MemuError):
 
 class HalfWay(RestoreError):
     code = "half_way"
+
+
+class Stays(RestoreError):
+    code = "stays"
 
 
 class DriveError(MemuError):

@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from memu_backup import afterwards, exchange, layout, restore, restores, swap, words
+from memu_backup import afterwards, exchange, layout, nested, restore, restores, words
 from memu_backup.afterwards import Ran
-from memu_backup.errors import DamagedArchive, RestoreError, UsageError
+from memu_backup.errors import DamagedArchive, MemuError, RestoreError, Stays, UsageError
 from memu_backup.exchange import Exchange, House, OnStep, settled
 from memu_backup.files import shown
 from memu_backup.formats.index import Entry
 from memu_backup.model import Backup, Manifest, SourceSummary
-from memu_backup.replacing import Changing, Omitting, Replacing, Returning
-from memu_backup.restore import Plan, Wanted
+from memu_backup.nested import Step
+from memu_backup.replacing import Changing, Replacing, Returning
+from memu_backup.restore import Wanted
 from memu_backup.restores import Restore, State
-from memu_backup.sources import Source
 from memu_backup.stores import OnProgress, Store
 from memu_backup.work import Stop, in_thread
 
@@ -45,23 +44,11 @@ _STRANGE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One source to put back: what the backup tells of it, how it is unpacked before, what is there now and would be
-    replaced, by name, and what is ``changed`` in what comes back, a phrase each.
-    """
-
-    source: Source
-    summary: SourceSummary
-    unpacking: Plan
-    replaces: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
     """``stops`` are the names of what stands still meanwhile, ``spared`` of what has to run for it; ``left_out`` are
-    sentences about what is not put back, ``doubts`` about what nobody knows of it, ``hindrances`` about what has to be
-    stopped by hand before; what is run once all is there, is run before anything is started and ``afterwards``.
+    sentences about what is not put back, ``doubts`` about what stays or nobody knows of it, ``hindrances`` about what
+    has to be stopped by hand before; what is run once all is there, is run before anything is started and
+    ``afterwards``.
     """
 
     backup: Backup
@@ -97,8 +84,8 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
     """
     await asyncio.to_thread(restores.must_be_settled, house.kept)
     summaries, unknown, untold = await in_thread(lambda: _look(house, store, backup), Stop())
-    steps, left_out = list[Step](), [] if wanted else unknown
-    for name in _outer_first(house, dict.fromkeys(wanted or summaries)):
+    steps, staying, left_out = list[Step](), list[str](), [] if wanted else unknown
+    for name in nested.outer_first(house.sources, dict.fromkeys(wanted or summaries)):
         if name not in summaries:
             raise UsageError(
                 f"There is no source {shown(name)} in this backup; it has {', '.join(summaries)}."
@@ -113,11 +100,11 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
             )
         try:
             landing = await source.landing(summary) or house.scratch / name
-            landing = await in_thread(partial(_outside, landing, [step.source for step in steps]), Stop())
+            landing = await in_thread(partial(nested.outside, landing, [step.source for step in steps]), Stop())
         except RestoreError as error:
             if wanted or isinstance(source, Replacing):
                 raise
-            left_out.append(str(error))
+            (staying if isinstance(error, Stays) else left_out).append(str(error))
             continue
         part = Wanted(places=(summary.place,))
         work = partial(restore.plan, store, backup, part, landing, Stop(), trusted=trusted)
@@ -125,7 +112,7 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
         changes = source.changes(summary) if isinstance(source, Changing) else []
         steps.append(Step(source, summary, await in_thread(work, Stop()), tuple(replaces), tuple(changes)))
     if not steps:
-        raise RestoreError(" ".join(left_out) or f"{backup.name} holds nothing that could be put back.")
+        raise RestoreError(" ".join(left_out + staying) or f"{backup.name} holds nothing that could be put back.")
     spared = {s.source.must_run(s.summary) for s in steps if isinstance(s.source, Replacing)} - {""}
     running = [unit.name for service in house.services for unit in await service.running()]
     stops = [name for name in running if name not in spared]
@@ -137,11 +124,12 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
                 await step.source.must_be_still(step.summary, stops)
             except RestoreError as error:
                 hindrances.append(str(error))
-    hindrances += await in_thread(lambda: _within(house, steps), Stop())
+    hindrances += await in_thread(lambda: nested.within(house.sources, steps), Stop())
     landings = [step.unpacking.target for step in steps]
     await asyncio.to_thread(restores.must_not_be_kept_in, house.kept, landings)
     await asyncio.to_thread(_must_fit, steps)
     names = [step.source.name for step in steps]
+    omitted = await in_thread(lambda: [sentence for step in steps if (sentence := nested.omitted(step, steps))], Stop())
     return Planned(
         backup,
         tuple(steps),
@@ -150,75 +138,8 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
         tuple(left_out),
         tuple(afterwards.of(house.before_start, names)),
         tuple(afterwards.of(house.afterwards, names)),
-        (*untold, *(sentence for step in steps if (sentence := _omitted(step))), *(() if trusted else (_STRANGE,))),
+        (*staying, *untold, *omitted, *(() if trusted else (_STRANGE,))),
         tuple(hindrances),
-    )
-
-
-def _outer_first(house: House, names: Iterable[str]) -> list[str]:
-    """What lives in another one's folder comes after that."""
-    known = {name: house.sources[name] for name in names if name in house.sources}
-    around = {
-        name: sum(_inside(path, other) for path in _homes(source) for other in known.values() if other is not source)
-        for name, source in known.items()
-    }
-    return sorted(names, key=lambda name: around.get(name, 0))
-
-
-def _outside(landing: Path, outer: Sequence[Source]) -> Path:
-    """What is unpacked in a folder that is replaced itself would go aside with it: then into that one's. Blocks."""
-    for path in (path for source in outer for path in _homes(source) if landing.is_relative_to(path)):
-        beside = swap.landing(path)
-        if restore.nearest(beside).stat().st_dev == restore.nearest(landing).stat().st_dev:
-            return beside
-    return landing
-
-
-def _homes(source: Source) -> Sequence[Path]:
-    return source.homes() if isinstance(source, Replacing) else ()
-
-
-def _inside(path: Path, source: Source) -> bool:
-    return any(path != home and path.is_relative_to(home) for home in _homes(source))
-
-
-def _within(house: House, steps: Sequence[Step]) -> list[str]:
-    """Sentences about what other sources have in a folder that would be replaced: it would go aside too. Blocks."""
-    landings = {step.source.name: step.unpacking.target for step in steps}
-    told = list[str]()
-    for step in steps:
-        comes = {entry.path.rstrip("/") for entry in step.unpacking.entries}
-        for home in map(Path, step.replaces):
-            for other in house.sources.values():
-                for path in _below(home, other) if other is not step.source else ():
-                    inside, place = str(path.relative_to(home)), step.summary.place
-                    copies = {f"{place}{inside}", f"{place}{home.name}/{inside}"}
-                    landing = landings.get(other.name)
-                    if landing == swap.landing(home) or (landing is None and copies & comes):
-                        continue  # it comes back after it, or what is asked for holds a copy of it
-                    told.append(
-                        f"{path} (source {other.name}) lies in {home}, which {step.source.name} replaces as a whole: "
-                        f"it would go aside with that. Put back both at once, if they lie on one disk; or put "
-                        f"back {step.source.name} to a folder with --to, and take from there what you want."
-                    )
-                    break
-    return told
-
-
-def _below(home: Path, other: Source) -> list[Path]:
-    """What of another source lies in a folder. Blocks."""
-    inside = [str(one.relative_to(home)) for one in _homes(other) if one.is_relative_to(home) and one != home]
-    return [one for i in inside for one in ([home / i] if os.path.lexists(home / i) else sorted(home.glob(i)))]
-
-
-def _omitted(step: Step) -> str:
-    patterns = step.source.omits if isinstance(step.source, Omitting) and step.replaces else ()
-    if not patterns:
-        return ""
-    return (
-        f"What {step.source.name} leaves out of its backups ({', '.join(map(shown, patterns))}) goes aside with the "
-        "rest and is not there afterwards. Where it is of worth, move it back before you type memu-backup restore "
-        "--release, which removes it for good."
     )
 
 
@@ -342,15 +263,20 @@ async def _exchanged(work: Exchange, done: Returned, on_step: OnStep) -> None:
             await work.forth(State.EXCHANGING)
         except BaseException as error:
             if failed := await settled(work.back(whole=False)):
-                raise RestoreError(
-                    f"{error} And not all of it could be put as it was: {failed} {restores.HOW_TO_SETTLE}"
-                ) from error
+                raise _stuck(str(error), failed) from error
             raise
         done.ran += await work.prelude(on_step)
     if still.problems:
         on_step("Something does not come up with it, so all of it is put as it was.")
         async with work.still(on_step):
-            await work.back(whole=True)
+            try:
+                await work.back(whole=True)
+            except MemuError as error:
+                raise _stuck(" ".join(still.problems), error) from error
         said = "So nothing was replaced: everything is as it was before."
         raise RestoreError(" ".join([*still.problems, said, *await work.start_what_is_down()]))
     done.downtime_s = still.downtime_s
+
+
+def _stuck(why: str, failed: BaseException) -> RestoreError:
+    return RestoreError(f"{why} And not all of it could be put as it was: {failed} {restores.HOW_TO_SETTLE}")

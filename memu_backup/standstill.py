@@ -204,8 +204,8 @@ def _journal(folder: Path, run_id: str, ran: _Running) -> Iterator[Path]:
 def _no_journal(folder: Path, error: OSError | StoreError) -> ServiceError:
     why = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error).rstrip(".")
     return ServiceError(
-        f"What runs now cannot be written down in {folder} ({why}), and without that nothing is stopped; no backup was "
-        "made, older backups are untouched. See to it that this folder can be written to, then start the backup again."
+        f"What runs now cannot be written down in {folder} ({why}), and without that nothing is stopped; nothing was "
+        "backed up or put back, backups are untouched. See to it that this folder can be written to, then try again."
     )
 
 

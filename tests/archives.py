@@ -23,7 +23,8 @@ from memu_backup.exchange import House
 from memu_backup.formats import sums
 from memu_backup.formats.reader import OWN_NAMES, ArchiveReader
 from memu_backup.model import Captured, Level, Progress, Root
-from memu_backup.put_back import Planned, Returned, Step
+from memu_backup.nested import Step
+from memu_backup.put_back import Planned, Returned
 from memu_backup.sources import Source
 from memu_backup.stores import Label, Written
 from memu_backup.stores.archive import ArchiveSettings, ArchiveStore

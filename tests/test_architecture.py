@@ -60,6 +60,7 @@ FLOORS = (
         "outlook",
         "exchange",
         "put_back",
+        "nested",
         "place",
         "rebuild",
         "report",

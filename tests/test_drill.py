@@ -68,6 +68,8 @@ def test_everything_comes_back_and_that_is_told_and_nothing_of_it_stays(home: Ho
 def test_a_dry_run_says_what_it_takes_and_tries_nothing(home: Home) -> None:
     ran = home.run("drill", "latest", "--dry-run")
     assert ran.status == 0 and "are needed and" in ran.out and "Nothing was changed." in ran.out
+    turns = home.run("drill", "--dry-run")
+    assert turns.status == 0 and "are needed and" in turns.out and home.archives[-1].name in turns.out, turns
     assert home.run("drill", "--dry-run", "--json").json[0]["backup"] == home.archives[-1].name
     assert drills(home) == []
 

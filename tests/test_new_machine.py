@@ -111,7 +111,9 @@ def test_step_by_step_it_becomes_the_old_one(machine: Machine, usb: Path, tmp_pa
     told = json.loads(machine.run("log", "--json").out)
     assert {"backup", "put back"} <= {line["action"] for line in told}
     ran = machine.run("restore", str(archive), "--in-place", "--source", "ours", "--yes")
-    assert ran.status == 1 and "holds a login for the chat already, and nothing is replaced" in ran.err
+    assert ran.status == 1 and "the bot is signed in here" in ran.err and "a login is never replaced" in ran.err
+    ran = machine.run("restore", str(archive), "--in-place", "--dry-run")
+    assert ran.status == 0 and "Source ours stays as it is" in ran.out and "left out: Source ours" not in ran.out
     (machine.folder / "backups").mkdir(exist_ok=True)
     assert machine.run("start", "--new-place").status == 0
 

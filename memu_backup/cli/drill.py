@@ -46,7 +46,11 @@ async def drill(
         named = await find(manager, backup) if backup else None
         turns = [] if named else await _turns(manager)
         if dry_run:
-            planned = [await _planned(manager, *named, folder)] if named else [_of_turn(turn) for turn in turns]
+            planned = (
+                [await _planned(manager, *named, folder)]
+                if named
+                else [await _of_turn(manager, turn, folder) for turn in turns]
+            )
             _tell_plans(planned, json=json)
             return 0
         done = []
@@ -83,8 +87,12 @@ async def _planned(manager: Manager, store: Store, backup: Backup, folder: Path 
     return {"backup": backup.name, "lies_at": str(backup.path.parent), "files": planned.files, **told}
 
 
-def _of_turn(turn: Turn) -> dict[str, Any]:
-    return {"backup": turn.candidate.name, "lies_at": turn.candidate.lay_at, "job": turn.job}
+async def _of_turn(manager: Manager, turn: Turn, folder: Path | None) -> dict[str, Any]:
+    """Of one that lies on a drive alone what it takes is seen once that is mounted."""
+    known = {"backup": turn.candidate.name, "lies_at": turn.candidate.lay_at, "job": turn.job}
+    if turn.backup is None:
+        return known
+    return await _planned(manager, manager.store(manager.config.job(turn.job)), turn.backup, folder) | known
 
 
 def _tell_plans(plans: list[dict[str, Any]], *, json: bool) -> None:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from memu_backup.exchange import Settled
     from memu_backup.manager import Manager
     from memu_backup.model import SourceSummary
-    from memu_backup.put_back import Planned, Returned, Step
+    from memu_backup.nested import Step
+    from memu_backup.put_back import Planned, Returned
     from memu_backup.restores import Restore
 
 
@@ -221,7 +222,7 @@ async def release(stamp: str | None, *, dry_run: bool, yes: bool, json: bool) ->
 
 
 def _kept(made: Restore) -> list[str]:
-    return [one.old for swaps in made.swaps.values() for one in swaps if not one.only_rights]
+    return [one.old for swaps in made.swaps.values() for one in swaps if not one.only_rights and one.had is not False]
 
 
 def _tell_problems(ran: Sequence[Ran]) -> None:

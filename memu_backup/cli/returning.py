@@ -34,7 +34,7 @@ async def restore(
     undo: Annotated[bool, typer.Option("--undo", help="Have all as it was before the last --in-place.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Finish an --in-place that was interrupted.")] = False,
     release: Annotated[
-        bool, typer.Option("--release", help="Remove for good what the last --in-place has replaced.")
+        bool, typer.Option("--release", help="Remove for good what each --in-place has replaced.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     trust: Annotated[

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from memu_backup import files, moving, sqlite, words
-from memu_backup.errors import DamagedArchive, HistoryAway, RestoreError, SourceError
+from memu_backup.errors import DamagedArchive, HistoryAway, RestoreError, SourceError, Stays
 from memu_backup.history import dump
 from memu_backup.model import Captured, Root, SourceSummary
 from memu_backup.sources import House, Lacking, Reader, SourceSettings, look
@@ -161,9 +161,10 @@ class SelfSource:
     async def landing(self, summary: SourceSummary) -> None:  # noqa: ARG002  wherever it came from
         chat = self._house.state_dir / _CHAT
         if not await look(self.name, lambda: moving.is_free(chat)):
-            raise RestoreError(
-                f"{chat} (source {self.name}) holds a login for the chat already, and nothing is replaced; nothing was "
-                "changed. Stop the service and move that folder away first, or restore to another folder with --to."
+            raise Stays(
+                f"Source {self.name} stays as it is: the bot is signed in here ({chat}), and a login is never "
+                "replaced. To have that of the backup, stop the service and move that folder away first; or restore it "
+                "to another folder with --to."
             )
 
     async def put_back(self, given: Path, summary: SourceSummary) -> list[str]:  # noqa: ARG002
