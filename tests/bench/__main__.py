@@ -17,7 +17,7 @@ from tests.bench import corpus, measure, table
 from tests.bench.corpus import MB, Size
 from tests.bench.measure import Sample, run
 from tests.bench.table import Figures
-from tests.bench.tools import PEERS, Memu, Tool, missing, prove_seconds
+from tests.bench.tools import PEERS, Memu, Tool, lacking, prove_seconds
 from tests.disks import loop_disk, own_bytes
 
 CACHE = Path(".bench")
@@ -26,8 +26,7 @@ CHANGED = 0.01
 
 def main() -> int:
     options = _options()
-    if lacking := missing():
-        print(f"Missing: {', '.join(lacking)}. To have them:  sudo apt install {' '.join(lacking)}")
+    if lacking():
         return 1
     CACHE.mkdir(exist_ok=True)
     size = Size(options.size_mb * MB, options.small, options.small_bytes)

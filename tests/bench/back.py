@@ -22,7 +22,7 @@ from tests.bench import corpus
 from tests.bench.corpus import MB, Size
 from tests.bench.measure import Sample, run
 from tests.bench.table import mark
-from tests.bench.tools import MEMU, missing
+from tests.bench.tools import MEMU, lacking
 
 CACHE = Path(".bench")
 DATABASE = "chat"
@@ -203,9 +203,8 @@ def main() -> int:
     corpus.add_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="how often everyone takes a turn (default: 3)")
     options, _ = parser.parse_known_args()
-    if missing():
-        print("The way back is left out: restic or borg is not installed.")
-        return 0
+    if lacking():
+        return 1
     CACHE.mkdir(exist_ok=True)
     size = Size(options.size_mb * MB, options.small, options.small_bytes)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:

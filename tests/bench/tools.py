@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -227,6 +228,14 @@ class Borg:
 
 
 PEERS: tuple[type[Tool], ...] = (TarGzip, TarPigz, PlainTar, Restic, Borg)
+
+
+def lacking(*more: str) -> bool:
+    """Whether Debian packages of the peers are not installed, or programs of the same name as theirs; says which."""
+    packages = missing() + [package for package in more if shutil.which(package) is None]
+    if packages:
+        print(f"Missing: {', '.join(packages)}. To have them:  sudo apt install {' '.join(packages)}")
+    return bool(packages)
 
 
 def missing() -> list[str]:

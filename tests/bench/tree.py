@@ -15,7 +15,7 @@ from tests.bench import corpus
 from tests.bench.corpus import MB, Size
 from tests.bench.measure import Sample, run
 from tests.bench.table import mark
-from tests.bench.tools import Borg, Memu, Restic, missing, prove_seconds
+from tests.bench.tools import Borg, Memu, Restic, lacking, prove_seconds
 
 CACHE = Path(".bench")
 CHANGED = 0.01
@@ -55,9 +55,8 @@ def main() -> int:
     corpus.add_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="how many nights follow the first (default: 3)")
     options, _ = parser.parse_known_args()
-    if shutil.which("rsync") is None or missing():
-        print("The nights of a tree are left out: rsync, restic or borg is not installed.")
-        return 0
+    if lacking("rsync"):
+        return 1
     CACHE.mkdir(exist_ok=True)
     size = Size(options.size_mb * MB, options.small, options.small_bytes)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
