@@ -40,6 +40,7 @@ from memu_backup.config_tables import (
     JobSettings,
     UsbSettings,
     VerificationSettings,
+    WebSettings,
     checked_room,
     must_be_a_channel,
     must_be_a_heartbeat,
@@ -122,6 +123,7 @@ class Config(BaseSettings):
     chat: ChatSettings = ChatSettings()
     alerts: AlertSettings = AlertSettings()
     drill: DrillSettings = DrillSettings()
+    web: WebSettings = WebSettings()
     sources: dict[str, AnySource]
     stores: dict[str, AnyStore]
     services: dict[str, AnyService] = {}
@@ -379,16 +381,9 @@ def _known(loc: Loc, raw: Mapping[str, Any]) -> Iterable[str]:
     match loc:
         case ():
             return Config.model_fields
-        case ("history",):
-            return HistorySettings.model_fields
-        case ("usb",):
-            return UsbSettings.model_fields
-        case ("chat",):
-            return ChatSettings.model_fields
-        case ("alerts",):
-            return AlertSettings.model_fields
-        case ("drill",):
-            return DrillSettings.model_fields
+        case (str(name),) if name in Config.model_fields:
+            table = Config.model_fields[name].annotation
+            return table.model_fields if isinstance(table, type) and issubclass(table, BaseModel) else ()
         case ("jobs", _):
             return JobSettings.model_fields
         case ("jobs", _, "retention"):

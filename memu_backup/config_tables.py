@@ -173,6 +173,36 @@ class DrillSettings(_Table):
         return self
 
 
+def _checked_page(url: str) -> str:
+    parts = urlsplit(url) if _has_a_host(url) else None
+    if parts is None or parts.scheme not in ("http", "https") or parts.path.strip("/") or parts.query or parts.username:
+        raise ValueError("is not where a page begins; write it as in https://backup.example.org")
+    return url.rstrip("/")
+
+
+class WebSettings(_Table):
+    """The page in the browser, and the API behind it."""
+
+    enabled: bool = Field(default=False, description="true: the service listens for browsers and programs")
+    host: str = Field(default="127.0.0.1", min_length=1, description="the address to listen on; 0.0.0.0: all of them")
+    port: int = Field(default=8470, ge=1, le=65535, description="the port to listen on")
+    url: Annotated[str, AfterValidator(_checked_page)] | None = Field(
+        default=None, description="how the family's browsers reach it, such as https://backup.example.org"
+    )
+    certificate_file: LocalPath | None = Field(default=None, description="a TLS certificate with its chain, PEM")
+    key_file: LocalPath | None = Field(default=None, description="its private key, PEM")
+    open_status: bool = Field(
+        default=False, description="whoever is on this machine may ask for the brief status without a token"
+    )
+    upload_gb: int = Field(default=1000, ge=1, description="the largest backup that may be uploaded")
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> WebSettings:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("has one of certificate_file and key_file; TLS needs both")
+        return self
+
+
 class JobSettings(_Table):
     enabled: bool = Field(default=True, description="false: it has no time, and nobody is told that none was made")
     at: Annotated[str, AfterValidator(_checked_time)] | None = Field(default=None, description="each day at this time")

@@ -369,6 +369,17 @@ MISTAKES = {
         wrong(f"heartbeat = 'hc-ping.com/{CANARY}'\n"),
         ["jobs.nightly.heartbeat: must begin with https:// or http://"],
     ),
+    "a page that is none": (
+        GOOD + "[web]\nurl = 'https://backup.example.org/deep'\nport = 0\n",
+        [
+            "web.port: must be at least 1",
+            "web.url: is not where a page begins; write it as in https://backup.example.org",
+        ],
+    ),
+    "half of TLS": (
+        GOOD + "[web]\nkey_file = 'key.pem'\n",
+        ["web: has one of certificate_file and key_file; TLS needs both"],
+    ),
     "half a heartbeat": (
         wrong(f"heartbeat = 'https:///{CANARY}'\n[jobs.b]\nheartbeat = 'https://h:{CANARY}/x'\n"),
         [
