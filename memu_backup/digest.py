@@ -6,14 +6,12 @@ They are those that Monsterr's document lists.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from datetime import time as time_of_day
-from typing import Any
 
 from memu_backup import words
 from memu_backup.model import Backup, ReportKind, Run, Status, StatusReport
-from memu_backup.status import run_as_json
 
 _ERRORS_TOLD = 20
 _STALE = timedelta(days=1)
@@ -207,21 +205,3 @@ def _last_good(part: JobPart, now: datetime, zone: tzinfo) -> str:
 
 def _count(number: int) -> str:
     return f"{number:,} backup{'' if number == 1 else 's'}"
-
-
-def as_json(told: Digest) -> dict[str, Any]:
-    """For machines: times are ISO 8601 in UTC, sizes bytes. The keys stay as they are."""
-    jobs = {}
-    for part in told.jobs:
-        of_job = asdict(part)
-        del of_job["job"]
-        of_job["last_good_at"] = part.last_good_at.astimezone(UTC).isoformat() if part.last_good_at else None
-        jobs[part.job] = of_job
-    return {
-        "kind": told.kind.value,
-        "since": told.since.astimezone(UTC).isoformat(),
-        "until": told.until.astimezone(UTC).isoformat(),
-        "history_away": told.history_away,
-        "jobs": jobs,
-        "errors": [run_as_json(run) for run in told.errors],
-    }

@@ -6,20 +6,15 @@ Pure: nothing is read here, and the present moment is handed in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from itertools import pairwise
-from typing import Any
 
 from memu_backup import rotation, words
 from memu_backup.errors import MemuError
 from memu_backup.model import (
     Backup,
-    Copying,
-    Coverage,
-    Doubt,
     Drill,
-    Drive,
     Problem,
     Run,
     SourceSummary,
@@ -149,33 +144,6 @@ def rhythm(runs: Sequence[Run], now: datetime) -> timedelta | None:
     return usual if moments else None
 
 
-def as_json(report: StatusReport) -> dict[str, Any]:
-    """The report for machines. The keys stay as they are; times are ISO 8601 in UTC, sizes bytes."""
-    return {
-        "health": report.health.value,
-        "problems": [p.value for p in report.problems],
-        "last": _run_or_none(report.last),
-        "last_good": _run_or_none(report.last_good),
-        "in_progress": _run_or_none(report.in_progress),
-        "stored_count": report.stored_count,
-        "stored_bytes": report.stored_bytes,
-        "usb_expected": report.usb_expected,
-        "usb_copied_at": _time_as_json(report.usb_copied_at),
-        "history_away": report.history_away,
-        "free_bytes": report.free_bytes,
-        "days_left": report.days_left,
-        "elsewhere": report.elsewhere,
-        "sources": [_source_as_json(s) for s in report.sources],
-        "drives": [drive_as_json(drive) for drive in report.drives],
-        "copying": _copying_as_json(report.copying),
-        "in_doubt": _run_or_none(report.in_doubt),
-        "doubts": [doubt_as_json(doubt) for doubt in report.doubts],
-        "coverage": coverage_as_json(report.coverage),
-        "drill": drill_as_json(report.drill) if report.drill else None,
-        "drill_late": report.drill_late,
-    }
-
-
 def _problems_of_runs(ended: Sequence[Run], last_good: Run | None, names: set[str]) -> set[Problem]:
     last = ended[0] if ended else None
     newest_success = next((r for r in ended if r.status is Status.SUCCESS), None)
@@ -293,107 +261,3 @@ def adopted(row: Run, backup: Backup) -> Run:
     if backup.doubts:
         row = replace(row, status=Status.PARTIAL, error_code="suspicious", error=words.doubted(backup.doubts))
     return _found_damaged(row) if backup.damaged else row
-
-
-def _run_or_none(run: Run | None) -> dict[str, Any] | None:
-    return run_as_json(run) if run else None
-
-
-def run_as_json(run: Run) -> dict[str, Any]:
-    """A run for machines, in the manner of ``as_json``."""
-    return {
-        "run_id": run.run_id,
-        "host": run.host,
-        "job": run.job,
-        "trigger": run.trigger.value,
-        "filename": run.filename,
-        "status": run.status.value,
-        "created_at": _time_as_json(run.created_at),
-        "finished_at": _time_as_json(run.finished_at),
-        "verified_at": _time_as_json(run.verified_at),
-        "usb_copied_at": _time_as_json(run.usb_copied_at),
-        "size_bytes": run.size_bytes,
-        "duration_seconds": run.duration_seconds,
-        "downtime_seconds": run.downtime_seconds,
-        "write_seconds": run.write_seconds,
-        "prove_seconds": run.prove_seconds,
-        "error": run.error,
-        "error_code": run.error_code,
-        "attempt": run.attempt,
-        "retry_at": _time_as_json(run.retry_at),
-        "warnings": list(run.warnings),
-    }
-
-
-def drive_as_json(drive: Drive) -> dict[str, Any]:
-    """A drive for machines, in the manner of ``as_json``."""
-    return {
-        "called": drive.called,
-        "name": drive.name,
-        "label": drive.label,
-        "fs_uuid": drive.fs_uuid,
-        "filesystem": drive.filesystem,
-        "size_bytes": drive.size_bytes,
-        "kept_at": drive.kept_at,
-        "trusted_at": _time_as_json(drive.trusted_at),
-        "first_seen_at": _time_as_json(drive.first_seen_at),
-        "last_seen_at": _time_as_json(drive.last_seen_at),
-        "last_copied_at": _time_as_json(drive.last_copied_at),
-        "copies": drive.copies,
-    }
-
-
-def coverage_as_json(coverage: Coverage | None) -> dict[str, Any] | None:
-    """How much was re-read, for machines, in the manner of ``as_json``."""
-    return asdict(coverage) | {"oldest_at": _time_as_json(coverage.oldest_at)} if coverage else None
-
-
-def drill_as_json(drill: Drill) -> dict[str, Any]:
-    """A restore test for machines, in the manner of ``as_json``."""
-    return {
-        "drill_id": drill.drill_id,
-        "job": drill.job,
-        "backup": drill.filename,
-        "made_at": _time_as_json(drill.made_at),
-        "lay_at": drill.lay_at,
-        "outcome": drill.outcome.value,
-        "created_at": _time_as_json(drill.created_at),
-        "finished_at": _time_as_json(drill.finished_at),
-        "files": drill.files,
-        "size_bytes": drill.size_bytes,
-        "seconds": drill.seconds,
-        "problems": list(drill.problems),
-        "unchecked": list(drill.unchecked),
-        "whole_in": drill.whole_in,
-    }
-
-
-def doubt_as_json(doubt: Doubt) -> dict[str, Any]:
-    """A doubt for machines, in the manner of ``as_json``."""
-    return {"source": doubt.source, "what": doubt.what.value, "before": doubt.before, "lost": doubt.lost}
-
-
-def _copying_as_json(copying: Copying | None) -> dict[str, Any] | None:
-    if copying is None:
-        return None
-    at = copying.progress
-    return {
-        "drive": copying.called,
-        "phase": at.phase.value,
-        "done_bytes": at.done_bytes,
-        "total_bytes": at.total_bytes,
-    }
-
-
-def _source_as_json(summary: SourceSummary) -> dict[str, Any]:
-    return {
-        "name": summary.name,
-        "kind": summary.kind,
-        "files": summary.files,
-        "size_bytes": summary.size_bytes,
-        "newest_mtime": _time_as_json(summary.newest_mtime),
-    }
-
-
-def _time_as_json(at: datetime | None) -> str | None:
-    return at.astimezone(UTC).isoformat() if at else None

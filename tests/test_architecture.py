@@ -45,6 +45,7 @@ FLOORS = (
         "alarms",
         "anywhere",
         "backup",
+        "as_json",
         "brief",
         "check",
         "checks",

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from memu_backup import as_json
 from memu_backup.model import (
     Backup,
     Doubt,
@@ -25,7 +26,7 @@ from memu_backup.model import (
     Trigger,
 )
 from memu_backup.outlook import Outlook
-from memu_backup.status import as_json, assess, assess_elsewhere
+from memu_backup.status import assess, assess_elsewhere
 from memu_backup.words import status_message
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -301,7 +302,7 @@ def test_a_suspicious_backup_is_not_the_last_good_one_whatever_its_row_says() ->
         assert report.last_good and report.last_good.filename == name(1)
         assert report.in_doubt == report.last and report.doubts == (DOUBT,)
         assert report.last and (report.last.status, report.last.error) == (Status.PARTIAL, GONE)
-        assert as_json(report)["doubts"] == [{"source": "photos", "what": "files", "before": 4020, "lost": 4012}]
+        assert as_json.report(report)["doubts"] == [{"source": "photos", "what": "files", "before": 4020, "lost": 4012}]
 
 
 def test_a_newer_backup_that_is_not_suspicious_ends_the_question_and_so_does_the_answer() -> None:
@@ -341,11 +342,11 @@ def test_a_disk_is_told_of_two_weeks_before_it_is_full(
 ) -> None:
     report = judged(week(), outlook=outlook)
     assert (report.problems, report.health) == (problems, health)
-    assert as_json(report)["days_left"] == (outlook.days_left if outlook else None)
+    assert as_json.report(report)["days_left"] == (outlook.days_left if outlook else None)
 
 
 def test_as_json_has_stable_keys_and_utc() -> None:
-    told = json.loads(json.dumps(as_json(judged(week(usb_days=12)))))
+    told = json.loads(json.dumps(as_json.report(judged(week(usb_days=12)))))
     assert list(told) == [
         "health",
         "problems",
@@ -381,7 +382,7 @@ def test_the_report_holds_what_the_last_good_backup_says_it_holds() -> None:
     other = replace(manifest(runs[1]).sources[0], name="music", newest_mtime=NOW)
     report = judged(runs, [older, replace(newer, manifest=replace(manifest(runs[1]), sources=(other,)))])
     assert (report.last_good, report.sources) == (run(1), (other,))
-    assert json.loads(json.dumps(as_json(report)))["sources"] == [
+    assert json.loads(json.dumps(as_json.report(report)))["sources"] == [
         {
             "name": "music",
             "kind": "directory",

@@ -35,10 +35,9 @@ async def drill(
 
     Exit status 1 where something did not come back, 3 where something could not be tried.
     """
-    from memu_backup import console
+    from memu_backup import as_json, console
     from memu_backup.audit import at_the_terminal
     from memu_backup.paths import absolute
-    from memu_backup.status import drill_as_json
 
     folder = absolute(scratch) if scratch else None
     async with the_manager() as manager:
@@ -62,7 +61,7 @@ async def drill(
             for turn in turns:
                 done.append(await manager.drills.carry_out(turn, at_the_terminal(), on_progress, folder=folder))
     if json:
-        console.print_json([drill_as_json(row) for row in done])
+        console.print_json([as_json.drill(row) for row in done])
     for row in done if not json else ():
         _tell(row, zone)
     return _exit_status(done)

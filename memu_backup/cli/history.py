@@ -70,11 +70,11 @@ def _show(rebuilt: Rebuilt, zone: tzinfo) -> None:
 
 
 def _as_json(rebuilt: Rebuilt, *, dry_run: bool) -> dict[str, Any]:
-    from memu_backup.status import run_as_json
+    from memu_backup import as_json
 
     return {
         "dry_run": dry_run,
-        "changes": [{"what": c.what.value, "location": c.run.location, **run_as_json(c.run)} for c in rebuilt.changes],
+        "changes": [{"what": c.what.value, "location": c.run.location, **as_json.run(c.run)} for c in rebuilt.changes],
         "away": [str(place) for place in rebuilt.away],
         "left_out": [{"name": there.name, "location": str(there.path)} for there in rebuilt.left_out],
     }

@@ -39,13 +39,12 @@ async def status(
     json: Json = False,
 ) -> int:
     """Is everything safe? Exit status 1 when it is not."""
+    from memu_backup import as_json, console, words
     from memu_backup import brief as briefly
-    from memu_backup import console, words
     from memu_backup.clock import now
     from memu_backup.errors import HistoryAway
     from memu_backup.model import Health
     from memu_backup.sources import told
-    from memu_backup.status import as_json
 
     away = ""
     async with the_manager() as manager:
@@ -61,9 +60,9 @@ async def status(
         console.print_json(in_brief)
     elif json and everywhere:
         hosts = dict.fromkeys(host for host, _ in reports)
-        console.print_json({h: {job: as_json(r) for (on, job), r in reports.items() if on == h} for h in hosts})
+        console.print_json({h: {job: as_json.report(r) for (on, job), r in reports.items() if on == h} for h in hosts})
     elif json:
-        console.print_json({job: as_json(report) for (_, job), report in reports.items()})
+        console.print_json({job: as_json.report(report) for (_, job), report in reports.items()})
     for (on, job), report in reports.items() if not (json or brief) else ():
         if everywhere or len(reports) > 1:
             console.say(f"{job} on {on}:" if everywhere else f"{job}:")
@@ -84,13 +83,13 @@ async def report(
     json: Json = False,
 ) -> None:
     """A report: daily, weekly, monthly or errors."""
-    from memu_backup import console, digest
+    from memu_backup import as_json, console, digest
 
     async with the_manager() as manager:
         told = await manager.digest(kind)
         zone, off = manager.config.zone, manager.config.off
     if json:
-        console.print_json(digest.as_json(told))
+        console.print_json(as_json.digest(told))
     else:
         console.say(digest.text(told, zone))
     if off:
@@ -101,14 +100,14 @@ async def report(
 @command
 async def list_backups(json: Json = False) -> None:
     """The backups that are stored, newest first."""
-    from memu_backup import console, words
+    from memu_backup import as_json, console, words
     from memu_backup.clock import now
 
     async with the_manager() as manager:
         stored = await manager.listing()
         zone, none = manager.config.zone, None if stored else str(await manager.none_yet())
     if json:
-        console.print_json([_listed_as_json(s) for s in stored])
+        console.print_json([as_json.listed(s) for s in stored])
         return
     if none:
         console.say(none)
@@ -148,27 +147,6 @@ def _made_by(listed: Listed) -> str:
     return f"{made.job} on {made.host}" if made else "?"
 
 
-def _listed_as_json(listed: Listed) -> dict[str, Any]:
-    from memu_backup.status import doubt_as_json
-
-    there, made = listed.backup, listed.backup.manifest
-    return {
-        "name": there.name,
-        "path": str(there.path),
-        "created_at": there.created_at.isoformat(),
-        "size_bytes": there.size_bytes,
-        "taken_bytes": there.taken_bytes,
-        "content_bytes": made.size_bytes if made else None,
-        "files": made.files if made else None,
-        "job": made.job if made else None,
-        "host": made.host if made else None,
-        "state": listed.state,
-        "pinned": there.pinned,
-        "doubts": [doubt_as_json(doubt) for doubt in there.doubts],
-        "verified_at": listed.verified_at.isoformat() if listed.verified_at else None,
-    }
-
-
 @app.command()
 @command
 async def show(
@@ -201,13 +179,13 @@ async def show(
 
 
 def _content_as_json(there: Backup, made: Manifest | None, entries: list[Entry] | None) -> dict[str, Any]:
+    from memu_backup import as_json
     from memu_backup.formats import manifest
-    from memu_backup.status import doubt_as_json
 
     document: dict[str, Any] = {
         "path": str(there.path),
         "pinned": there.pinned,
-        "doubts": [doubt_as_json(doubt) for doubt in there.doubts],
+        "doubts": [as_json.doubt(doubt) for doubt in there.doubts],
         "metadata": manifest.document(made) if made else None,
     }
     if entries is not None:
@@ -264,16 +242,15 @@ async def log(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many at most.")] = 50, json: Json = False
 ) -> None:
     """Who did what, and when."""
-    from dataclasses import asdict
 
-    from memu_backup import console, words
+    from memu_backup import as_json, console, words
     from memu_backup.clock import now
 
     async with the_manager() as manager:
         events = await manager.history.audit_log(limit)
         zone = manager.config.zone
     if json:
-        console.print_json([asdict(e) | {"created_at": e.created_at.isoformat()} for e in events])
+        console.print_json([as_json.event(e) for e in events])
         return
     if not events:
         console.say("Nothing has been done yet.")

@@ -53,10 +53,9 @@ async def start(
     json: Json = False,
 ) -> int:
     """Make a backup now."""
-    from memu_backup import console
+    from memu_backup import as_json, console
     from memu_backup.audit import at_the_terminal
     from memu_backup.model import Status, Trigger
-    from memu_backup.status import run_as_json
 
     gone: list[Backup] = []
     async with the_manager() as manager:
@@ -66,7 +65,7 @@ async def start(
                 name, Trigger.MANUAL, at_the_terminal(), on_progress, gone.append, new_place=new_place
             )
     if json:
-        console.print_json(run_as_json(row))
+        console.print_json(as_json.run(row))
     elif row.status is not Status.FAILED:  # why it failed was logged, and so is on the screen already
         _tell(row, gone)
     return {Status.FAILED: EXIT_FAILED, Status.PARTIAL: EXIT_PARTIAL}.get(row.status, 0)

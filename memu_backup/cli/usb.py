@@ -32,15 +32,14 @@ KeptAt = Annotated[str | None, typer.Option("--kept-at", help="Where it is kept,
 @command
 async def list_drives(json: Json = False) -> None:
     """The drives that are known, and how old the copy on each is."""
-    from memu_backup import console, words
+    from memu_backup import as_json, console, words
     from memu_backup.clock import now
-    from memu_backup.status import drive_as_json
 
     async with _the_manager() as manager:
         plugged = {plug.fs_uuid for plug in manager.passports.look_around()}
         drives, zone = manager.passports.known.drives(), manager.config.zone
     if json:
-        console.print_json([{**drive_as_json(d), "plugged_in": d.fs_uuid in plugged} for d in drives])
+        console.print_json([{**as_json.drive(d), "plugged_in": d.fs_uuid in plugged} for d in drives])
         return
     if not drives:
         console.say("No drive is known yet. Plug one in, and type: memu-backup usb list")
@@ -254,10 +253,9 @@ async def _ring(manager: Manager) -> bool:
 
 
 def _tell_of(drive: Drive, sentence: str, *, json: bool) -> None:
-    from memu_backup import console
-    from memu_backup.status import drive_as_json
+    from memu_backup import as_json, console
 
     if json:
-        console.print_json(drive_as_json(drive))
+        console.print_json(as_json.drive(drive))
     else:
         console.say(sentence)

@@ -123,8 +123,7 @@ async def _reread(*, dry_run: bool, json: bool) -> int:
 
 
 def _print_reread(due: list[Stored], read: list[Reread], covered: Coverage | None) -> None:
-    from memu_backup import console
-    from memu_backup.status import coverage_as_json
+    from memu_backup import as_json, console
 
     console.print_json(
         {
@@ -138,7 +137,7 @@ def _print_reread(due: list[Stored], read: list[Reread], covered: Coverage | Non
                 for s in due
             ],
             "read": [{"piece": r.piece, "name": r.backup.name, **_verdict_as_json(r.verdict)} for r in read],
-            "coverage": coverage_as_json(covered),
+            "coverage": as_json.coverage(covered),
         }
     )
 

@@ -13,13 +13,12 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-from memu_backup import console
+from memu_backup import as_json, console
 from memu_backup.audit import at_the_terminal
 from memu_backup.clock import now
 from memu_backup.config import load
 from memu_backup.manager import Manager, history_of
 from memu_backup.model import Status, Trigger
-from memu_backup.status import run_as_json
 
 
 async def start(settings: Path, days: int) -> Status:
@@ -28,7 +27,7 @@ async def start(settings: Path, days: int) -> Status:
         manager = Manager(config, history, lambda: now() + timedelta(days=days))
         with console.progress() as on_progress:
             row = await manager.back_up(next(iter(config.jobs)), Trigger.MANUAL, at_the_terminal(), on_progress)
-    console.print_json(run_as_json(row))
+    console.print_json(as_json.run(row))
     return row.status
 
 
