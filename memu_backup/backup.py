@@ -54,8 +54,9 @@ class Order:
 
     A failed run is tried again ``again_after`` its end, if its cause can pass; None where this is the last ``attempt``.
     ``new_place`` is somebody's word that the folder may be empty although backups were made in it.
-    ``on_removed`` is told of each older backup that retention lets go at the end. A ``full`` one shares nothing with
-    older ones. ``guards`` say for each source which part of it has to be lost for the backup to be suspicious.
+    ``on_removed`` is told of each older backup that retention lets go at the end; ``called`` is what somebody named
+    this one, or empty. A ``full`` one shares nothing with older ones. ``guards`` say for each source which part of it
+    has to be lost for the backup to be suspicious.
 
     While the sources that ``needs_stop`` names are read, ``services`` stand still; which ones ran is written down in
     ``journals`` before. Nothing is read while something is put back, of which ``restores`` tells.
@@ -63,6 +64,7 @@ class Order:
 
     run_id: str
     job: str
+    called: str
     sources: tuple[Source, ...]
     store: Store
     keep: Policy
@@ -374,6 +376,7 @@ async def _write(
         host=row.host,
         job=row.job,
         version=__version__,
+        called=order.called,
     )
     stop = Stop()
     never = frozenset(walk.identities((order.store.directory, *order.never)))

@@ -47,6 +47,7 @@ from memu_backup.rereading import Rereading
 from memu_backup.returns import Returns
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
+from memu_backup.under_way import Note, UnderWay
 from memu_backup.visits import Visits
 
 if TYPE_CHECKING:  # what does the long work is imported when it is asked for: status is to answer at once
@@ -86,6 +87,7 @@ class Manager:
         self._audit = Audit(history, config.host, clock)
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
+        self.under_way = UnderWay(clock)
         self.passports = Passports(config.state_dir / "drives", config.host, self._ours, history, self._audit, clock)
         self.returns = Returns(config, history, self._audit, clock)
         self.visits = Visits(
@@ -125,12 +127,16 @@ class Manager:
         *,
         attempt: int = 1,
         new_place: bool = False,
+        called: str = "",
+        run_id: str = "",
     ) -> Run:
-        """Run a job now and return its row. Raises UsageError for an unknown job; else see ``backup.run``.
+        """Run a job now and return its row. Raises UsageError for an unknown job, Interrupted where somebody cancels
+        it; else see ``backup.run``.
 
-        ``on_removed`` is told of each older backup that retention lets go. One that the timetable set off waits for the
-        lock: a backup made by hand at 1:59 must not cost the night's. Its row says when it is to be tried again, which
-        is left to the caller.
+        ``called`` is the name that somebody gave to it, ``run_id`` what it is known by meanwhile. ``on_removed`` is
+        told of each older backup that retention lets go. One that the timetable set off waits for the lock: what was
+        made by hand at 1:59 must not cost the night's. Its row says when it is to be tried again, which is left to the
+        caller.
         """
         from memu_backup import backup
 
@@ -142,8 +148,9 @@ class Manager:
             await self._removed(asker, gone)
 
         order = backup.Order(
-            run_id=str(uuid.uuid4()),
+            run_id=run_id or str(uuid.uuid4()),
             job=job,
+            called=called,
             sources=tuple(self.config.source(name, self.history) for name in settings.sources),
             store=self.store(settings),
             keep=settings.retention,
@@ -163,10 +170,16 @@ class Manager:
             full=settings.full,
             guards=settings.guards,
         )
-        async with self._audit.act(asker, "backup", job) as deed:
-            async with self._one_at_a_time:
-                run = await backup.run(order, self.history, on_progress, self._clock)
-            deed.subject, deed.outcome = run.filename, run.status.value
+
+        async def work(note: Note) -> Run:
+            async with self._audit.act(asker, "backup", job) as deed:
+                async with self._one_at_a_time:
+                    run = await backup.run(order, self.history, note.and_to(on_progress), self._clock)
+                deed.subject, deed.outcome = run.filename, run.status.value
+            note.step(run.error or "")
+            return run
+
+        run = await self.under_way.carry_out("backup", job, asker, work, activity_id=order.run_id)
         await self._save_history(order.store)  # now that the audit knows how it ended
         return run
 
@@ -437,8 +450,19 @@ class Manager:
     ) -> Verdict:
         """Re-read a backup. The outcome goes into its row, unless it is a copy that lies elsewhere.
 
-        Raises NotAnArchive.
+        Raises NotAnArchive, and Interrupted where somebody cancels it.
         """
+
+        async def work(note: Note) -> Verdict:
+            verdict = await self._verified(store, stored, level, asker, note.and_to(on_progress))
+            note.step(" ".join(verdict.problems[:1]))
+            return verdict
+
+        return await self.under_way.carry_out("verify", stored.name, asker, work)
+
+    async def _verified(
+        self, store: Store, stored: Backup, level: Level, asker: Asker, on_progress: OnProgress
+    ) -> Verdict:
         async with self._audit.act(asker, f"verify {level}", stored.name) as deed:
             if self._is_ours(store) and stored.path.name == stored.name:  # in parts it is a copy, wherever it lies
                 host = self.config.host

@@ -106,7 +106,8 @@ class SourceSummary:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup says of itself (metadata.json). ``utc_offset`` is that of the machine, as ``+02:00``.
+    """What a backup says of itself (metadata.json). ``utc_offset`` is that of the machine, as ``+02:00``; ``called`` is
+    what somebody named it who asked for it, empty where nobody did.
 
     ``shares_with`` is the older backup that it shares blocks with on the disk, empty where it was written whole;
     ``nights_shared`` counts the backups in a row, this one too, that were not. ``shared_bytes`` is how much of the
@@ -123,6 +124,7 @@ class Manifest:
     version: str
     sources: tuple[SourceSummary, ...]
     sha256sums: str
+    called: str = ""
     shares_with: str = ""
     nights_shared: int = 0
     shared_bytes: int = 0

@@ -91,6 +91,7 @@ FLOORS = (
         "rereading",
         "returns",
         "teller",
+        "under_way",
         "visits",
     }
     | {"weekly"},

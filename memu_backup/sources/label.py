@@ -19,7 +19,7 @@ from memu_backup.paths import LocalPath
 from memu_backup.sources import Reader, SourceSettings, look
 
 _PLACE = re.compile(r"\{([^{}]*)\}")
-_PLAIN = ("name", "job", "host", "created_at", "date", "time")
+_PLAIN = ("name", "called", "job", "host", "created_at", "date", "time")
 _OF = ("size", "has")
 _LINE = "line"
 _LONGEST = 4096
@@ -30,9 +30,10 @@ _Told = str | int | bool
 
 class LabelSettings(SourceSettings):
     """``keys`` are those of the JSON file, each with a text, in which these stand for what is known of the backup:
-    ``{name}``, ``{job}``, ``{host}``, ``{created_at}`` (UTC), ``{date}`` and ``{time}`` (the household's),
-    ``{size:SOURCE}`` (bytes as it lies in the backup, 0 where it does not), ``{has:SOURCE}``, and ``{line:NAME}``, the
-    first line of the file that ``lines`` names so. What stands alone stays a number, or true and false.
+    ``{name}``, ``{called}`` (what somebody named it who asked for it, else JOB_DATE), ``{job}``, ``{host}``,
+    ``{created_at}`` (UTC), ``{date}`` and ``{time}`` (the household's), ``{size:SOURCE}`` (bytes as it lies in the
+    backup, 0 where it does not), ``{has:SOURCE}``, and ``{line:NAME}``, the first line of the file that ``lines`` names
+    so. What stands alone stays a number, or true and false.
     """
 
     only_a_file: ClassVar[bool] = True
@@ -131,6 +132,8 @@ def _known(place: str, made: Manifest, lines: Mapping[str, str]) -> _Told:
     match what:
         case "name":
             return made.name.removesuffix(".tar.gz")
+        case "called":
+            return made.called or f"{made.job}_{local:%Y%m%d}"
         case "created_at":
             return made.created_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         case "date":

@@ -60,6 +60,7 @@ class Label:
     host: str
     job: str
     version: str
+    called: str = ""
 
     def manifest(self, sources: tuple[SourceSummary, ...]) -> Manifest:
         """What is known once these are written."""
@@ -74,6 +75,7 @@ class Label:
             version=self.version,
             sources=sources,
             sha256sums="",
+            called=self.called,
         )
 
 

@@ -19,7 +19,7 @@ from tests.archives import archive_store, back_up
 from tests.home import Home
 
 KEYS = {
-    "backup_name": "{job}_{date}",
+    "backup_name": "{called}",
     "created_at": "{created_at}",
     "kuroibara_version": "{line:version}",
     "includes_storage": "{has:storage}",
