@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict  # pydantic reads the standard library's from Python 3.12 on
 
@@ -24,6 +24,14 @@ from memu_backup.model import (
     SourceSummary,
     StatusReport,
 )
+
+if TYPE_CHECKING:  # it lives above us, and is only read
+    from memu_backup.access import Token
+    from memu_backup.find import Found
+    from memu_backup.nested import Step
+    from memu_backup.put_back import Planned
+    from memu_backup.restores import Restore
+    from memu_backup.under_way import Activity
 
 
 class RunJson(TypedDict):
@@ -160,6 +168,79 @@ class EventJson(TypedDict):
     action: str
     subject: str
     outcome: str
+
+
+class ProgressJson(TypedDict):
+    phase: str
+    done_bytes: int
+    total_bytes: int | None
+    files: int
+    what: str
+
+
+class ActivityJson(TypedDict):
+    id: str
+    what: str
+    subject: str
+    actor: str
+    origin: str
+    begun_at: str
+    progress: ProgressJson | None
+    step: str
+    outcome: str | None
+    ended_at: str | None
+
+
+class StepJson(TypedDict):
+    source: str
+    kind: str
+    files: int
+    size_bytes: int
+    to: str
+    replaces: list[str]
+    changed: list[str]
+    room_bytes: int
+    free_bytes: int
+
+
+class PlannedJson(TypedDict):
+    archive: str
+    sources: list[StepJson]
+    stops: list[str]
+    left_out: list[str]
+    before_start: list[list[str]]
+    afterwards: list[list[str]]
+    doubts: list[str]
+    hindrances: list[str]
+
+
+class RestoreJson(TypedDict):
+    restore: str
+    backup: str
+    state: str
+    kept: list[str]
+
+
+class TokenJson(TypedDict):
+    id: str
+    name: str
+    role: str
+    created_at: str
+    expires_at: str
+    revoked_at: str | None
+    used_at: str | None
+
+
+def token(told: Token) -> TokenJson:
+    return {
+        "id": told.id,
+        "name": told.name,
+        "role": told.role.value,
+        "created_at": moment(told.created_at),
+        "expires_at": moment(told.expires_at),
+        "revoked_at": _time(told.revoked_at),
+        "used_at": _time(told.used_at),
+    }
 
 
 def report(told: StatusReport) -> ReportJson:
@@ -301,6 +382,66 @@ def moment(at: datetime) -> str:
     return at.astimezone(UTC).isoformat()
 
 
+def activity(told: Activity) -> ActivityJson:
+    at = told.progress
+    return {
+        "id": told.id,
+        "what": told.what,
+        "subject": told.subject,
+        "actor": told.asker.actor,
+        "origin": told.asker.origin,
+        "begun_at": moment(told.begun_at),
+        "progress": {
+            "phase": at.phase.value,
+            "done_bytes": at.done_bytes,
+            "total_bytes": at.total_bytes,
+            "files": at.files,
+            "what": at.what,
+        }
+        if at
+        else None,
+        "step": told.step,
+        "outcome": told.outcome.value if told.outcome else None,
+        "ended_at": _time(told.ended_at),
+    }
+
+
+def planned(told: Planned) -> PlannedJson:
+    return {
+        "archive": str(told.backup.path),
+        "sources": list(map(_step, told.steps)),
+        "stops": list(told.stops),
+        "left_out": list(told.left_out),
+        "before_start": list(map(list, told.before_start)),
+        "afterwards": list(map(list, told.afterwards)),
+        "doubts": list(told.doubts),
+        "hindrances": list(told.hindrances),
+    }
+
+
+def _step(told: Step) -> StepJson:
+    return {
+        "source": told.summary.name,
+        "kind": told.summary.kind,
+        "files": told.summary.files,
+        "size_bytes": told.summary.size_bytes,
+        "to": told.source.lives(),
+        "replaces": list(told.replaces),
+        "changed": list(told.changed),
+        "room_bytes": told.unpacking.room_bytes,
+        "free_bytes": told.unpacking.free_bytes,
+    }
+
+
+def restore(told: Restore) -> RestoreJson:
+    return {"restore": told.stamp, "backup": told.backup, "state": told.state.value, "kept": kept(told)}
+
+
+def kept(told: Restore) -> list[str]:
+    """Where what a restore has replaced lies; names of databases too."""
+    return [one.old for swaps in told.swaps.values() for one in swaps if not one.only_rights and one.had is not False]
+
+
 def digest(told: Digest) -> dict[str, Any]:
     """What a report over some time says, by job."""
     return {
@@ -310,6 +451,36 @@ def digest(told: Digest) -> dict[str, Any]:
         "history_away": told.history_away,
         "jobs": {part.job: _part(part) for part in told.jobs},
         "errors": list(map(run, told.errors)),
+    }
+
+
+def found(pattern: str, told: Found) -> dict[str, Any]:
+    """What was found of a file, version by version."""
+    return {
+        "pattern": pattern,
+        "any_case": told.any_case,
+        "more": told.more,
+        "found": [
+            {
+                "path": f.path,
+                "host": f.host or None,
+                "job": f.job or None,
+                "in_newest": f.in_newest,
+                "versions": [
+                    {
+                        "type": v.type,
+                        "size_bytes": v.size_bytes,
+                        "mtime_ns": v.mtime_ns,
+                        "sha256": v.sha256,
+                        "link": v.link,
+                        "backups": [str(b.path) for b in v.backups],
+                    }
+                    for v in f.versions
+                ],
+            }
+            for f in told.findings
+        ],
+        "unread": [{"path": str(b.path), "why": why} for b, why in told.unread],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -201,6 +202,14 @@ class WebSettings(_Table):
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("has one of certificate_file and key_file; TLS needs both")
         return self
+
+    def address(self) -> str:
+        """Where a browser finds it: as ``url`` says, or by the machine's name where it listens to the whole network."""
+        if self.url:
+            return self.url
+        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104  compared
+        scheme = "https" if self.certificate_file else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 class JobSettings(_Table):

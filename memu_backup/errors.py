@@ -37,6 +37,8 @@
     │   ├── DriveUnknown       1   …nobody approved it, or it is not the one that it looks like
     │   ├── DriveBroken        1   …it gives errors
     │   └── CopyDiffers        1   …what was read back from it is not what was written
+    ├── AccessError            1   who may use the page and the API is not to be had; backups are made all the same
+    │   └── NotAllowed         1   …a token, a link or a session is not good, or not any more
     ├── ChatError              1   the chat cannot be used as it is; backups are made all the same
     │   ├── ChatAway           1   the homeserver does not answer, or asks for patience
     │   └── ChatRefused        1   the homeserver says no: waiting alone will not help
@@ -244,6 +246,14 @@ class HistoryAway(MemuError):
 class HistoryRefused(HistoryAway):
     code = "history_refused"
     retryable = False
+
+
+class AccessError(MemuError):
+    code = "access"
+
+
+class NotAllowed(AccessError):
+    code = "not_allowed"
 
 
 class ChatError(MemuError):

@@ -30,6 +30,7 @@ from memu_backup import (
     verify,
     whole,
 )
+from memu_backup.access import Access
 from memu_backup.anywhere import nobody_watches
 from memu_backup.audit import SCHEDULER, Asker, Audit
 from memu_backup.catalog import Listed
@@ -88,6 +89,7 @@ class Manager:
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self.under_way = UnderWay(clock)
+        self.access = Access(config.state_dir / "web", clock)
         self.passports = Passports(config.state_dir / "drives", config.host, self._ours, history, self._audit, clock)
         self.returns = Returns(config, history, self._audit, clock)
         self.visits = Visits(
@@ -447,6 +449,8 @@ class Manager:
         level: Level,
         asker: Asker,
         on_progress: OnProgress = nobody_watches,
+        *,
+        activity_id: str = "",
     ) -> Verdict:
         """Re-read a backup. The outcome goes into its row, unless it is a copy that lies elsewhere.
 
@@ -458,7 +462,7 @@ class Manager:
             note.step(" ".join(verdict.problems[:1]))
             return verdict
 
-        return await self.under_way.carry_out("verify", stored.name, asker, work)
+        return await self.under_way.carry_out("verify", stored.name, asker, work, activity_id=activity_id)
 
     async def _verified(
         self, store: Store, stored: Backup, level: Level, asker: Asker, on_progress: OnProgress

@@ -16,9 +16,11 @@ from memu_backup.cli import (  # noqa: F401  each adds its commands
     history,
     looking,
     making,
+    page,
     returning,
     services,
     settings,
+    token,
     usb,
     verifying,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -32,7 +32,7 @@ async def find(
     json: Json = False,
 ) -> int:
     """In which backups a file is, and which versions of it. Exit status 1 when it is in none."""
-    from memu_backup import console
+    from memu_backup import as_json, console
     from memu_backup.anywhere import search
 
     async with manager_unless_file(backup or "latest") as manager:
@@ -44,41 +44,12 @@ async def find(
                 lying = await find_backup(manager, backup or "latest")
                 backups, found = [lying[1]], await search([lying], pattern, on_progress)
     if json:
-        console.print_json(_as_json(pattern, found))
+        console.print_json(as_json.found(pattern, found))
     else:
         _tell(pattern, found, backups, zone, by_path=backup is not None and is_file(backup))
     if not found.findings:
         return EXIT_FAILED
     return EXIT_PARTIAL if found.unread else 0
-
-
-def _as_json(pattern: str, found: Found) -> dict[str, Any]:
-    return {
-        "pattern": pattern,
-        "any_case": found.any_case,
-        "more": found.more,
-        "found": [
-            {
-                "path": f.path,
-                "host": f.host or None,
-                "job": f.job or None,
-                "in_newest": f.in_newest,
-                "versions": [
-                    {
-                        "type": v.type,
-                        "size_bytes": v.size_bytes,
-                        "mtime_ns": v.mtime_ns,
-                        "sha256": v.sha256,
-                        "link": v.link,
-                        "backups": [str(b.path) for b in v.backups],
-                    }
-                    for v in f.versions
-                ],
-            }
-            for f in found.findings
-        ],
-        "unread": [{"path": str(b.path), "why": why} for b, why in found.unread],
-    }
 
 
 def _tell(pattern: str, found: Found, backups: list[Backup], zone: tzinfo | None, *, by_path: bool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from memu_backup import as_json
 from memu_backup.cli.checking import service
 from memu_backup.cli.shell import EXIT_PARTIAL, agreed, find, the_manager
 from memu_backup.errors import MemuError, RestoreError
@@ -43,7 +44,7 @@ async def put_back(
             _tell_plan(planned, dry_run=dry_run)
         if dry_run:
             if json:
-                console.print_json(_plan_as_json(planned))
+                console.print_json(as_json.planned(planned))
             else:
                 console.say("Nothing was changed.")
             return 0
@@ -63,7 +64,7 @@ async def put_back(
         looked = await _look(manager, told, done.restore, planned.stops, json=json)
     if json:
         after = {"warnings": done.warnings, "downtime_seconds": done.downtime_s, "restore": done.restore.stamp}
-        console.print_json(_plan_as_json(planned) | after | {"ran": list(map(asdict, done.ran))} | looked)
+        console.print_json(as_json.planned(planned) | after | {"ran": list(map(asdict, done.ran))} | looked)
     elif any(done.restore.swaps.values()):
         kept = "What was there before is kept. " if any(step.replaces for step in planned.steps) else ""
         console.say(
@@ -153,26 +154,6 @@ def _what(step: Step) -> str:
     return f"{words.files(step.summary.files)} ({words.size(step.summary.size_bytes)})"
 
 
-def _plan_as_json(planned: Planned) -> dict[str, Any]:
-    return {
-        "archive": str(planned.backup.path),
-        "sources": [_as_json(step) for step in planned.steps],
-        "stops": planned.stops,
-        "left_out": planned.left_out,
-        "before_start": planned.before_start,
-        "afterwards": planned.afterwards,
-        "doubts": planned.doubts,
-        "hindrances": planned.hindrances,
-    }
-
-
-def _as_json(step: Step) -> dict[str, Any]:
-    s = step.summary
-    told = {"source": s.name, "kind": s.kind, "files": s.files, "size_bytes": s.size_bytes}
-    room = {"room_bytes": step.unpacking.room_bytes, "free_bytes": step.unpacking.free_bytes}
-    return told | {"to": step.source.lives(), "replaces": step.replaces, "changed": step.changed} | room
-
-
 async def undo(stamp: str | None, *, json: bool) -> int:
     """Everything as it was before a restore. Raises as ``exchange.undo``."""
     from memu_backup.audit import at_the_terminal
@@ -200,29 +181,25 @@ async def release(stamp: str | None, *, dry_run: bool, yes: bool, json: bool) ->
         kept = [one for one in await manager.returns.kept() if stamp in (None, one.stamp)]
         if dry_run or not kept:
             if json:
-                console.print_json([_restore_as_json(one) for one in kept])
+                console.print_json([as_json.restore(one) for one in kept])
             elif not kept:
                 console.say("Nothing that a restore has replaced is kept here.")
             else:
                 for one in kept:
-                    console.say(f"Kept of the restore of {one.backup}: {', '.join(_kept(one)) or 'nothing'}.")
+                    console.say(f"Kept of the restore of {one.backup}: {', '.join(as_json.kept(one)) or 'nothing'}.")
                 console.say("Nothing was changed.")
             return 0
-        gone = ", ".join(path for one in kept for path in _kept(one)) or "nothing"
+        gone = ", ".join(path for one in kept for path in as_json.kept(one)) or "nothing"
         refusal = f"This would remove {gone} for good. Add --yes to do it, or --dry-run to look."
         if not yes:
             await agreed(f"Remove for good what restores have replaced: {gone}?", refusal=refusal, json=json)
         for one in kept:
             await manager.returns.release(one.stamp, at_the_terminal())
     if json:
-        console.print_json([_restore_as_json(one) for one in kept])
+        console.print_json([as_json.restore(one) for one in kept])
     else:
         console.say("It is gone, and its room is free.")
     return 0
-
-
-def _kept(made: Restore) -> list[str]:
-    return [one.old for swaps in made.swaps.values() for one in swaps if not one.only_rights and one.had is not False]
 
 
 def _tell_problems(ran: Sequence[Ran]) -> None:
@@ -252,7 +229,7 @@ async def _tell(manager: Manager, done: Settled, *, json: bool) -> None:
     else:
         says = f"Everything is as it was before the restore of {made.backup}; what it had unpacked is gone."
     if json:
-        console.print_json(_restore_as_json(made) | {"ran": list(map(asdict, done.ran))} | looked)
+        console.print_json(as_json.restore(made) | {"ran": list(map(asdict, done.ran))} | looked)
     else:
         console.say(says)
 
@@ -264,7 +241,3 @@ async def _told(manager: Manager, made: Restore) -> dict[str, SourceSummary]:
     except MemuError:
         return {}
     return {name: told[name] for name in made.swaps if name in told}
-
-
-def _restore_as_json(made: Restore) -> dict[str, Any]:
-    return {"restore": made.stamp, "backup": made.backup, "state": made.state, "kept": _kept(made)}
