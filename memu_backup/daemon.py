@@ -95,6 +95,8 @@ class Daemon:
         self._start(self._plugged.run(), "the drives")
         if self._config.backup_notification_room:
             self._start(self._chat(), "the chat")
+        if self._config.web.enabled:
+            self._start(self._listen(), "the page")
         systemd.notify("READY=1")
         log.info("memu-backup is ready; %s.", self._next_words(scheduler))
         if self._config.off:
@@ -219,6 +221,11 @@ class Daemon:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
             self._teller.room_is_away()
+
+    async def _listen(self) -> None:
+        # Elsewhere, as the chat: these imports take half a second.
+        listening = await asyncio.to_thread(importlib.import_module, "memu_backup.web.listening")
+        await listening.listen(self._manager, self._start, self._clock)
 
     async def _replay(self) -> None:
         try:

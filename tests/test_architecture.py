@@ -81,6 +81,7 @@ FLOORS = (
     }
     | {"catalog", "feed", "find", "verify", "whole"},
     {
+        "access",
         "manager",
         "audit",
         "drills",
@@ -96,7 +97,7 @@ FLOORS = (
     }
     | {"weekly"},
     # Front ends.
-    {"bell", "chat", "cli", "console", "daemon"},
+    {"bell", "chat", "cli", "console", "daemon", "web"},
 )
 KINDS = ("sources", "services", "stores", "alerts")
 
