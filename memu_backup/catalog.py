@@ -67,8 +67,8 @@ async def listing(stores: Sequence[Store], history: History, host: str) -> list[
 
 
 async def named(name: str, stores: Sequence[Store], history: History, host: str, now: datetime) -> tuple[Store, Backup]:
-    """A backup by its name, the beginning of it, or ``latest``: the newest good one, of ``host`` if it has any,
-    and not dated ahead of ``now``.
+    """A backup by its name, what somebody called it, the beginning of its name, or ``latest``: the newest good one, of
+    ``host`` if it has any, and not dated ahead of ``now``. Of several that are called so, the newest.
 
     Raises UnknownBackup with what to do.
     """
@@ -79,7 +79,8 @@ async def named(name: str, stores: Sequence[Store], history: History, host: str,
         chosen = preferred(stored, host, now)
         return chosen.store, chosen.backup
     exact = [s for s in stored if name in (s.backup.name, s.backup.name.partition(".")[0])]
-    close = exact or [s for s in stored if name and s.backup.name.startswith(name)]
+    called = [s for s in stored if s.backup.manifest and name.removesuffix(".tar.gz") == s.backup.manifest.called]
+    close = exact or called[:1] or [s for s in stored if name and s.backup.name.startswith(name)]
     if len(close) == 1:
         return close[0].store, close[0].backup
     if len(exact) > 1:  # trees of several jobs, made on one day

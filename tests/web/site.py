@@ -27,11 +27,22 @@ def free_port() -> int:
 class Site:
     """``home`` with [web] on a port of its own."""
 
-    def __init__(self, home: Home, more: str = "", *, web: str = "", scheme: str = "http") -> None:
+    def __init__(
+        self,
+        home: Home,
+        more: str = "",
+        *,
+        web: str = "",
+        port: int | None = None,
+        sources: str | None = None,
+        scheme: str = "http",
+    ) -> None:
+        """``web`` is more of that table, with the ``port`` in it where that is given."""
         self.home = home
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
-        home.configure(more=f"[web]\nenabled = true\nport = {self.port}\n{web}\n{more}")
+        own = "" if port else f"port = {self.port}\n"
+        home.configure(more=f"{more}\n[web]\nenabled = true\n{own}{web}\n", sources=sources)
         self._log = home.folder / "service.log"
         self._clients: list[httpx.Client] = []
         self.start()
