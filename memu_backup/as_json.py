@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # it lives above us, and is only read
     from memu_backup.find import Found
     from memu_backup.nested import Step
     from memu_backup.put_back import Planned
+    from memu_backup.replacing import Taking
     from memu_backup.restores import Restore
     from memu_backup.under_way import Activity
 
@@ -191,6 +192,12 @@ class ActivityJson(TypedDict):
     ended_at: str | None
 
 
+class TakingJson(TypedDict):
+    where: str
+    needed_bytes: int
+    free_bytes: int | None
+
+
 class StepJson(TypedDict):
     source: str
     kind: str
@@ -201,6 +208,7 @@ class StepJson(TypedDict):
     changed: list[str]
     room_bytes: int
     free_bytes: int
+    taking: TakingJson | None
 
 
 class PlannedJson(TypedDict):
@@ -430,7 +438,12 @@ def _step(told: Step) -> StepJson:
         "changed": list(told.changed),
         "room_bytes": told.unpacking.room_bytes,
         "free_bytes": told.unpacking.free_bytes,
+        "taking": _taking(told.taking) if told.taking else None,
     }
+
+
+def _taking(told: Taking) -> TakingJson:
+    return {"where": told.where, "needed_bytes": told.needed_bytes, "free_bytes": told.free_bytes}
 
 
 def restore(told: Restore) -> RestoreJson:

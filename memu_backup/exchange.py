@@ -14,9 +14,9 @@ from typing import Any
 
 from memu_backup import afterwards, restores, standstill, swap
 from memu_backup.afterwards import Ran
-from memu_backup.errors import RestoreError
+from memu_backup.errors import RestoreError, SourceError
 from memu_backup.files import shown
-from memu_backup.replacing import Replacing
+from memu_backup.replacing import Replacing, TakingRoom
 from memu_backup.restores import Restore, State
 from memu_backup.services import Service
 from memu_backup.sources import Source
@@ -121,15 +121,25 @@ class Exchange:
         return ran
 
     async def discard(self) -> None:
-        """Let go what was made ready; nothing of it where the exchange itself is not settled. Raises RestoreError."""
+        """Let go what was made ready; nothing of it where the exchange itself is not settled. Raises RestoreError, and
+        SourceError where a server cannot be asked: what is in it is let go another time.
+        """
         if self.made.state is State.UNDONE:
             await self.release()
         elif self.made.state is State.PREPARING:
+            await self._abandon()
             ready = {
                 name: [replace(one, old=one.new, new=one.old) for one in all_] for name, all_ in self.made.swaps.items()
             }
             await self._remove(ready)
             await self._forget()
+
+    async def _abandon(self) -> None:
+        """What was being made when it was killed, of which no swap tells yet. Raises SourceError."""
+        for name in self.made.owed:
+            source: object = self.house.sources.get(name)
+            if isinstance(source, TakingRoom):
+                await source.abandon(self.made.stamp)
 
     async def release(self) -> None:
         """Let go for good what is kept of it. Raises RestoreError."""
@@ -182,7 +192,10 @@ async def sweep(house: House) -> None:
     """
     for made in await asyncio.to_thread(restores.read, house.kept):
         if made.state is State.PREPARING:
-            await Exchange(house, made).discard()
+            try:
+                await Exchange(house, made).discard()
+            except SourceError as error:
+                log.warning("What a killed restore had begun is still there, and is let go by a later one: %s", error)
         elif made.state is State.RELEASING:
             await Exchange(house, made).release()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from memu_backup import restore, swap
 from memu_backup.files import shown
 from memu_backup.model import SourceSummary
-from memu_backup.replacing import Omitting, Replacing
+from memu_backup.replacing import Omitting, Replacing, Taking
 from memu_backup.restore import Plan
 from memu_backup.sources import Source
 
@@ -20,7 +20,7 @@ from memu_backup.sources import Source
 @dataclass(frozen=True, slots=True)
 class Step:
     """One source to put back: what the backup tells of it, how it is unpacked before, what is there now and would be
-    replaced, by name, and what is ``changed`` in what comes back, a phrase each.
+    replaced, by name, and what is ``changed`` in what comes back, a phrase each; and what it is ``taking`` elsewhere.
     """
 
     source: Source
@@ -28,6 +28,7 @@ class Step:
     unpacking: Plan
     replaces: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    taking: Taking | None = None
 
 
 def outer_first(sources: Mapping[str, Source], names: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,7 @@ from memu_backup.files import shown
 from memu_backup.formats.index import Entry
 from memu_backup.model import Backup, Manifest, SourceSummary
 from memu_backup.nested import Step
-from memu_backup.replacing import Changing, Replacing, Returning
+from memu_backup.replacing import Changing, Replacing, Returning, TakingRoom
 from memu_backup.restore import Wanted
 from memu_backup.restores import Restore, State
 from memu_backup.stores import OnProgress, Store
@@ -110,7 +110,8 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
         work = partial(restore.plan, store, backup, part, landing, Stop(), trusted=trusted)
         replaces = await source.in_the_way(summary) if isinstance(source, Replacing) else []
         changes = source.changes(summary) if isinstance(source, Changing) else []
-        steps.append(Step(source, summary, await in_thread(work, Stop()), tuple(replaces), tuple(changes)))
+        taking = await source.room(summary) if isinstance(source, TakingRoom) else None
+        steps.append(Step(source, summary, await in_thread(work, Stop()), tuple(replaces), tuple(changes), taking))
     if not steps:
         raise RestoreError(" ".join(left_out + staying) or f"{backup.name} holds nothing that could be put back.")
     spared = {s.source.must_run(s.summary) for s in steps if isinstance(s.source, Replacing)} - {""}
@@ -145,17 +146,24 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
 
 def _must_fit(steps: Sequence[Step]) -> None:
     """All of them together, disk by disk. Blocks. Raises RestoreError."""
-    needed: dict[int, int] = {}
-    for step in steps:
-        there = restore.nearest(step.unpacking.target)
-        disk = there.stat().st_dev
-        needed[disk] = needed.get(disk, 0) + step.unpacking.room_bytes
-        if needed[disk] > step.unpacking.free_bytes:
+    needed: dict[int | str, int] = {}
+    for disk, where, needed_bytes, free_bytes in (one for step in steps for one in _needs(step)):
+        needed[disk] = needed.get(disk, 0) + needed_bytes
+        if free_bytes is not None and needed[disk] > free_bytes:
             raise RestoreError(
-                f"Not enough space: {words.size(needed[disk])} needed, {words.size(step.unpacking.free_bytes)} free at "
-                f"{there}, as what is there is kept until you release it; nothing was changed. Put back one source "
+                f"Not enough space: {words.size(needed[disk])} needed, {words.size(free_bytes)} free at "
+                f"{where}, as what is there is kept until you release it; nothing was changed. Put back one source "
                 "after the other (--source), with memu-backup restore --release in between, or make room there."
             )
+
+
+def _needs(step: Step) -> Iterator[tuple[int | str, str, int, int | None]]:
+    """Disk by disk: which, what it is called, how much is needed there and how much is free. Blocks."""
+    there = restore.nearest(step.unpacking.target)
+    yield there.stat().st_dev, str(there), step.unpacking.room_bytes, step.unpacking.free_bytes
+    if taking := step.taking:
+        disk = taking.where if taking.device is None else taking.device
+        yield disk, taking.where, taking.needed_bytes, taking.free_bytes
 
 
 async def told(house: House, store: Store, backup: Backup) -> dict[str, SourceSummary]:

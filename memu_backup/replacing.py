@@ -92,6 +92,31 @@ class OnDisk:
         await in_thread(lambda: swap.remove(one), Stop())
 
 
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """What is needed somewhere else than where a backup is unpacked. ``free_bytes`` is None where that cannot be seen
+    from here, ``device`` (st_dev) where it is no disk of this machine's own.
+    """
+
+    where: str
+    needed_bytes: int
+    free_bytes: int | None
+    device: int | None = None
+
+
+@runtime_checkable
+class TakingRoom(Protocol):
+    """A source that is made ready where others keep its data: in a server."""
+
+    async def room(self, summary: SourceSummary) -> Taking | None:
+        """What it takes there beside what is there; None where it takes none. Raises SourceError."""
+        ...
+
+    async def abandon(self, stamp: str) -> None:
+        """Let go what a ``prepare`` with this ``stamp`` had made there when it was killed. Raises SourceError."""
+        ...
+
+
 @runtime_checkable
 class Changing(Protocol):
     """A source whose settings want something changed in what comes back, before it takes the place of what is there."""

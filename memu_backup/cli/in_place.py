@@ -89,6 +89,10 @@ def _tell_plan(planned: Planned, *, dry_run: bool) -> None:
         needed, free = words.size(step.unpacking.room_bytes), words.size(step.unpacking.free_bytes)
         console.say(f"  {step.summary.name}: {_what(step)} to {step.source.lives()}")
         console.say(f"    needs {needed} of the {free} that are free there")
+        if taking := step.taking:
+            of = "" if taking.free_bytes is None else f" of the {words.size(taking.free_bytes)} that are free"
+            unseen = "; how much is free there cannot be seen from here" if taking.free_bytes is None else ""
+            console.say(f"    needs about {words.size(taking.needed_bytes)}{of} where {taking.where} keeps it{unseen}")
         for one in step.replaces:
             console.say(f"    replaces {one}, which is kept")
         for one in step.changed:

@@ -4,6 +4,8 @@ there and then exchanged for it by their names.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 _MAINTENANCE = "postgres"
 """The database that every server has, to ask from what others there are."""
 
+_LONGEST_NAME = 63
+
+_PRIVILEGES = frozenset({"CONNECT", "CREATE", "TEMPORARY"})
+"""To a database; a backup may be a stranger's, and says what is done in SQL here."""
+
 _TEMPLATE = "template1"
 """So has it this one."""
 
@@ -32,6 +39,20 @@ _LISTS = frozenset(
     | {"shared_preload_libraries", "unix_socket_directories"}
 )
 """Settings that are lists of names; as pg_dump has them (dumputils.c, variable_is_guc_list_quote)."""
+
+
+Right = tuple[str, str, bool]
+"""A role (everybody where it is empty), CONNECT or the like, and whether it may be handed on."""
+
+ACL = (
+    "(CASE WHEN d.datacl IS NOT NULL THEN (SELECT coalesce(json_agg(json_build_array(CASE grantee WHEN 0 THEN ''"
+    " ELSE pg_get_userbyid(grantee) END, privilege_type, is_grantable)), '[]')"
+    " FROM aclexplode(d.datacl) WHERE grantee <> d.datdba) END)"
+)
+"""Asks for the rights to the database ``d``, without its owner's; NULL where nobody ever changed them."""
+
+_MARK = "Being made by a restore of memu-backup"
+"""The comment of a database that did not take its place yet: only such a one is ever removed after a kill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +68,8 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class New:
-    """How a database is made: its name, what it was made with, whose it was, and what was set for it ("name=value");
-    empty, or None, where that is not known.
+    """How a database is made: its name, what it was made with, whose it was, what was set for it ("name=value"), and
+    who has which rights to it; empty, or None, where that is not known, and no ``acl`` where they are what all have.
     """
 
     name: str
@@ -57,6 +78,7 @@ class New:
     ctype: str
     owner: str = ""
     settings: tuple[str, ...] | None = None
+    acl: tuple[Right, ...] | None = None
 
 
 async def tables_of(address: Address, database: str) -> int:
@@ -107,7 +129,7 @@ async def beside(
     made = replace(new, name=_named(new.name, f"restored_{stamp}"))
     await drop(made.name, address)
     try:
-        warnings = await _made(made, new.name, address)
+        warnings = await _made(made, new.name, address, f"{_MARK}, {stamp}")
         warnings += await put_back(dump, address.of(made.name).secret_url, major=major, called=new.name)
         async with connect(address.of(made.name)) as connection, connection.transaction(isolation="repeatable_read"):
             found = await count_tables(connection)
@@ -174,6 +196,8 @@ async def forth(swap: Swap, address: Address) -> None:
                     )  # fmt: skip
                     quoted = await _quoted(connection, name), await _quoted(connection, to)
                     await connection.execute(f"ALTER DATABASE {quoted[0]} RENAME TO {quoted[1]}")
+                if swap.identity is not None and (await _comment(connection, swap.home)).startswith(_MARK):
+                    await connection.execute(f"COMMENT ON DATABASE {await _quoted(connection, swap.home)} IS NULL")
         except asyncpg.PostgresError as error:
             raise RestoreError(
                 f"Database {swap.home} could not be exchanged for what was given back ({error}); what is there is as "
@@ -203,9 +227,37 @@ async def drop(name: str, address: Address) -> None:
             raise RestoreError(f"Database {name} could not be removed ({error}).") from error
 
 
+async def abandon(stamp: str, address: Address) -> None:
+    """Remove what a ``beside`` with this stamp had made when it was killed. Raises RestoreError, DatabaseError."""
+    async with connect(address.of(_MAINTENANCE)) as connection:
+        found = await connection.fetch(
+            "SELECT datname FROM pg_database WHERE shobj_description(oid, 'pg_database') = $1", f"{_MARK}, {stamp}"
+        )
+    for row in found:
+        async with connect(address.of(_MAINTENANCE)) as connection:  # what the killed one had begun may go on in there
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", row[0]
+            )
+        await drop(str(row[0]), address)
+
+
+def acl_of(told: str | None) -> list[Right] | None:
+    """What ``ACL`` has answered."""
+    return None if told is None else [(str(r), str(p), bool(g)) for r, p, g in json.loads(told)]
+
+
 def _named(name: str, end: str) -> str:
-    """A name beside another; Postgres cuts what is longer than 63 bytes."""
-    return f"{name.encode()[: 62 - len(end)].decode(errors='ignore')}_{end}"
+    """A name beside another. Postgres cuts what is longer than 63 bytes: there a digest tells one from another."""
+    room = _LONGEST_NAME - len(end) - 1
+    if len(name.encode()) > room:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        name = f"{name.encode()[: room - 9].decode(errors='ignore')}~{digest}"
+    return f"{name}_{end}"
+
+
+async def _comment(connection: asyncpg.Connection, name: str) -> str:
+    found = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1"
+    return str(await connection.fetchval(found, name) or "")
 
 
 async def _oid(connection: asyncpg.Connection, name: str) -> int | None:
@@ -213,7 +265,7 @@ async def _oid(connection: asyncpg.Connection, name: str) -> int | None:
     return None if found is None else int(found)
 
 
-async def _made(new: New, home: str, address: Address) -> list[str]:
+async def _made(new: New, home: str, address: Address, comment: str) -> list[str]:
     """Made for the one that ``home`` has, if there is one, else for the one that had it. Sentences about what is not as
     it was.
     """
@@ -221,7 +273,7 @@ async def _made(new: New, home: str, address: Address) -> list[str]:
 
     async with connect(address.of(_MAINTENANCE)) as connection:
         command = f"CREATE DATABASE {await _quoted(connection, new.name)} TEMPLATE template0"
-        owner, there = await _had(connection, home) or (new.owner, ())
+        owner, there, rights = await _had(connection, home) or (new.owner, (), new.acl)
         told = []
         if new.encoding:
             command += f" ENCODING {await _literal(connection, new.encoding)}"
@@ -239,27 +291,49 @@ async def _made(new: New, home: str, address: Address) -> list[str]:
                 f"Database {home} sorts its texts by the rules of this server, as it does not know those of "
                 f"{new.collate or new.ctype}."
             )
+        called = await _quoted(connection, new.name)
+        await connection.execute(f"COMMENT ON DATABASE {called} IS {await _literal(connection, comment)}")
         wanted = [f"OWNER TO {await _quoted(connection, owner)}"] if owner else []
         for setting in there if new.settings is None else new.settings:
             name, _, value = setting.partition("=")
             values = [await _literal(connection, one) for one in (_listed(value) if name in _LISTS else [value])]
             wanted.append(f"SET {await _quoted(connection, name)} TO {', '.join(values)}")
-        for one in wanted:
+        statements = [f"ALTER DATABASE {called} {one}" for one in wanted]
+        for one in statements + await _granted(connection, called, rights if new.acl is None else new.acl):
             try:
-                await connection.execute(f"ALTER DATABASE {await _quoted(connection, new.name)} {one}")
+                await connection.execute(one)
             except asyncpg.PostgresError as error:
-                told.append(f"Database {home} came back without this: {shown(one)} ({shown(str(error))}).")
+                what = one.removeprefix(f"ALTER DATABASE {called} ").replace(called, home)
+                told.append(f"Database {home} came back without this: {shown(what)} ({shown(str(error))}).")
     return told
 
 
-async def _had(connection: asyncpg.Connection, name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Whose a database is that is there, and what is set for it."""
+async def _granted(connection: asyncpg.Connection, called: str, rights: Sequence[Right] | None) -> list[str]:
+    """The statements by which just these are had; none where they were never changed."""
+    if rights is None:
+        return []
+    statements = [f"REVOKE ALL ON DATABASE {called} FROM PUBLIC"]
+    for role, privilege, grantable in rights:
+        if privilege in _PRIVILEGES:
+            to = await _quoted(connection, role) if role else "PUBLIC"
+            handed_on = " WITH GRANT OPTION" if grantable else ""
+            statements.append(f"GRANT {privilege} ON DATABASE {called} TO {to}{handed_on}")
+    return statements
+
+
+async def _had(
+    connection: asyncpg.Connection, name: str
+) -> tuple[str, tuple[str, ...], tuple[Right, ...] | None] | None:
+    """Whose a database is that is there, what is set for it, and who has which rights to it."""
     found = await connection.fetchrow(
-        "SELECT pg_get_userbyid(datdba), setconfig FROM pg_database d"
+        f"SELECT pg_get_userbyid(datdba), setconfig, {ACL} FROM pg_database d"  # noqa: S608  a constant
         " LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0 WHERE datname = $1",
         name,
     )
-    return (str(found[0]), tuple(found[1] or ())) if found else None
+    if found is None:
+        return None
+    rights = acl_of(found[2])
+    return str(found[0]), tuple(found[1] or ()), None if rights is None else tuple(rights)
 
 
 def _listed(value: str) -> list[str]:

@@ -29,7 +29,7 @@ from memu_backup.postgres.connection import (
 from memu_backup.postgres.dump import is_finished, not_listed, write_dump
 from memu_backup.postgres.reach import Server, Taken
 from memu_backup.postgres.tools import Tools, list_dump
-from memu_backup.replacing import Prepared
+from memu_backup.replacing import Prepared, Taking
 from memu_backup.swap import Swap
 from memu_backup.work import Stop, in_thread
 
@@ -44,6 +44,8 @@ _LOCK_TIMEOUT_MS = 300_000
 
 _CLUSTER_BYTES = 200_000_000
 _LOADED_FACTOR = 2
+_LOG_BYTES = 1_000_000_000
+"""How much of its write-ahead log a server keeps unless told otherwise (max_wal_size)."""
 
 _SUFFIX = {"custom": ".dump", "plain": ".sql"}
 _GLOBALS = "globals.sql"
@@ -55,6 +57,14 @@ class _Globals(BaseModel):
     file: str
 
 
+class _Right(BaseModel):
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    role: str
+    privilege: str
+    grantable: bool
+
+
 class _Dump(_Globals):
     format: Literal["custom", "plain"]
     encoding: str
@@ -64,6 +74,9 @@ class _Dump(_Globals):
     ctype: str = ""
     owner: str = ""
     settings: list[str] | None = None
+    acl: list[_Right] | None = None
+    size_bytes: int = Field(default=0, ge=0)
+    database_bytes: int | None = Field(default=None, ge=0)
 
 
 class _Counted(BaseModel):
@@ -168,6 +181,21 @@ class ByDump:
         ]
         return [words.database_in_the_way(name, tables) for name, tables in found if tables]
 
+    async def room(self, summary: SourceSummary) -> Taking | None:
+        """See ``TakingRoom``: each is made anew beside the one that is there, and the log of that comes too."""
+        import asyncpg
+
+        dumps = _details(summary).databases
+        held = sum(_LOADED_FACTOR * d.size_bytes if d.database_bytes is None else d.database_bytes for d in dumps)
+        free, folder = None, ""
+        async with connect(self.server.address.of("postgres"), command_timeout_s=_QUESTION_TIMEOUT_S) as connection:
+            with suppress(asyncpg.InsufficientPrivilegeError):
+                folder = str(await connection.fetchval("SHOW data_directory"))
+                cluster = int(await connection.fetchval("SELECT system_identifier FROM pg_control_system()"))
+                free = await self.server.reach.free(folder, cluster)
+        where = f"{self.server.address.server}{f' ({folder})' if folder else ''}"
+        return Taking(where, held + min(held, _LOG_BYTES), free.bytes if free else None, free.device if free else None)
+
     async def prepare(self, given: Path, summary: SourceSummary, stamp: str) -> Prepared:
         """Roles first, then each database beside the one that is there; then its rows are counted, and what the
         settings want is changed in it.
@@ -183,7 +211,8 @@ class ByDump:
         try:
             for dump in details.databases:
                 settings = None if dump.settings is None else tuple(dump.settings)
-                new = back.New(dump.name, dump.encoding, dump.collate, dump.ctype, dump.owner, settings)
+                acl = None if dump.acl is None else tuple((a.role, a.privilege, a.grantable) for a in dump.acl)
+                new = back.New(dump.name, dump.encoding, dump.collate, dump.ctype, dump.owner, settings, acl)
                 counted = {table: rows for table, rows in dump.tables.items() if rows is not None}
                 one, more = await back.beside(file(dump.file), new, address, counted, stamp, major=major)
                 swaps.append(one)
@@ -253,10 +282,12 @@ class ByDump:
         async with connect(address, command_timeout_s=self.server.stall_s) as connection:
             await _hold_still(connection)
             made = await connection.fetchrow(
-                "SELECT pg_encoding_to_char(encoding), datcollate, datctype, pg_get_userbyid(datdba), setconfig"
-                " FROM pg_database d LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0"
+                "SELECT pg_encoding_to_char(encoding), datcollate, datctype, pg_get_userbyid(datdba), setconfig,"  # noqa: S608
+                f" {back.ACL}, pg_database_size(d.oid) FROM pg_database d"
+                " LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0"
                 " WHERE datname = current_database()"
             )
+            rights = back.acl_of(made[5])
             snapshot_at = (await connection.fetchval("SELECT now()")).astimezone(UTC)
             snapshot = await connection.fetchval("SELECT pg_export_snapshot()")
             argv = [
@@ -282,6 +313,10 @@ class ByDump:
             "ctype": made[2],
             "owner": made[3],
             "settings": list(made[4] or ()),
+            "acl": None
+            if rights is None
+            else [_Right(role=r, privilege=p, grantable=g).model_dump() for r, p, g in rights],
+            "database_bytes": made[6],
             "snapshot_at": snapshot_at.isoformat(),
             "size_bytes": file.stat().st_size,
             "tables": counting.result(),

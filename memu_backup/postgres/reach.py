@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -58,6 +59,20 @@ class Reach(Protocol):
         """Run pg_basebackup so that the copy lies in ``folder``, which is empty. Raises as ``into_file``."""
         ...
 
+    async def free(self, folder: str, cluster: int) -> Free | None:
+        """What is free where the server keeps its databases: ``folder``, of the ``cluster`` with that number. None
+        where that cannot be seen. Raises EngineError.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """``device`` (st_dev) is None where it is not known which disk of this machine that is."""
+
+    bytes: int
+    device: int | None
+
 
 @dataclass(frozen=True, slots=True)
 class Here:
@@ -76,6 +91,9 @@ class Here:
         return await self._run(
             [*argv, "--no-sync", "--format=plain", "--wal-method=stream", f"--pgdata={folder}"], address
         )
+
+    async def free(self, folder: str, cluster: int) -> Free | None:
+        return await asyncio.to_thread(_free_here, Path(folder), cluster)
 
     async def _run(self, argv: Sequence[str], address: Address) -> Completed:
         more = ["--no-password", f"--dbname={address.url}"]
@@ -128,6 +146,20 @@ class InContainer:
         unpacked = unpacking.result()
         return unpacked if done is None or unpacked.returncode != 0 else done
 
+    async def free(self, folder: str, cluster: int) -> Free | None:
+        del cluster  # it is the server in this container
+        printed = bytearray()
+
+        async def keep(block: bytes) -> None:
+            printed.extend(block)
+
+        async with docker_engine.engine(self.socket, self.unable) as docker:
+            done = await docker_engine.execute(
+                docker, self.name, ["df", "-P", "-k", folder], env={"LC_ALL": "C"}, on_output=keep
+            )
+        told = re.search(rb"\n\S+ +\d+ +\d+ +(\d+) +\d+% ", bytes(printed))  # POSIX: df -P
+        return Free(int(told[1]) * 1024, None) if done.returncode == 0 and told else None
+
     async def _run(self, argv: Sequence[str], address: Address, output: int) -> Completed:
         waiting = bytearray()
 
@@ -169,6 +201,20 @@ def _write(descriptor: int, content: bytes) -> None:
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _free_here(folder: Path, cluster: int) -> Free | None:
+    """A server behind a port of this machine may live in a container, and tell a path that is another one's here: its
+    control file begins with its number (pg_control.h). Blocks.
+    """
+    try:
+        with (folder / "global" / "pg_control").open("rb") as control:
+            if int.from_bytes(control.read(8), sys.byteorder) != cluster:
+                return None
+        disk = os.statvfs(folder)
+        return Free(disk.f_bavail * disk.f_frsize, folder.stat().st_dev)
+    except OSError:
+        return None
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ from memu_backup.postgres.by_dump import ByDump, Wanted
 from memu_backup.postgres.connection import Address
 from memu_backup.postgres.dump import STALL_S
 from memu_backup.postgres.reach import Here, InContainer, Reach, Server
-from memu_backup.replacing import OnDisk, Prepared
+from memu_backup.replacing import OnDisk, Prepared, Taking
 from memu_backup.sources import Reader, Room, SourceSettings
 from memu_backup.swap import Swap
 
@@ -214,6 +214,16 @@ class PostgresSource(OnDisk):
     def must_run(self, summary: SourceSummary) -> str:
         """See ``Replacing``."""
         return "" if by_copy.is_one(summary) else self._settings.container or ""
+
+    async def room(self, summary: SourceSummary) -> Taking | None:
+        """See ``TakingRoom``."""
+        if by_copy.is_one(summary):
+            return None
+        return await self._by_dump(await self._server("put back")).room(summary)
+
+    async def abandon(self, stamp: str) -> None:
+        """See ``TakingRoom``."""
+        await back.abandon(stamp, (await self._server("put back")).address)
 
     async def prepare(self, given: Path, summary: SourceSummary, stamp: str) -> Prepared:
         if by_copy.is_one(summary):

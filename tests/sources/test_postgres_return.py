@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
 import subprocess
 import tempfile
@@ -15,9 +17,14 @@ import pytest
 
 from memu_backup import exchange, put_back
 from memu_backup.errors import DamagedArchive, DatabaseError, RestoreError, SourceError
+from memu_backup.postgres import back
 from memu_backup.postgres.connection import count_rows
+from memu_backup.postgres.reach import Here
+from memu_backup.postgres.server import PostgresServer
 from memu_backup.sources.postgres import PostgresSource
 from tests.archives import TAKEN_AT, Return, archive_store, back_up, give_back, ignore, needs_root, returning
+from tests.disks import loop_disk
+from tests.home import Home
 from tests.sources.conftest import DebianServer
 from tests.sources.dumps import execute, session, source
 
@@ -119,7 +126,8 @@ async def alive(connection: asyncpg.Connection) -> bool:
 
 
 PROPERTIES = (
-    "SELECT pg_get_userbyid(datdba), setconfig FROM pg_database d"
+    "SELECT pg_get_userbyid(datdba), setconfig, (SELECT array_agg(a::text ORDER BY a::text) FROM unnest(datacl) a)"
+    " FROM pg_database d"
     " LEFT JOIN pg_db_role_setting ON setdatabase = d.oid AND setrole = 0 WHERE datname = 'family'"
 )
 
@@ -132,14 +140,16 @@ async def test_it_belongs_to_whom_it_did_and_has_what_was_set_for_it(
     await drop(debian, "family")
     owned = ["CREATE ROLE \"D o\" LOGIN PASSWORD 'd0'", 'CREATE DATABASE family OWNER "D o"']
     setup = ['DROP ROLE IF EXISTS "D o"', *owned, "ALTER DATABASE family SET app.greeting TO 'it''s, me'",
-             """ALTER DATABASE family SET search_path TO "$user", public, 'Vec"tors'"""]  # fmt: skip
+             """ALTER DATABASE family SET search_path TO "$user", public, 'Vec"tors'""",
+             "REVOKE ALL ON DATABASE family FROM PUBLIC", "GRANT CONNECT ON DATABASE family TO pg_monitor",
+             "GRANT TEMPORARY ON DATABASE family TO pg_signal_backend WITH GRANT OPTION"]  # fmt: skip
     await execute(debian.url(), *setup, password=debian.password)
     await execute(debian.url("family"), "CREATE TABLE t AS SELECT 1 n", password=debian.password)
     taken = source(url=debian.url("family"), password_file=secret)
     archive = await stored(taken, tmp_path)
     async with session(debian.url(), debian.password) as connection:
         before = tuple(await connection.fetchrow(PROPERTIES))
-    assert before[0] == "D o" and len(before[1]) == 2
+    assert before[0] == "D o" and len(before[1]) == 2 and len(before[2]) == 3
     await drop(debian, "family")
     await execute(debian.url(), 'DROP ROLE "D o"', password=debian.password)
     if there == "another one":
@@ -323,3 +333,105 @@ async def test_a_user_who_may_not_copy_it_as_a_whole_is_told_before(debian: Debi
         DatabaseError, match=r'does not let user bob copy it as a whole; .*ALTER ROLE "bob" REPLICATION'
     ):
         await source(url=debian.url("bobs", user="bob"), password_file=bob, mode="basebackup").check()
+
+
+def test_names_beside_others_are_told_apart_however_long_they_are() -> None:
+    """Postgres cuts a name after 63 bytes, in silence."""
+    long = ["x" * 40 + "a", "x" * 40 + "b", "x" * 63, "x" * 62 + "y", "é" * 31, "é" * 30 + "ab"]
+    names = [back._named(name, f"{word}_20260304T020000") for name in long for word in ("restored", "before")]
+    assert len(set(names)) == len(names) and all(len(name.encode()) <= 63 for name in names)
+    assert back._named("family", "before_20260304T020000") == "family_before_20260304T020000"
+
+
+async def test_it_is_known_how_much_is_free_where_the_server_keeps_it(
+    debian: DebianServer, secret: Path, tmp_path: Path
+) -> None:
+    await drop(debian, "family")
+    await execute(debian.url(), "CREATE DATABASE family", password=debian.password)
+    await execute(
+        debian.url("family"), "CREATE TABLE t AS SELECT generate_series(1, 200000) n", password=debian.password
+    )
+    taken = source(url=debian.url("family"), password_file=secret)
+    archive = await stored(taken, tmp_path)
+    taking = (await planned(archive, taken, tmp_path)).step.taking
+    async with session(debian.url("family"), debian.password) as connection:
+        size = await connection.fetchval("SELECT pg_database_size(current_database())")
+        folder = Path(await connection.fetchval("SHOW data_directory"))
+    assert taking and taking.needed_bytes == 2 * size and str(folder) in taking.where
+    assert taking.device == folder.stat().st_dev and taking.free_bytes and taking.free_bytes > 0
+    # One behind a port of this machine may tell a path at which another lies.
+    assert await Here().free(str(folder), 1) is None and await Here().free(str(tmp_path), 1) is None
+    await drop(debian, "family")
+
+
+@needs_root
+async def test_without_room_on_the_servers_own_disk_nothing_is_begun(tmp_path: Path) -> None:
+    """Else the server itself would run out of room, and with it every program that uses it."""
+    with loop_disk("ext4", tmp_path, 160 << 20) as disk:
+        disk.chmod(0o755)
+        server = PostgresServer(disk / "server")
+        await server.start()
+        try:
+            url = server.url()
+            await execute(url, "CREATE DATABASE family")
+            inside = url.replace("/postgres?", "/family?")
+            await execute(inside, "CREATE TABLE t AS SELECT repeat(md5(n::text), 20) FROM generate_series(1, 30000) n")
+            taken = source(url=inside)
+            archive = await stored(taken, tmp_path)
+            assert (await planned(archive, taken, tmp_path)).step.taking
+            free = os.statvfs(disk)
+            with (disk / "filler").open("wb") as filler:
+                os.posix_fallocate(filler.fileno(), 0, free.f_bavail * free.f_frsize - (20 << 20))
+            with pytest.raises(RestoreError, match=r"Not enough space: .* needed, .* free at .*server.*nothing was"):
+                await planned(archive, taken, tmp_path)
+        finally:
+            await server.stop()
+
+
+@pytest.mark.parametrize("after", ["--undo", pytest.param("--in-place", marks=pytest.mark.slow)])
+async def test_killed_while_it_is_loaded_nothing_is_left_on_the_server(
+    debian: DebianServer, tmp_path: Path, database: str, after: str
+) -> None:
+    """A database whose program was killed would stay for ever, and as large as the one that is there."""
+    await drop(debian, "family", "family_restored_by_hand")
+    await execute(
+        debian.url(), "CREATE DATABASE family", "CREATE DATABASE family_restored_by_hand", password=debian.password
+    )
+    await execute(debian.url("family"), "CREATE TABLE t AS SELECT 1 n", password=debian.password)
+    home = Home(tmp_path / "home", database)
+    home.configure(
+        sources=f'[sources.family]\nkind = "postgres"\nurl = "{debian.url_with_password("family")}"\n'
+        'when_restored = [{ sql = "SELECT pg_sleep(600)" }]\n'
+    )
+    assert home.run("start").status == 0
+
+    async def there() -> list[str]:
+        async with session(debian.url(), debian.password) as connection:
+            rows = await connection.fetch("SELECT datname FROM pg_database WHERE datname LIKE 'family%' ORDER BY 1")
+        return [row[0] for row in rows]
+
+    async def sleeps() -> bool:
+        async with session(debian.url(), debian.password) as connection:
+            return bool(
+                await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(600)'")
+            )
+
+    running = home.started("restore", "--in-place", "--yes")
+    async with asyncio.timeout(30):
+        while not await sleeps():
+            await asyncio.sleep(0.05)
+    running.kill()
+    running.communicate()
+    before = ["family", "family_restored_by_hand"]
+    assert len(await there()) == 3
+    if after == "--in-place":
+        home.configure(sources=f'[sources.family]\nkind = "postgres"\nurl = "{debian.url_with_password("family")}"\n')
+    ran = home.run("restore", after, *(("--yes",) if after == "--in-place" else ()))
+    assert ran.status == 0, ran
+    if after == "--in-place":
+        assert home.run("restore", "--release", "--yes").status == 0
+    assert await there() == before
+    async with session(debian.url(), debian.password) as connection:
+        comment = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = 'family'"
+        assert await connection.fetchval(comment) is None
+    await drop(debian, *before)
