@@ -6,13 +6,15 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from typing_extensions import TypedDict
 
 from memu_backup import __version__, errors
 from memu_backup.web import api
 from memu_backup.web.desk import Desk
+from memu_backup.web.page import router as page_router
+from memu_backup.web.page.shown import page
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def make(desk: Desk) -> FastAPI:
     )
     app.state.desk = desk
     app.include_router(api.router)
+    app.include_router(page_router)
     app.add_exception_handler(errors.MemuError, _known)
     app.add_exception_handler(RequestValidationError, _not_understood)
     app.add_exception_handler(HTTPException, _refused)
@@ -65,29 +68,36 @@ def make(desk: Desk) -> FastAPI:
     return app
 
 
-def problem(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+def _told(request: Request, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    """To a person as a page, to a program as JSON."""
+    if "text/html" not in request.headers.get("accept", "") or request.url.path.startswith("/api/"):
+        return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+    answer = page(request, "wrong.html", None, status, says=message)
+    answer.headers.update(headers or {})
+    return answer
 
 
-async def _known(_: Request, error: Exception) -> JSONResponse:
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, errors.MemuError)
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
-    return problem(status, error.code, str(error))
+    return _told(request, status, error.code, str(error))
 
 
-async def _not_understood(_: Request, error: Exception) -> JSONResponse:
+async def _not_understood(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
-    return problem(422, "usage", f"{where or 'What you sent'}: {first['msg']}; nothing was done.")
+    return _told(request, 422, "usage", f"{where or 'What you sent'}: {first['msg']}; nothing was done.")
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 303:
+        return Response(status_code=303, headers=error.headers)
     said = error.detail if error.detail != "Not Found" else "There is nothing at this address."
-    return problem(error.status_code, _CODES.get(error.status_code, "http"), said, dict(error.headers or {}))
+    return _told(request, error.status_code, _CODES.get(error.status_code, "http"), said, dict(error.headers or {}))
 
 
-async def _broke(_: Request, error: Exception) -> JSONResponse:
+async def _broke(request: Request, error: Exception) -> Response:
     log.error("Something that was asked over HTTP broke (%s).", type(error).__name__, exc_info=error)
-    return problem(500, "unexpected", "Something unexpected happened, so this ended early. The log tells more.")
+    return _told(request, 500, "unexpected", "Something unexpected happened, so this ended early. The log tells more.")

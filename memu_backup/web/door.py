@@ -22,7 +22,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 LONGEST_BODY_BYTES = 64 * 1024
 """Of whatever is no upload."""
 
-UPLOADS = frozenset({"/api/v1/backup/upload-restore"})
+UPLOADS = frozenset({"/api/v1/backup/upload-restore", "/upload"})
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import secrets
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+import time
+from contextlib import suppress
 from email.message import Message
 from pathlib import Path
-from uuid import uuid4
 
 import aiofiles
 from python_multipart.exceptions import MultipartParseError
@@ -29,6 +29,9 @@ _BLOCK = 4 * 1024 * 1024
 _SPARE_BYTES = 64 * 1024 * 1024
 """Stays free: a disk that is full to the last byte does nobody any good."""
 
+_KEY = re.compile(r"[0-9a-f]{32}")
+_KEPT_S = 24 * 3600
+
 _UNFIT = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 120
 
@@ -41,28 +44,55 @@ class CutOff(MemuError):
     code = "cut_off"
 
 
-@asynccontextmanager
-async def taken_in(request: Request, place: Path, most_bytes: int) -> AsyncIterator[Path]:
-    """The file of the form's field ``FIELD``, below ``place``, for as long as it is needed.
+class Waiting:
+    """Uploads below ``place``, each by a key, until somebody lets it go or a day has passed."""
 
-    Raises UsageError for a form that holds none, TooLarge, DiskFull, CutOff; nothing of it stays then.
-    """
-    folder = place / _FOLDER / str(uuid4())
-    parts = _Parts(_boundary(request))
-    _must_fit(request, place, most_bytes)
-    try:
-        await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
-        yield await _written(request, parts, folder, most_bytes)
-    except OSError as error:
-        raise files.storing(error, place) from error
-    finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._folder = place / _FOLDER
+
+    async def take_in(self, request: Request, most_bytes: int) -> tuple[str, Path]:
+        """The file of the form's field ``FIELD``, and its key.
+
+        Raises UsageError for a form that holds none, TooLarge, DiskFull, CutOff; nothing of it stays then.
+        """
+        parts = _Parts(_boundary(request))
+        await asyncio.to_thread(self._forget_old)
+        _must_fit(request, self._place, most_bytes)
+        key = secrets.token_hex(16)
+        folder = self._folder / key
+        try:
+            await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True)
+            return key, await _written(request, parts, folder, most_bytes)
+        except OSError as error:
+            self.let_go(key)
+            raise files.storing(error, self._place) from error
+        except BaseException:
+            self.let_go(key)
+            raise
+
+    def file(self, key: str) -> Path:
+        """Raises UsageError where it is not there any more. Blocks."""
+        found = sorted((self._folder / key).glob("*.tar.gz")) if _KEY.fullmatch(key) else []
+        if not found:
+            raise UsageError("That upload is not here any more. Send it again.")
+        return found[0]
+
+    def let_go(self, key: str) -> None:
+        """Blocks."""
+        shutil.rmtree(self._folder / key, ignore_errors=True)
         with suppress(OSError):
-            folder.parent.rmdir()
+            self._folder.rmdir()
+
+    def _forget_old(self) -> None:
+        with suppress(OSError):
+            for one in self._folder.iterdir():
+                if one.stat().st_mtime < time.time() - _KEPT_S:
+                    shutil.rmtree(one, ignore_errors=True)
 
 
 def sweep(place: Path) -> None:
-    """Remove what a kill has left behind. Blocks."""
+    """Remove what an earlier service has left. Blocks."""
     shutil.rmtree(place / _FOLDER, ignore_errors=True)
 
 

@@ -85,7 +85,7 @@ def test_what_is_too_long_is_not_read(site: Site, operator: httpx.Client) -> Non
     [
         ({"backup_name": "../../etc"}, "has to begin with a letter or digit"),
         ({"backup_name": "x\n"}, "has to begin"),
-        ({"backup_name": "x" * 101}, "has to begin"),
+        ({"backup_name": "x" * 101}, "at most 100 characters"),
         ({"include_storage": "perhaps"}, "include_storage"),
         ({"job": "nigthly"}, "There is no job called nigthly; did you mean nightly"),
         ({"include_storage": False}, "no backup of databases alone"),

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import TypedDict
 
 from memu_backup import as_json
@@ -32,10 +32,12 @@ _NAME = re.compile(r"[\w][\w .,()+@-]{0,99}")
 Name = Annotated[str, Path(min_length=1, max_length=255, description="of a backup, or the beginning of one; latest")]
 
 
-def _fit(name: str) -> str:
+def fit(name: str) -> str:
+    """What somebody calls a backup. Raises UsageError."""
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            "has to begin with a letter or digit, and to be of letters, digits, spaces and . , ( ) + @ - _"
+        raise UsageError(
+            "What a backup is called has to begin with a letter or digit, and to be of letters, digits, spaces and "
+            ". , ( ) + @ - _, a hundred at most; nothing was done."
         )
     return name
 
@@ -47,7 +49,7 @@ class Body(BaseModel):
 class Create(Body):
     """``include_storage``: with files, or databases alone, as the jobs of the settings have it."""
 
-    backup_name: Annotated[str, AfterValidator(_fit)] | None = Field(default=None, description="what you call it")
+    backup_name: str | None = Field(default=None, min_length=1, max_length=100, description="what you call it")
     include_storage: bool = Field(default=True, description="false: a job that backs up no folders of files")
     job: str | None = Field(default=None, max_length=255, description="the job to run, instead of include_storage")
 
@@ -98,7 +100,7 @@ async def create(desk: TheDesk, who: Operator, wanted: Create) -> Begun:
     config = desk.manager.config
     config.must_have_jobs()
     job = wanted.job or job_for(config, with_files=wanted.include_storage)
-    return begin(desk, who, config.job(job).name, wanted.backup_name or "")
+    return begin(desk, who, config.job(job).name, fit(wanted.backup_name) if wanted.backup_name else "")
 
 
 @router.post("/api/backup/run", status_code=202)

@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
 from memu_backup import as_json
+from memu_backup.access import Role
 from memu_backup.errors import UsageError
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import is_own
@@ -27,7 +28,9 @@ from memu_backup.work import Stop, in_thread
 
 router = APIRouter(tags=["files"])
 
-_MOST = 2_000
+MOST = 2_000
+OPENS = Role.OPERATOR
+"""Whoever may see what is in a backup."""
 
 Inner = Annotated[str, Query(max_length=4096, description="a path in the backup")]
 
@@ -55,7 +58,7 @@ async def look_into(desk: TheDesk, name: Name, path: Inner = "") -> Folder:
     store, stored = await desk.manager.find(name)
     stop = Stop()
     there = await in_thread(lambda: folder(store, stored, path, stop), stop)
-    return {"backup": stored.name, "path": path.strip("/"), "entries": there[:_MOST], "more": len(there) > _MOST}
+    return {"backup": stored.name, "path": path.strip("/"), "entries": there[:MOST], "more": len(there) > MOST}
 
 
 def folder(store: Store, stored: Backup, path: str, stop: Stop) -> list[FileJson]:
@@ -110,10 +113,10 @@ async def one_file(desk: TheDesk, who: Operator, name: Name, path: Inner) -> Res
     kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
     called = PurePosixPath(path).name
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(called, safe='', errors='replace')}"}
-    return StreamingResponse(_blocks(first, content), media_type=kind, headers=headers)
+    return StreamingResponse(blocks(first, content), media_type=kind, headers=headers)
 
 
-async def _blocks(first: bytes, content: Iterator[bytes]) -> AsyncIterator[bytes]:
+async def blocks(first: bytes, content: Iterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     with suppress(StopIteration):
         while (block := await asyncio.to_thread(next, content, None)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Annotated, Any
 from uuid import uuid4
 
@@ -20,12 +20,12 @@ from memu_backup.stores import Store
 from memu_backup.under_way import Note
 from memu_backup.web.api.backups import Begun, Body, Name
 from memu_backup.web.desk import Desk
-from memu_backup.web.uploading import FIELD, taken_in
+from memu_backup.web.uploading import FIELD, Waiting
 from memu_backup.web.who import ADMIN, VIEWER, Admin, TheDesk, asker
 
 router = APIRouter(tags=["putting back"])
 
-_GB = 1_000_000_000
+GB = 1_000_000_000
 
 Sources = Annotated[list[str], Query(max_length=100, alias="source", description="only these; all unless given")]
 
@@ -83,22 +83,37 @@ async def restore(desk: TheDesk, who: Admin, name: Name, wanted: Restoring) -> B
 )
 async def upload_restore(request: Request, desk: TheDesk, who: Admin) -> Begun:
     """Upload a backup and put it back: taken in, compared byte by byte, and only then put in place of what is there."""
-    place = next(iter(desk.manager.stores())).directory
-    async with AsyncExitStack() as held:
-        taken = taken_in(request, place, desk.manager.config.web.upload_gb * _GB)
-        file = await held.enter_async_context(taken)
+    waiting = Waiting(upload_place(desk))
+    key, file = await waiting.take_in(request, desk.manager.config.web.upload_gb * GB)
+    try:
         await desk.manager.note(asker(who), "upload", file.name, words.size(file.stat().st_size))
         store, stored = await asyncio.to_thread(anywhere.look, file)
-        kept = held.pop_all()
+    except BaseException:
+        waiting.let_go(key)
+        raise
+    return begin_with_upload(desk, who, store, stored, (), then=lambda: waiting.let_go(key))
+
+
+def upload_place(desk: Desk) -> Path:
+    """Where uploads wait: on the disk of the backups, as no other is as large."""
+    return next(iter(desk.manager.stores())).directory
+
+
+def begin_with_upload(
+    desk: Desk, who: Who, store: Store, stored: Backup, sources: Sequence[str], *, then: Callable[[], None]
+) -> Begun:
+    """Compare every byte of what was uploaded, and put it back; ``then`` is called when it is not needed any more."""
 
     async def work(note: Note) -> None:
-        async with kept:
+        try:
             note.step("Comparing every byte of it.")
             verdict = await anywhere.prove(store, stored, Level.FULL, note.progress)
             if not verdict.good:
                 why = " ".join(verdict.problems[:1]) or "not all of it could be looked at"
                 raise DamagedArchive(f"What was uploaded is damaged, so nothing was changed: {why}")
-            await put_back(desk, who, store, stored, (), note)
+            await put_back(desk, who, store, stored, sources, note)
+        finally:
+            await asyncio.to_thread(then)
 
     return begin(desk, who, stored.name, work)
 
