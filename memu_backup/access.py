@@ -23,7 +23,7 @@ from typing import Any
 
 from memu_backup import files, lock
 from memu_backup.clock import Clock
-from memu_backup.errors import AccessError, NotAllowed, UsageError
+from memu_backup.errors import AccessError, NotAllowed, NotThere, UsageError
 from memu_backup.mistakes import did_you_mean
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Access:
             found = [t for t in book.tokens if name_or_id in (t.id, t.name)]
             if not found:
                 hint = did_you_mean(name_or_id, [t.name for t in book.tokens]) or "; see: memu-backup token list"
-                raise UsageError(f"There is no token called {name_or_id}{hint}")
+                raise NotThere(f"There is no token called {name_or_id}{hint}")
             mine = next((t for t in found if self._is_good(t)), found[-1])
             revoked = mine if mine.revoked_at else replace(mine, revoked_at=self._clock())
             book.tokens[book.tokens.index(mine)] = revoked

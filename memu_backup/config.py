@@ -47,7 +47,7 @@ from memu_backup.config_tables import (
     must_be_an_address,
 )
 from memu_backup.environment import checked_zone
-from memu_backup.errors import SettingsError, UsageError
+from memu_backup.errors import NotThere, SettingsError, UsageError
 from memu_backup.mistakes import PREFIX, Loc, Mistake, Origins, did_you_mean, tables
 from memu_backup.paths import LocalPath, PathOrNone, absolute, relative_to
 from memu_backup.retention import Policy
@@ -334,7 +334,7 @@ def _named_files(table: BaseModel, above: str = "") -> Iterator[tuple[str, Path]
 def _must_be_among(name: str, names: Iterable[str], what: str) -> None:
     if name not in names:
         hint = did_you_mean(name, names) or f"; there are: {', '.join(names)}."
-        raise UsageError(f"There is no {what} called {name}{hint}")
+        raise NotThere(f"There is no {what} called {name}{hint}")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -2,6 +2,7 @@
 
     MemuError                  1   code "error"
     ├── UsageError             2   what was typed cannot be done as typed
+    │   └── NotThere           2   …of that name there is none, or not any more
     │   ├── SettingsError      2   config.toml or the environment; holds every mistake found
     │   ├── UnknownBackup      2   no backup of that name
     │   └── BackupsMissing     2   by hand, into an empty folder in which backups were made: mount its disk, or say so
@@ -65,6 +66,10 @@ class MemuError(Exception):
 class UsageError(MemuError):
     code = "usage"
     exit_status = 2
+
+
+class NotThere(UsageError):
+    """Of that name there is none, or not any more."""
 
 
 class SettingsError(UsageError):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from memu_backup import afterwards, exchange, layout, nested, restore, restores, words
 from memu_backup.afterwards import Ran
-from memu_backup.errors import DamagedArchive, MemuError, RestoreError, Stays, UsageError
+from memu_backup.errors import DamagedArchive, MemuError, NotThere, RestoreError, Stays, UsageError
 from memu_backup.exchange import Exchange, House, OnStep, settled
 from memu_backup.files import shown
 from memu_backup.formats.index import Entry
@@ -87,7 +87,7 @@ async def plan(house: House, store: Store, backup: Backup, wanted: Sequence[str]
     steps, staying, left_out = list[Step](), list[str](), [] if wanted else unknown
     for name in nested.outer_first(house.sources, dict.fromkeys(wanted or summaries)):
         if name not in summaries:
-            raise UsageError(
+            raise NotThere(
                 f"There is no source {shown(name)} in this backup; it has {', '.join(summaries)}."
                 f"{_hint(name, summaries)}"
             )

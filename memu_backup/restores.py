@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from memu_backup import files, lock
-from memu_backup.errors import HalfWay, RestoreError, StoreError, UsageError
+from memu_backup.errors import HalfWay, NotThere, RestoreError, StoreError
 from memu_backup.swap import Swap
 
 log = logging.getLogger(__name__)
@@ -137,11 +137,11 @@ def find(folder: Path, stamp: str | None, *, half_way: bool) -> Restore:
     if half_way:
         kept = [one for one in kept if one.state in HALF_WAY or one.state is State.PREPARING or one.owed]
         if not kept:
-            raise UsageError("No restore was interrupted, so there is nothing to go on with.")
+            raise NotThere("No restore was interrupted, so there is nothing to go on with.")
     if stamp is not None:
         kept = [one for one in kept if one.stamp == stamp]
     if not kept:
-        raise UsageError("Nothing that a restore has replaced is kept here" + (f" under {stamp}." if stamp else "."))
+        raise NotThere("Nothing that a restore has replaced is kept here" + (f" under {stamp}." if stamp else "."))
     return kept[0]
 
 

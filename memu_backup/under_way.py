@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from memu_backup.audit import Asker
 from memu_backup.clock import Clock
-from memu_backup.errors import Interrupted, MemuError, UsageError
+from memu_backup.errors import Interrupted, MemuError, NotThere
 from memu_backup.model import Progress
 from memu_backup.stores import OnProgress
 from memu_backup.work import ended
@@ -89,13 +89,11 @@ class UnderWay:
         return (*reversed(running), *reversed(self._ended))
 
     def of(self, activity_id: str) -> Activity:
-        """Raises UsageError where there is none of that id any more."""
+        """Raises NotThere where there is none of that id any more."""
         for activity in self.all():
             if activity.id == activity_id:
                 return activity
-        raise UsageError(
-            "Nothing of that id is under way, nor has it ended lately. The runs tell what was done before."
-        )
+        raise NotThere("Nothing of that id is under way, nor has it ended lately. The runs tell what was done before.")
 
     async def carry_out(
         self,
@@ -131,10 +129,10 @@ class UnderWay:
             self._end(key, task)
 
     def cancel(self, activity_id: str, asker: Asker) -> Activity:
-        """Ask it to end; it tidies up first. Raises UsageError where it does not run any more."""
+        """Ask it to end; it tidies up first. Raises NotThere where it does not run any more."""
         activity = self.of(activity_id)
         if activity.outcome:
-            raise UsageError(f"That has ended already ({activity.outcome}), so there is nothing to cancel.")
+            raise NotThere(f"That has ended already ({activity.outcome}), so there is nothing to cancel.")
         self._cancelled_by[activity_id] = asker
         self._tasks[activity_id].cancel()
         return activity

@@ -9,6 +9,7 @@ import sys
 
 NEEDED = {
     "bsdtar": ("libarchive-tools", "reading archives back with bsdtar"),
+    "chromium": ("chromium", "the page in a browser"),
     "busybox": ("busybox-static", "reading archives back with busybox tar"),
     "setfacl": ("acl", "access control lists"),
     "setfattr": ("attr", "extended attributes"),

@@ -18,7 +18,7 @@ from typing import Any
 
 from memu_backup import lock
 from memu_backup.drives.udev import Plug, fit_to_show
-from memu_backup.errors import UsageError
+from memu_backup.errors import NotThere, UsageError
 from memu_backup.files import write_atomically
 from memu_backup.model import Drive
 
@@ -87,7 +87,7 @@ class Known:
                 raise UsageError(f"There are {len(found)} drives called {fit_to_show(text)}: {listed}. Name one so.")
         there = ", ".join(drive.called for drive in drives)
         known = f" There are: {there}." if there else " None was ever plugged in; plug it in first."
-        raise UsageError(f"There is no drive called {fit_to_show(text)}.{known}")
+        raise NotThere(f"There is no drive called {fit_to_show(text)}.{known}")
 
     def seen(self, plug: Plug, at: datetime) -> Drive:
         """Note that it is plugged in. Raises OSError."""
@@ -106,7 +106,7 @@ class Known:
         with self._alone():
             drives, news = self._to_change()
             if drive_id not in drives:
-                raise UsageError("This drive was forgotten meanwhile.")
+                raise NotThere("This drive was forgotten meanwhile.")
             drives[drive_id] = changed = how(drives[drive_id])
             self._write(drives, news)
         return changed

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from memu_backup.errors import DamagedArchive, NotAnArchive, UsageError
+from memu_backup.errors import DamagedArchive, NotAnArchive, NotThere
 from memu_backup.files import Passing, shown
 from memu_backup.formats import gzip, index, manifest, untar
 from memu_backup.formats.gzip import Footer
@@ -183,7 +183,7 @@ class ArchiveReader:
         if entry and entry.type is Type.HARDLINK:
             entry = self._find(entry.link)
         if entry is None or entry.type is not Type.FILE:
-            raise UsageError(f"There is no file {shown(path)} in {self.path.name}.")
+            raise NotThere(f"There is no file {shown(path)} in {self.path.name}.")
         with closing(self.entries_with_content(entry)) as found:
             for header, stored in found:
                 yield from (bytes(block) for block in untar.unfold(header, stored))

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _STATUS: dict[type[errors.MemuError], int] = {
     errors.UnknownBackup: 404,
+    errors.NotThere: 404,
     errors.UsageError: 400,
     errors.LockHeld: 409,
     errors.RestoreError: 409,

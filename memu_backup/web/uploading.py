@@ -20,7 +20,7 @@ from python_multipart.multipart import MultipartParser
 from starlette.requests import ClientDisconnect, Request
 
 from memu_backup import files, words
-from memu_backup.errors import DiskFull, MemuError, UsageError
+from memu_backup.errors import DiskFull, MemuError, NotThere, UsageError
 
 FIELD = "backup_file"
 
@@ -75,7 +75,7 @@ class Waiting:
         """Raises UsageError where it is not there any more. Blocks."""
         found = sorted((self._folder / key).glob("*.tar.gz")) if _KEY.fullmatch(key) else []
         if not found:
-            raise UsageError("That upload is not here any more. Send it again.")
+            raise NotThere("That upload is not here any more. Send it again.")
         return found[0]
 
     def let_go(self, key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -36,13 +37,16 @@ class Site:
         port: int | None = None,
         sources: str | None = None,
         scheme: str = "http",
+        verify: str | bool = True,
     ) -> None:
-        """``web`` is more of that table, with the ``port`` in it where that is given."""
+        """``web`` is more of that table, with the ``port`` in it where that is given; ``verify`` a certificate."""
+        self._verify = ssl.create_default_context(cafile=verify) if isinstance(verify, str) else verify
         self.home = home
         self.port = port or free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         own = "" if port else f"port = {self.port}\n"
         home.configure(more=f"{more}\n[web]\nenabled = true\n{own}{web}\n", sources=sources)
+        home.mark()
         self._log = home.folder / "service.log"
         self._clients: list[httpx.Client] = []
         self.start()
@@ -75,7 +79,9 @@ class Site:
 
     def client(self, token: str = "", **more: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        client = httpx.Client(base_url=self.url, headers=headers, timeout=30, trust_env=False, **more)
+        client = httpx.Client(
+            base_url=self.url, headers=headers, timeout=30, trust_env=False, verify=self._verify, **more
+        )
         self._clients.append(client)
         return client
 

@@ -54,7 +54,7 @@ def test_how_far_it_is_is_told_while_it_goes_and_it_can_be_cancelled(site: Site,
     assert [row["status"] for row in site.home.rows() if str(row["run_id"]) == key] == ["failed"]
     assert site.home.leftovers() == []
     again = operator.post(f"/api/v1/activities/{key}/cancel")
-    assert again.status_code == 400 and "has ended already" in said(again)
+    assert again.status_code == 404 and "has ended already" in said(again)
 
 
 def test_it_is_downloaded_whole_or_from_any_byte_on(site: Site, made: str, operator: httpx.Client) -> None:
@@ -75,7 +75,7 @@ def test_one_file_is_found_and_brought_along(site: Site, made: str, operator: ht
     assert [one["name"] for one in inner] == ["lake.jpg", "tent.jpg"]
     photo = operator.get(f"/api/v1/backup/file/{made}", params={"path": "photos/2026/lake.jpg"})
     assert photo.content == PHOTO and photo.headers["content-type"] == "image/jpeg"
-    assert operator.get(f"/api/v1/backup/file/{made}", params={"path": "../../etc/passwd"}).status_code == 400
+    assert operator.get(f"/api/v1/backup/file/{made}", params={"path": "../../etc/passwd"}).status_code == 404
 
 
 def test_it_is_proved_and_kept(site: Site, made: str, operator: httpx.Client) -> None:

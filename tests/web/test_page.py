@@ -126,7 +126,7 @@ def test_an_upload_shows_its_plan_first(site: Site, made: str, boss: httpx.Clien
     assert boss.post(plan.url.path, data={"typed": "restore", "source": "photos"}).status_code == 200
     site.until(lambda: photo.read_bytes() == PHOTO[::-1])
     site.until(lambda: not (site.home.backups / ".uploads").exists())
-    assert boss.get(plan.url.path).status_code == 400
+    assert boss.get(plan.url.path).status_code == 404
     assert site.home.run("restore", "--release", "--yes").status == 0
     assert boss.post("/upload", files={"backup_file": ("a.tar.gz", b"no archive")}).status_code == 422
     assert not (site.home.backups / ".uploads").exists()

@@ -11,12 +11,12 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Path, Response
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from typing_extensions import TypedDict
 
 from memu_backup import as_json
 from memu_backup.config import Config
-from memu_backup.errors import MemuError, UsageError
+from memu_backup.errors import MemuError, NotThere, UsageError
 from memu_backup.files import shown
 from memu_backup.model import Backup, Level, Trigger
 from memu_backup.stores import Store
@@ -50,8 +50,10 @@ class Create(Body):
     """``include_storage``: with files, or databases alone, as the jobs of the settings have it."""
 
     backup_name: str | None = Field(default=None, min_length=1, max_length=100, description="what you call it")
-    include_storage: bool = Field(default=True, description="false: a job that backs up no folders of files")
-    job: str | None = Field(default=None, max_length=255, description="the job to run, instead of include_storage")
+    include_storage: StrictBool = Field(default=True, description="false: a job that backs up no folders of files")
+    job: str | None = Field(
+        default=None, min_length=1, max_length=255, description="the job to run, instead of include_storage"
+    )
 
 
 class Begun(TypedDict):
@@ -71,12 +73,12 @@ class Which(Body):
 
 
 class Keeping(Body):
-    keep: bool = Field(default=True, description="false: let it go again when its time comes")
+    keep: StrictBool = Field(default=True, description="false: let it go again when its time comes")
 
 
 class Cleaning(Body):
     job: str = Field(max_length=255)
-    dry_run: bool = Field(default=True, description="false: remove what the answer says")
+    dry_run: StrictBool = Field(default=True, description="false: remove what the answer says")
 
 
 class Decided(TypedDict):
@@ -120,7 +122,7 @@ def job_for(config: Config, *, with_files: bool) -> str:
         return max(jobs, key=lambda name: (bool(jobs[name] & files), len(jobs[name])))
     without = next((name for name, sources in jobs.items() if not sources & files), None)
     if without is None:
-        raise UsageError(
+        raise NotThere(
             "Each job of these settings backs up files too, so there is no backup of databases alone; nothing was "
             'done. Ask for it with "include_storage": true, or add a job without folders.'
         )

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from memu_backup import as_json
 from memu_backup.access import Role
-from memu_backup.errors import UsageError
+from memu_backup.errors import NotThere
 from memu_backup.formats.index import Entry
 from memu_backup.formats.reader import is_own
 from memu_backup.formats.tar import Type
@@ -78,7 +78,7 @@ def folder(store: Store, stored: Backup, path: str, stop: Stop) -> list[FileJson
             else:
                 found[first] = _file(entry, first)
     if not found and above:
-        raise UsageError("There is no such folder in this backup, or it is empty.")
+        raise NotThere("There is no such folder in this backup, or it is empty.")
     return sorted(found.values(), key=lambda one: (one["type"] != Type.DIRECTORY, one["name"].casefold()))
 
 

@@ -6,16 +6,21 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Request, Response
 from fastapi.responses import RedirectResponse, StreamingResponse
 
 from memu_backup import config_shown, words
+from memu_backup.access import Role, Who
+from memu_backup.errors import UsageError
 from memu_backup.model import Health, Run, Status
 from memu_backup.sources import told
-from memu_backup.under_way import UnderWay
+from memu_backup.under_way import Note, UnderWay
 from memu_backup.web.api import backups as api
+from memu_backup.web.api import restores
+from memu_backup.web.desk import Desk
 from memu_backup.web.page.guest import GUEST, Guest, Head, Helper
 from memu_backup.web.page.shown import line, page
 from memu_backup.web.who import TheDesk, asker
@@ -31,7 +36,7 @@ Words = Annotated[str, Form(max_length=100)]
 
 @dataclass(frozen=True, slots=True)
 class Day:
-    """One square of the calendar: ``state`` is good, partial, failed, none or ahead."""
+    """One square of the calendar: ``state`` is good, partial, failed, none or blank."""
 
     day: date
     state: str
@@ -53,10 +58,11 @@ async def overview(request: Request, desk: TheDesk, who: Guest) -> Response:
     reports = await manager.reports_in_full()
     runs, _ = await manager.history.known_runs(host=manager.config.host, quiet=True)
     worst = max((r.health for r in reports.values()), key=list(Health).index, default=Health.CRITICAL)
-    jobs = [
-        (job, words.status_message(report, now, zone).splitlines()[1:], words.details(report, told, now, zone))
-        for job, report in reports.items()
-    ]
+    jobs = []
+    for job, report in reports.items():
+        tested = [words.restore_test(report.drill, now, zone)] if report.drill else []
+        more = [one for one in words.details(report, told, now, zone) if one not in tested]
+        jobs.append((job, words.status_message(report, now, zone).splitlines()[1:] + tested, more))
     free = next((r for r in reports.values() if r.free_bytes is not None), None)
     until = now.astimezone(zone).date()
     full = None
@@ -76,6 +82,7 @@ async def overview(request: Request, desk: TheDesk, who: Guest) -> Response:
         full=full,
         weeks=calendar(runs, until, lambda run: run.created_at.astimezone(zone).date()),
         bars=chart(runs, lambda run: words.moment(run.created_at, now, zone)),
+        kept=await manager.returns.kept() if who.role is Role.ADMIN else [],
         ended=[line(one) for one in manager.under_way.all() if one.outcome][:5],
     )
 
@@ -88,16 +95,17 @@ def calendar(runs: Sequence[Run], today: date, day_of: object) -> list[list[Day]
         made.setdefault(day_of(run), []).append(run)
     first = today - timedelta(days=today.weekday(), weeks=_WEEKS - 1)
     days = [first + timedelta(days=n) for n in range(7 * _WEEKS)]
-    squares = [_day(day, made.get(day, []), ahead=day > today) for day in days]
+    since = min(made, default=today)  # before that nobody expected any
+    squares = [_day(day, made.get(day, []), expected=since <= day <= today) for day in days]
     return [squares[n : n + 7] for n in range(0, len(squares), 7)]
 
 
 _RANK = {Status.SUCCESS: "good", Status.PARTIAL: "partial", Status.FAILED: "failed"}
 
 
-def _day(day: date, runs: Sequence[Run], *, ahead: bool) -> Day:
-    if ahead:
-        return Day(day, "ahead", "")
+def _day(day: date, runs: Sequence[Run], *, expected: bool) -> Day:
+    if not expected:
+        return Day(day, "blank", "")
     best = next((run for status in _RANK for run in runs if run.status is status), None)
     if best is None:
         return Day(day, "none", "no backup")
@@ -125,6 +133,27 @@ def chart(runs: Sequence[Run], when: object) -> list[Bar]:
 @router.post("/start")
 async def start(desk: TheDesk, who: Helper, job: Annotated[str, Form(max_length=255)], called: Words = "") -> Response:
     api.begin(desk, who, desk.manager.config.job(job).name, api.fit(called.strip()) if called.strip() else "")
+    return RedirectResponse("/", 303)
+
+
+@router.post("/undo")
+async def undo(desk: TheDesk, who: Head) -> Response:
+    """In the background, as services stop and start for it."""
+    undoing = partial(_undone, desk, who)
+    restores.begin(desk, who, "the last restore, the other way round", undoing)
+    return RedirectResponse("/", 303)
+
+
+async def _undone(desk: Desk, who: Who, note: Note) -> None:
+    done = await desk.manager.returns.undo(None, asker(who), note.step)
+    note.step(" ".join(["All of it is exchanged.", *(ran.problem for ran in done.ran if ran.problem)]))
+
+
+@router.post("/release")
+async def release(desk: TheDesk, who: Head, stamp: Annotated[str, Form(max_length=64)], typed: Words = "") -> Response:
+    if typed.strip().casefold() != "remove":
+        raise UsageError("Type the word remove to do this; nothing was changed.")
+    await desk.manager.returns.release(stamp, asker(who))
     return RedirectResponse("/", 303)
 
 

@@ -1,0 +1,84 @@
+"""Over TLS: with a certificate of its own, and behind a proxy that has one."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.home import Home
+from tests.web.site import Site
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    made, key = tmp_path / "web.crt", tmp_path / "web.key"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=backup.example.org", "-addext", "subjectAltName=IP:127.0.0.1"]
+    argv = ["openssl", "req", "-x509", *kind, *names, "-keyout", str(key), "-out", str(made)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return made, key
+
+
+def test_with_a_certificate_of_its_own_the_cookie_never_goes_without_it(
+    certificate: tuple[Path, Path], tmp_path: Path, database: str
+) -> None:
+    made, key = certificate
+    web = f'certificate_file = "{made}"\nkey_file = "{key}"\n'
+    site = Site(Home(tmp_path / "home", database), web=web, scheme="https", verify=str(made))
+    try:
+        link = site.home.run("page").out.strip()
+        assert link.startswith(f"{site.url}/enter?code=")
+        answer = site.client().post("/enter", data={"code": link.partition("=")[2]}, headers={"Origin": site.url})
+        assert "Secure" in answer.headers["set-cookie"]
+        assert answer.headers["strict-transport-security"] == "max-age=31536000"
+        with pytest.raises(httpx.TransportError):
+            httpx.get(site.url.replace("https", "http"), trust_env=False)
+    finally:
+        site.stop()
+
+
+def test_a_certificate_that_is_none_is_said_and_costs_no_backup(tmp_path: Path, database: str) -> None:
+    for name in ("web.crt", "web.key"):
+        (tmp_path / name).write_text("nonsense")
+    home = Home(tmp_path / "home", database)
+    home.configure(more=f'[web]\nenabled = true\nport = 18471\ncertificate_file = "{tmp_path}/web.crt"\n'
+                   f'key_file = "{tmp_path}/web.key"\n')  # fmt: skip
+    running = home.started("run")
+    try:
+        lines: list[str] = []
+        assert running.stderr
+        for line in running.stderr:
+            lines.append(line)
+            if "The page is not there" in line:
+                break
+        assert "are no certificate and its key" in lines[-1] and "Backups are made all the same" in lines[-1]
+        assert home.run("start").status == 0
+    finally:
+        running.terminate()
+        running.communicate(timeout=15)
+
+
+def test_behind_a_proxy_it_is_known_for_whom_it_asks(tmp_path: Path, database: str) -> None:
+    """As its page in the documentation has it: the proxy keeps the name, and tells address and scheme."""
+    site = Site(Home(tmp_path / "home", database), web='url = "https://backup.example.org"\n')
+    through = {
+        "Host": "backup.example.org",
+        "X-Forwarded-For": "203.0.113.7",
+        "X-Forwarded-Proto": "https",
+        "Origin": "https://backup.example.org",
+    }
+    try:
+        link = site.home.run("page").out.strip()
+        assert link.startswith("https://backup.example.org/enter?code=")
+        signed = site.client().post("/enter", data={"code": link.partition("=")[2]}, headers=through)
+        assert signed.status_code == 303 and "Secure" in signed.headers["set-cookie"]
+        for _ in range(6):
+            answer = site.client().post("/enter", data={"code": "guessed"}, headers=through)
+        assert answer.status_code == 429
+        mine = site.client().post("/enter", data={"code": "guessed"}, headers={"Origin": site.url})
+        assert mine.status_code == 401, "whoever guesses elsewhere makes nobody wait here"
+    finally:
+        site.stop()
