@@ -25,10 +25,10 @@ demo-chat: $(STAMP)-demo-chat
 AT_ONCE := -n 4 --dist worksteal
 
 test: system-packages lint
-	$(BIN)/python -m pytest $(AT_ONCE) -m "not slow"
+	$(BIN)/python -m tests.second_look $(AT_ONCE) -m "not slow"
 
 test-all: system-packages lint
-	$(BIN)/python -m pytest $(AT_ONCE)
+	$(BIN)/python -m tests.second_look $(AT_ONCE)
 
 bench: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench $(BENCH)

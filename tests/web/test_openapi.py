@@ -24,10 +24,11 @@ def test_it_is_true(tmp_path: Path, database: str) -> None:
     assert home.run("start").status == 0
     site = Site(home)
     try:
-        argv = [str(PROGRAM), "run", f"{site.url}/api/openapi.json", "-H", f"Authorization: Bearer {site.token('admin')}",
-                "--checks", "all", "--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1",
-                "--suppress-health-check", "all", "--generation-database", "none", "--request-timeout", "20",
-                *(word for path in LEFT_OUT for word in ("--exclude-path", path))]  # fmt: skip
+        left_out = [word for path in LEFT_OUT for word in ("--exclude-path", path)]
+        ways = ["--checks", "all", "--phases", "examples,coverage,fuzzing", "--max-examples", "15", "--seed", "1"]
+        quiet = ["--suppress-health-check", "all", "--generation-database", "none", "--request-timeout", "20"]
+        token = ["-H", f"Authorization: Bearer {site.token('admin')}"]
+        argv = [str(PROGRAM), "run", f"{site.url}/api/openapi.json", *token, *ways, *quiet, *left_out]
         ran = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stdout[-6000:]
         assert "Traceback" not in site.log()
