@@ -345,6 +345,7 @@ def help() -> str:
         "I can tell how the backups of this family stand. Write:\n"
         "!backup status - is everything safe?\n"
         "!backup list - which backups are there?\n"
+        "!backup page - a link to the page in the browser\n"
         "!backup help - this text\n"
         "Admins can also write:\n"
         "!backup now - make a backup now\n"
@@ -355,6 +356,15 @@ def help() -> str:
         "\n"
         "/backup-status works too; in Element press Enter twice."
     )
+
+
+def page(link: str) -> str:
+    """The answer to whoever asked for it."""
+    return f"This signs in whoever opens it first, within ten minutes, to look:\n{link}"
+
+
+def no_page() -> str:
+    return "The page is off. Whoever looks after the server can turn it on: enabled = true below [web] in its settings."
 
 
 def slip(meant: str | None) -> str:

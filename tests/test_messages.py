@@ -154,6 +154,8 @@ def by_itself() -> Iterator[tuple[str, str]]:
 
 def answers() -> Iterator[tuple[str, str]]:
     yield "help", messages.help()
+    yield "page", messages.page("https://backup.example.org/enter?code=…")
+    yield "no_page", messages.no_page()
     yield "slip", messages.slip("status")
     yield "slip: nothing near", messages.slip(None)
     listed = [(NIGHT - number * DAY, 312_000_000, "good") for number in range(12)]

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 from memu_backup import messages
+from memu_backup.access import Role
 from memu_backup.alerts import Notice
 from memu_backup.audit import Asker
 from memu_backup.chat import markup
@@ -103,6 +104,8 @@ class Bot:
                 return await self._status()
             case "list":
                 return markup.headed(await self._list())
+            case "page":
+                return await self._page(sender)
             case "now":
                 return await self._now(command, sender)
             case "verify":
@@ -133,6 +136,15 @@ class Bot:
         if not found:
             return messages.no_list((await self._status()).text)
         return messages.listing(found, self._clock(), self._manager.config.zone)
+
+    async def _page(self, sender: str) -> Reply:
+        """To look, and no more, whoever asks: all in the room see the link, and it signs in whoever opens it first."""
+        web = self._manager.config.web
+        if not web.enabled:
+            return markup.headed(messages.no_page())
+        code = await asyncio.to_thread(self._manager.access.new_link, sender, Role.VIEWER)
+        await self._manager.note(Asker(sender, "chat"), "page", f"a link for {Role.VIEWER}", "done")
+        return markup.headed(messages.page(f"{web.address()}/enter?code={code}"))
 
     # --- for admins --------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-WORDS = ("status", "list", "help", "now", "verify", "snooze", "yes", "accept", "trust")
+WORDS = ("status", "list", "help", "now", "verify", "snooze", "yes", "accept", "trust", "page")
 """What may be asked for."""
 
 _LONGEST = 200
@@ -51,7 +51,7 @@ def parse(text: str) -> Command | Slip | None:
     apart = " " if gap.isspace() else gap
     if (mark, apart) in _FORMS and word in WORDS and fits:
         return Command(word, more, bool(mark))
-    near = get_close_matches(word, WORDS, 1)
+    near = get_close_matches(word, WORDS, 1, cutoff=0.65)
     if mark == "" or (word and apart not in ("-", " ") and not near):  # as !backups is: another word
         return None
     return Slip(near[0] if near else None)

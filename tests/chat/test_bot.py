@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from memu_backup import alarms
+from memu_backup.access import Access, Role
 from memu_backup.chat.account import Safe
 from memu_backup.chat.login import log_in
 from memu_backup.clock import now
@@ -37,6 +38,7 @@ async def test_process_message_backup_status(family: Family) -> None:
         assert (await family.answered("!backup list")).startswith("Backups:\nToday ")
         assert "!backup status" in await family.answered("  Backup Help ")
         assert await family.answered("!backup stauts") == "Did you mean !backup status?"
+        assert (await family.answered("!backup page")).startswith("The page is off.")
         for other in ("status", "backup the photos please", "/me backup status"):
             await family.anna.say(family.room, other)
         await family.anna.silent(family.room, sender=family.bot, for_s=1)
@@ -55,6 +57,21 @@ async def test_the_details_are_folded_below_the_status_and_not_in_its_text(famil
     details = [line.strip() for line in lines][len(heard.body.splitlines()) :]
     assert folded == "<br>".join(details) + "</details>" and "Re-read within 30 days: " in folded
     assert "Photos: 2 files, newest from today" in folded
+
+
+async def test_a_link_to_the_page_signs_in_whoever_opens_it_first_to_look(family: Family) -> None:
+    with (family.home.folder / "config.toml").open("a") as config:
+        config.write('[web]\nenabled = true\nurl = "https://backup.example.org"\n')
+    async with family.bot_runs():
+        await joined(family)
+        said = await family.answered("!backup page")
+    link = said.splitlines()[1]
+    assert said.startswith("This signs in whoever opens it first") and link.startswith(
+        "https://backup.example.org/enter?"
+    )
+    access = Access(family.home.folder / "state" / "web", now)
+    who = access.by_session(access.redeem(link.partition("code=")[2]))
+    assert (who.name, who.role) == (family.anna.user_id, Role.VIEWER)
 
 
 async def test_a_disk_that_is_away_is_not_told_as_if_there_never_was_a_backup(family: Family) -> None:

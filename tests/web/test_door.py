@@ -27,6 +27,7 @@ def test_without_a_token_or_with_a_strange_one_nobody_is_told_anything(site: Sit
         ("viewer", "POST", CREATE, 403),
         ("viewer", "GET", "/api/v1/backup/download/latest", 403),
         ("viewer", "GET", "/api/v1/audit", 403),
+        ("viewer", "GET", "/api/v1/search?pattern=x", 403),
         ("operator", "POST", "/api/v1/backup/restore/latest", 403),
         ("operator", "POST", UPLOAD, 403),
         ("operator", "POST", "/api/v1/clean", 403),

@@ -137,7 +137,14 @@ def test_a_viewer_sees_how_things_stand_and_no_more(site: Site, made: str) -> No
     text = viewer.get("/").text
     assert "Make a backup now" not in text and "Upload" not in text
     assert "lake.jpg" not in viewer.get(f"/backups/{made}", params={"path": "photos/2026"}).text
-    for path in ("/settings", "/activity", f"/backups/{made}/download", f"/backups/{made}/restore", "/upload"):
+    for path in (
+        "/settings",
+        "/activity",
+        "/search",
+        f"/backups/{made}/download",
+        f"/backups/{made}/restore",
+        "/upload",
+    ):
         answer = viewer.get(path)
         assert answer.status_code == 403 and "That needs the role" in answer.text, path
     assert viewer.post("/start", data={"job": "nightly"}).status_code == 403

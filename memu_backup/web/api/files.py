@@ -23,7 +23,7 @@ from memu_backup.formats.tar import Type
 from memu_backup.model import Backup
 from memu_backup.stores import Store
 from memu_backup.web.api.backups import Name
-from memu_backup.web.who import OPERATOR, VIEWER, Operator, TheDesk, asker
+from memu_backup.web.who import OPERATOR, Operator, TheDesk, asker
 from memu_backup.work import Stop, in_thread
 
 router = APIRouter(tags=["files"])
@@ -96,7 +96,7 @@ def _file(entry: Entry, name: str) -> FileJson:
     }
 
 
-@router.get("/api/v1/search", dependencies=VIEWER)
+@router.get("/api/v1/search", dependencies=OPERATOR)
 async def search(desk: TheDesk, pattern: Annotated[str, Query(min_length=1, max_length=4096)]) -> dict[str, Any]:
     """In which backups a file is, and which versions of it, as ``memu-backup find`` has it."""
     _, found = await desk.manager.search(pattern)

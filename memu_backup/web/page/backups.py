@@ -147,7 +147,7 @@ def must_be_typed(typed: str) -> None:
 
 
 @router.get("/search")
-async def search(request: Request, desk: TheDesk, who: Guest, q: Inner = "") -> Response:
+async def search(request: Request, desk: TheDesk, who: Helper, q: Inner = "") -> Response:
     found, wrong, looked = [], "", 0
     if q.strip():
         try:
