@@ -7,13 +7,14 @@
 # make bench-chat    how soon the bot answers, and what the service costs at rest (make bench-chat BENCH='--rest-s 60')
 # make bench-back    a folder and its database lost and brought back, against tar, restic and borg with pg_restore
 # make bench-tree    the second night as a tree against rsync --link-dest, restic and borg
+# make bench-web    50 who ask for the status each second and 4 slow downloads, while a backup is made
 # make bench-large   memory with a million files
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo demo-chat test test-all lint bench bench-back bench-chat bench-drive bench-large bench-tree clean
+.PHONY: demo demo-chat test test-all lint bench bench-back bench-chat bench-drive bench-large bench-tree bench-web clean
 
 demo: $(STAMP)-demo
 	@$(BIN)/python -m tests.demo
@@ -44,6 +45,9 @@ bench-back: $(STAMP)-dev
 
 bench-tree: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench.tree $(BENCH)
+
+bench-web: $(STAMP)-dev
+	@$(BIN)/python -m tests.bench.web $(BENCH)
 
 bench-large: $(STAMP)-dev
 	@$(BIN)/python -m tests.bench --alone --size-mb 1500 --small 1000000 --small-bytes 1000 --rounds 1 $(BENCH)

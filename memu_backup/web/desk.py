@@ -9,6 +9,7 @@ from typing import Any
 
 from memu_backup.clock import Clock
 from memu_backup.manager import Manager
+from memu_backup.web.glance import Glance
 from memu_backup.web.patience import Patience
 
 Start = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
@@ -18,6 +19,7 @@ Start = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 @dataclass(frozen=True, slots=True)
 class Desk:
     manager: Manager
+    glance: Glance
     patience: Patience
     start: Start
     clock: Clock

@@ -15,6 +15,7 @@ from memu_backup.config_tables import WebSettings
 from memu_backup.manager import Manager
 from memu_backup.web import app, door, uploading
 from memu_backup.web.desk import Desk, Start
+from memu_backup.web.glance import Glance
 from memu_backup.web.patience import Patience
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ async def listen(manager: Manager, start: Start, clock: Clock) -> None:
     settings = config.web
     for store in manager.stores():
         await asyncio.to_thread(uploading.sweep, store.directory)
-    desk = Desk(manager, Patience(time.monotonic), start, clock)
+    desk = Desk(manager, Glance(manager), Patience(time.monotonic), start, clock)
     said = False
     while True:
         try:

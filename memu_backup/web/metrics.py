@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -19,12 +19,12 @@ _PREFIX = "memu_backup_"
 async def exposition(desk: Desk) -> bytes:
     """In the text format of Prometheus."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Told(await desk.manager.reports_in_full(), desk.clock))
+    registry.register(_Told(await desk.glance.reports(), desk.clock))
     return generate_latest(registry)
 
 
 class _Told:
-    def __init__(self, reports: dict[str, StatusReport], clock: Clock) -> None:
+    def __init__(self, reports: Mapping[str, StatusReport], clock: Clock) -> None:
         self._reports = reports
         self._clock = clock
 

@@ -52,7 +52,7 @@ def main() -> int:
     print(table.render(found, versions), flush=True)
     if options.alone:
         return 0
-    others = ("tests.bench.back", "tests.bench.tree", "tests.bench.drive")
+    others = ("tests.bench.back", "tests.bench.tree", "tests.bench.drive", "tests.bench.web")
     return max(*(subprocess.run([sys.executable, "-m", other]).returncode for other in others), _chat(options))
 
 

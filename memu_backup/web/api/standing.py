@@ -72,7 +72,7 @@ async def readyz(desk: TheDesk, response: Response) -> Safe:
     """Whether the data is safe: each job has a good backup that lies there and is not overdue. 503 where not; needs no
     token.
     """
-    reports = await desk.manager.reports()
+    reports = await desk.glance.reports()
     safe = bool(reports) and all(r.last_good and not _UNSAFE & set(r.problems) for r in reports.values())
     response.status_code = 200 if safe else 503
     return {"safe": safe}
@@ -88,7 +88,7 @@ async def prometheus(desk: TheDesk) -> PlainTextResponse:
 @router.get("/api/v1/status", dependencies=VIEWER)
 async def status(desk: TheDesk) -> Status:
     """How things stand, job by job."""
-    reports = await desk.manager.reports_in_full()
+    reports = await desk.glance.reports()
     at, zone = desk.clock(), desk.manager.config.zone
     worst = max((report.health for report in reports.values()), key=list(Health).index, default=Health.CRITICAL)
     return {
@@ -101,4 +101,4 @@ async def status(desk: TheDesk) -> Status:
 @router.get("/api/backup/status", dependencies=[Depends(_or_from_here)])
 async def briefly(desk: TheDesk) -> dict[str, Any]:
     """Sound Box's status. With ``web.open_status`` a program on this machine needs no token for it."""
-    return brief.brief(desk.manager.config, await desk.manager.reports())
+    return brief.brief(desk.manager.config, await desk.glance.reports())

@@ -55,7 +55,7 @@ class Bar:
 @router.get("/")
 async def overview(request: Request, desk: TheDesk, who: Guest) -> Response:
     manager, now, zone = desk.manager, desk.clock(), desk.manager.config.zone
-    reports = await manager.reports_in_full()
+    reports = await desk.glance.reports()
     runs, _ = await manager.history.known_runs(host=manager.config.host, quiet=True)
     worst = max((r.health for r in reports.values()), key=list(Health).index, default=Health.CRITICAL)
     jobs = []
