@@ -15,6 +15,7 @@ from memu_backup.web import api
 from memu_backup.web.desk import Desk
 from memu_backup.web.page import router as page_router
 from memu_backup.web.page.shown import page
+from memu_backup.web.uploading import CutOff, TooLarge
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ _STATUS: dict[type[errors.MemuError], int] = {
     errors.HistoryAway: 503,
     errors.StoreError: 503,
     errors.DriveError: 409,
+    TooLarge: 413,
+    CutOff: 400,
 }
 """By the nearest class; whatever else goes wrong is ours: 500."""
 
