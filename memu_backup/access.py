@@ -38,6 +38,8 @@ _SESSION_LONGEST = timedelta(days=30)
 _NOTED_EACH = timedelta(hours=12)
 """Use is noted no more often than that: not each request is worth a write."""
 
+_LONGEST_NAME = 100
+
 _MOST = 200
 """Links and sessions at most, the oldest go."""
 
@@ -115,6 +117,9 @@ class Access:
         AccessError. Blocks, as all of these do.
         """
         import jwt  # here, and not for whoever asks for the status
+
+        if not (name.strip() and name.isprintable() and len(name) <= _LONGEST_NAME):
+            raise UsageError(f"A token's name has to be of letters and signs, {_LONGEST_NAME} at most; none was made.")
 
         key = self._key()
         with self._changing() as book:

@@ -48,5 +48,5 @@ async def check(
         yield Finding("backups", False, config.off)
     for job in config.jobs:
         yield telling.timetable(config, job, clock)
-    for finding in await telling.ways_out(config):
+    for finding in (*await telling.ways_out(config), *telling.page(config)):
         yield finding

@@ -187,3 +187,14 @@ def test_a_unit_that_is_not_enabled_is_named(home: Home, tmp_path: Path) -> None
     assert line(asyncio.run(checked()), "the service") == (
         " NO  the service: runs, but will not after the next start of the machine; type: systemctl enable memu-backup"
     )
+
+
+def test_a_page_that_everybody_can_read_on_its_way_is_said(home: Home) -> None:
+    for web, says in (
+        ("", " ok  page: http://127.0.0.1:8470, for this machine alone"),
+        ('url = "https://backup.example.org"', " ok  page: https://backup.example.org"),
+        ('host = "0.0.0.0"', " NO  page: it listens on 0.0.0.0 without TLS"),
+        ('host = "0.0.0.0"\ncertificate_file = "c"\nkey_file = "k"', " ok  page: https://"),
+    ):
+        home.configure(more=f"[web]\nenabled = true\n{web}\n")
+        assert line(home.run("check"), "page").startswith(says)

@@ -33,7 +33,7 @@ def test_a_token_is_made_listed_and_revoked(home: Home) -> None:
 
 
 def test_bad_input_makes_none(home: Home) -> None:
-    for words in (("x", "--role", "king"), ("x", "--days", "0"), ()):
+    for words in (("x", "--role", "king"), ("x", "--days", "0"), ("a\nb",), (" ",), ("x" * 101,), ()):
         ran = home.run("token", "create", *words)
         assert ran.status == 2, ran
     assert home.run("token", "list").out == "There is no token yet. To make one: memu-backup token create NAME\n"

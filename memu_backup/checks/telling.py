@@ -1,4 +1,4 @@
-"""Where runs are written down, when the next is due, and who hears of trouble outside the chat."""
+"""Where runs are written down, when the next is due, who hears of trouble outside the chat, and who sees the page."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ async def _history(config: Config, history: History) -> str:
         return await history.check()
     no = "so the history cannot be kept there"
     return f"embedded PostgreSQL; {await asyncio.to_thread(writable, config.state_dir, no)}"
+
+
+def page(config: Config) -> list[Finding]:
+    """Whether what the page shows can be read on its way, where there is one."""
+    web = config.web
+    if not web.enabled:
+        return []
+    own = web.host in ("127.0.0.1", "::1", "localhost")
+    if own or web.certificate_file:
+        return [Finding("page", True, f"{web.address()}{', for this machine alone' if own and not web.url else ''}")]
+    says = (
+        f"it listens on {web.host} without TLS, so that everybody in the network can read along, and sign in with what "
+        'they read; set certificate_file and key_file below [web], or host = "127.0.0.1" with a proxy before it'
+    )
+    return [Finding("page", False, says)]
 
 
 def timetable(config: Config, name: str, clock: Clock) -> Finding:

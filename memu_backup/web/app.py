@@ -32,6 +32,8 @@ _STATUS: dict[type[errors.MemuError], int] = {
     errors.HistoryAway: 503,
     errors.StoreError: 503,
     errors.DriveError: 409,
+    errors.AccessError: 503,
+    errors.NotAllowed: 401,
     TooLarge: 413,
     CutOff: 400,
 }

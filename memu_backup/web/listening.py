@@ -31,8 +31,7 @@ async def listen(manager: Manager, start: Start, clock: Clock) -> None:
     """For ever. Where it cannot be done, that is said once, and tried again: backups are made all the same."""
     config = manager.config
     settings = config.web
-    for store in manager.stores():
-        await asyncio.to_thread(uploading.sweep, store.directory)
+    start(_swept(manager), "what is left of uploads")  # beside it: a disk may not answer
     desk = Desk(manager, Glance(manager), Patience(time.monotonic), start, clock)
     said = False
     while True:
@@ -47,6 +46,11 @@ async def listen(manager: Manager, start: Start, clock: Clock) -> None:
             await asyncio.sleep(_AGAIN_S)
             continue
         await _served(server, listening, settings)
+
+
+async def _swept(manager: Manager) -> None:
+    for store in manager.stores():
+        await asyncio.to_thread(uploading.sweep, store.directory)
 
 
 async def _served(server: uvicorn.Server, listening: socket.socket, settings: WebSettings) -> None:

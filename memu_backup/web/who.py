@@ -39,9 +39,6 @@ async def who_asks(
 ) -> Who:
     """Raises HTTPException: 401 for nobody we know, 429 for whoever has guessed too often."""
     address = address_of(request)
-    if (wait_s := desk.patience.must_wait_s(address)) > 0:
-        said = f"Too many attempts from your address. Try again in {wait_s:.0f} s."
-        raise HTTPException(429, said, {"Retry-After": str(max(1, round(wait_s)))})
     try:
         if bearer:
             who = desk.manager.access.by_token(bearer.credentials)
@@ -50,10 +47,20 @@ async def who_asks(
         else:
             raise HTTPException(401, f"{_NOBODY} (memu-backup page).", {"WWW-Authenticate": "Bearer"})
     except NotAllowed as error:
-        desk.patience.failed(address)
+        must_not_guess(desk, address)
         raise HTTPException(401, str(error), {"WWW-Authenticate": "Bearer"}) from error
     desk.patience.succeeded(address)
     return who
+
+
+def must_not_guess(desk: Desk, address: str) -> None:
+    """Another failure of an address; who has something that is good is never made to wait for others of the same house.
+    Raises HTTPException.
+    """
+    if (wait_s := desk.patience.must_wait_s(address)) > 0:
+        said = f"Too many attempts from your address. Try again in {wait_s:.0f} s."
+        raise HTTPException(429, said, {"Retry-After": str(max(1, round(wait_s)))})
+    desk.patience.failed(address)
 
 
 class Needs:

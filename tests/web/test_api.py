@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from pathlib import Path
+
 import httpx
 import pytest
 
-from tests.home import PHOTO
+from tests.home import PHOTO, Home
 from tests.web.site import Site, events, said
 
 CREATE, LIST = "/api/v1/backup/create", "/api/v1/backup/list"
@@ -146,3 +150,37 @@ def test_machines_that_watch_are_told(site: Site, made: str, viewer: httpx.Clien
     assert site.client().get("/readyz").json() == {"safe": True}
     told = viewer.get("/metrics").text
     assert 'memu_backup_stored_count{job="nightly"} 1.0' in told and "memu_backup_free_bytes" in told
+
+
+def test_of_a_tree_the_download_is_packed_on_the_way(tmp_path: Path, database: str) -> None:
+    site = Site(Home(tmp_path / "home", database), '[stores.local]\nkind = "tree"\n')
+    try:
+        operator = site.of("operator")
+        key = operator.post(CREATE).json()["run_id"]
+        assert site.ended(operator, key)["outcome"] == "done"
+        (stored,) = operator.get(LIST).json()["backups"]
+        whole = operator.get(f"/api/v1/backup/download/{stored['name']}")
+        with tarfile.open(fileobj=io.BytesIO(whole.content)) as archive:
+            inner = archive.extractfile("photos/2026/lake.jpg")
+            assert inner and inner.read() == PHOTO
+        with operator.stream("GET", f"/api/v1/backup/download/{stored['name']}") as half:
+            next(half.iter_raw())  # and no more of it
+        assert operator.get(f"/api/v1/backup/download/{stored['name']}").status_code == 200
+        photo = operator.get(f"/api/v1/backup/file/{stored['name']}", params={"path": "photos/2026/lake.jpg"})
+        assert photo.content == PHOTO
+    finally:
+        site.stop()
+
+
+def test_nothing_is_uploaded_below_an_empty_mount_point(tmp_path: Path, database: str) -> None:
+    site = Site(Home(tmp_path / "home", database))
+    try:
+        admin = site.of("admin")
+        site.home.backups.rename(tmp_path / "unplugged")
+        site.home.backups.mkdir()
+        for path in ("/api/v1/backup/upload-restore", "/upload"):
+            answer = admin.post(path, files={"backup_file": ("a.tar.gz", b"x")}, headers={"Origin": site.url})
+            assert answer.status_code in (401, 503), answer.text
+        assert list(site.home.backups.iterdir()) == []
+    finally:
+        site.stop()

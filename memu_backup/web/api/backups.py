@@ -97,7 +97,7 @@ class Accepted(TypedDict):
 
 
 @router.post("/api/v1/backup/create", status_code=202)
-async def create(desk: TheDesk, who: Operator, wanted: Create) -> Begun:
+async def create(desk: TheDesk, who: Operator, wanted: Create = Create()) -> Begun:  # noqa: B008
     """Begin a backup. It goes on by itself: how far it is, tell the activities and the events."""
     config = desk.manager.config
     config.must_have_jobs()
@@ -179,7 +179,7 @@ async def _packed(store: Store, stored: Backup) -> AsyncIterator[bytes]:
 
 
 @router.post("/api/v1/backup/verify/{name}", status_code=202)
-async def verify(desk: TheDesk, who: Operator, name: Name, wanted: Which) -> Begun:
+async def verify(desk: TheDesk, who: Operator, name: Name, wanted: Which = Which()) -> Begun:  # noqa: B008
     """Re-read a backup: quick for what it says of itself, full for every byte."""
     store, stored = await desk.manager.find(name)
 
@@ -196,7 +196,12 @@ async def verify(desk: TheDesk, who: Operator, name: Name, wanted: Which) -> Beg
 
 
 @router.post("/api/v1/backup/keep/{name}")
-async def keep(desk: TheDesk, who: Operator, name: Name, wanted: Keeping) -> as_json.ListedJson:
+async def keep(
+    desk: TheDesk,
+    who: Operator,
+    name: Name,
+    wanted: Keeping = Keeping(),  # noqa: B008
+) -> as_json.ListedJson:
     """Pin a backup, so that it is never removed, or let it go again."""
     store, stored = await desk.manager.find(name)
     await desk.manager.keep(store, stored, asker(who), release=not wanted.keep)

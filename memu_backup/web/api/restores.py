@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from memu_backup import anywhere, as_json, words
+from memu_backup import anywhere, as_json, place, words
 from memu_backup.access import Who
 from memu_backup.errors import DamagedArchive, MemuError, RestoreError
 from memu_backup.model import Backup, Level
@@ -53,7 +53,7 @@ async def plan(desk: TheDesk, name: Name, sources: Sources = []) -> as_json.Plan
 
 
 @router.post("/api/v1/backup/restore/{name}", status_code=202)
-async def restore(desk: TheDesk, who: Admin, name: Name, wanted: Restoring) -> Begun:
+async def restore(desk: TheDesk, who: Admin, name: Name, wanted: Restoring = Restoring()) -> Begun:  # noqa: B008
     """Put a backup back to where it lives. What is there is kept, and can be had again by undoing it."""
     store, stored = await desk.manager.find(name)
 
@@ -83,7 +83,7 @@ async def restore(desk: TheDesk, who: Admin, name: Name, wanted: Restoring) -> B
 )
 async def upload_restore(request: Request, desk: TheDesk, who: Admin) -> Begun:
     """Upload a backup and put it back: taken in, compared byte by byte, and only then put in place of what is there."""
-    waiting = Waiting(upload_place(desk))
+    waiting = Waiting(await upload_place(desk))
     key, file = await waiting.take_in(request, desk.manager.config.web.upload_gb * GB)
     try:
         await desk.manager.note(asker(who), "upload", file.name, words.size(file.stat().st_size))
@@ -94,9 +94,15 @@ async def upload_restore(request: Request, desk: TheDesk, who: Admin) -> Begun:
     return begin_with_upload(desk, who, store, stored, (), then=lambda: waiting.let_go(key))
 
 
-def upload_place(desk: Desk) -> Path:
-    """Where uploads wait: on the disk of the backups, as no other is as large."""
-    return next(iter(desk.manager.stores())).directory
+async def upload_place(desk: Desk) -> Path:
+    """Where uploads wait: on the disk of the backups, as no other is as large. Raises StoreError where that is away,
+    UsageError where there is none.
+    """
+    manager = desk.manager
+    manager.config.must_have_jobs()
+    store = manager.stores()[0]
+    await place.found(store, manager.config.host, manager.history)
+    return store.directory
 
 
 def begin_with_upload(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Form, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from memu_backup.errors import NotAllowed
 from memu_backup.web.page.guest import GUEST
 from memu_backup.web.page.shown import page
-from memu_backup.web.who import COOKIE, TheDesk, address_of
+from memu_backup.web.who import COOKIE, TheDesk, address_of, asker, must_not_guess
 
 router = APIRouter()
 
@@ -28,14 +28,14 @@ async def enter(request: Request, code: Code = "") -> Response:
 @router.post("/enter")
 async def entered(request: Request, desk: TheDesk, code: Annotated[str, Form(max_length=200)] = "") -> Response:
     address = address_of(request)
-    if (wait_s := desk.patience.must_wait_s(address)) > 0:
-        raise HTTPException(429, f"Too many attempts from your address. Try again in {wait_s:.0f} s.")
     try:
         cookie = desk.manager.access.redeem(code.strip())
     except NotAllowed as error:
-        desk.patience.failed(address)
+        must_not_guess(desk, address)
         return page(request, "enter.html", None, 401, code="", wrong=str(error))
     desk.patience.succeeded(address)
+    who = desk.manager.access.by_session(cookie)
+    await desk.manager.note(asker(who), "sign in", f"as {who.role}", "done")
     answer = RedirectResponse("/", 303)
     https = request.url.scheme == "https"
     answer.set_cookie(COOKIE, cookie, max_age=_DAYS_S, httponly=True, samesite="strict", secure=https)

@@ -26,7 +26,7 @@ async def upload(request: Request, who: Head) -> Response:
 
 @router.post("/upload")
 async def uploaded(request: Request, desk: TheDesk, who: Head) -> Response:
-    waiting = Waiting(restores.upload_place(desk))
+    waiting = Waiting(await restores.upload_place(desk))
     key, file = await waiting.take_in(request, desk.manager.config.web.upload_gb * restores.GB)
     await desk.manager.note(asker(who), "upload", file.name, words.size(file.stat().st_size))
     try:
@@ -39,7 +39,7 @@ async def uploaded(request: Request, desk: TheDesk, who: Head) -> Response:
 
 @router.get("/upload/{key}")
 async def plan(request: Request, desk: TheDesk, who: Head, key: str) -> Response:
-    store, stored = await asyncio.to_thread(anywhere.look, Waiting(restores.upload_place(desk)).file(key))
+    store, stored = await asyncio.to_thread(anywhere.look, Waiting(await restores.upload_place(desk)).file(key))
     return await shown_plan(request, desk, who, store, stored, [], action=f"/upload/{key}")
 
 
@@ -52,7 +52,7 @@ async def restore(
     source: Annotated[list[str], Form(max_length=100)] = [],  # noqa: B006
 ) -> Response:
     must_be_typed(typed)
-    waiting = Waiting(restores.upload_place(desk))
+    waiting = Waiting(await restores.upload_place(desk))
     store, stored = await asyncio.to_thread(anywhere.look, waiting.file(key))
     restores.begin_with_upload(desk, who, store, stored, source, then=lambda: waiting.let_go(key))
     return RedirectResponse("/", 303)
