@@ -26,6 +26,7 @@ NEEDED = {
     "rsync": ("rsync", "a tree that rsync brings back"),
     "strace": ("strace", "a run that is killed at an exact moment"),
     "/usr/lib/systemd/systemd-udevd": ("udev", "drives that are plugged in"),
+    "nginx": ("nginx-light", "the page behind a reverse proxy"),
     "mkntfs": ("ntfs-3g", "drives that were formatted by Windows"),
     "mkfs.vfat": ("dosfstools", "drives as they were formatted for years"),
     "mkfs.exfat": ("exfatprogs", "drives as they are bought"),

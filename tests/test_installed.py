@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.debian import INSTALL, SETTINGS, Machine, machine, until
@@ -13,10 +14,14 @@ from tests.debian import INSTALL, SETTINGS, Machine, machine, until
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 # A dump is made in the sandbox too: of the only Postgres there is, the one with the history.
+PORT = 18472
 EACH_MINUTE = f"""{SETTINGS.replace('at = "02:00"', 'cron = "* * * * *"')}
 [sources.database]
 kind = "postgres"
 url = "postgresql://postgres@/postgres?host=/var/lib/memu-backup/postgres"
+[web]
+enabled = true
+port = {PORT}
 """
 
 # Runs before the service, with the rights of the service.
@@ -84,6 +89,18 @@ def test_systemd_runs_it_and_brings_it_back(debian: Machine) -> None:
     assert debian.good("memu-backup", "verify").endswith("as it was written.")
     with tarfile.open(next(debian.path("/srv/memu/backups").glob("*.tar.gz"))) as archive:
         assert {"photos/lake.jpg", "database/postgres.dump", "database/globals.sql"} <= set(archive.getnames())
+
+    # Programs and browsers are answered, and somebody is signed in by a link; what is uploaded may be written.
+    token = debian.good("memu-backup", "token", "create", "test", "--role", "admin").splitlines()[0]
+    with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", trust_env=False) as browser:
+        told = browser.get("/api/v1/status", headers={"Authorization": f"Bearer {token}"})
+        assert told.json()["health"] == "healthy", told.text
+        code = debian.good("memu-backup", "page").splitlines()[0].partition("code=")[2]
+        origin = {"Origin": f"http://127.0.0.1:{PORT}"}
+        assert browser.post("/enter", data={"code": code}, headers=origin).status_code == 303
+        assert "<h1>Safe</h1>" in browser.get("/").text
+        wrong = browser.post("/upload", files={"backup_file": ("a", b"no archive")}, headers=origin)
+        assert wrong.status_code == 422, wrong.text
 
     # Killed, or hanging: what it had stopped is brought back at once, and it runs again.
     _drop_in(debian, "WatchdogSec=3")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -30,3 +32,14 @@ def operator(site: Site) -> httpx.Client:
 @pytest.fixture(scope="package")
 def admin(site: Site) -> httpx.Client:
     return site.of("admin")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """For 127.0.0.1, with its key."""
+    made, key = tmp_path / "web.crt", tmp_path / "web.key"
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=backup.example.org", "-addext", "subjectAltName=IP:127.0.0.1"]
+    argv = ["openssl", "req", "-x509", *kind, *names, "-keyout", str(key), "-out", str(made)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return made, key

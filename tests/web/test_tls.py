@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import httpx
@@ -10,16 +9,6 @@ import pytest
 
 from tests.home import Home
 from tests.web.site import Site
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    made, key = tmp_path / "web.crt", tmp_path / "web.key"
-    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=backup.example.org", "-addext", "subjectAltName=IP:127.0.0.1"]
-    argv = ["openssl", "req", "-x509", *kind, *names, "-keyout", str(key), "-out", str(made)]
-    subprocess.run(argv, check=True, capture_output=True)
-    return made, key
 
 
 def test_with_a_certificate_of_its_own_the_cookie_never_goes_without_it(
