@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -43,6 +45,13 @@ _CODES = {400: "usage", 401: "not_allowed", 403: "forbidden", 404: "not_found", 
           429: "too_often"}  # fmt: skip
 
 
+class _Json(JSONResponse):
+    """In ASCII: a file's name may be bytes that are no text, and goes as it is."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
 class Problem(TypedDict):
     code: str
     message: str
@@ -62,6 +71,7 @@ def make(desk: Desk) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url=None,  # its page would bring along scripts of others
         redoc_url=None,
+        default_response_class=_Json,
         responses={"4XX": {"model": ProblemJson}, "5XX": {"model": ProblemJson}},
     )
     app.state.desk = desk

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 
 import httpx
 import pytest
@@ -97,6 +99,29 @@ def test_what_a_stranger_wrote_is_shown_and_does_nothing(
     (site.home.photos / name.replace("/", "\N{FRACTION SLASH}")).unlink()
     for path in (f"/backups/{site.home.archives[-1].name}?path=photos", "/search?q=<script>alert(1)*", "/search?q=%00"):
         assert "<script>alert" not in boss.get(path).text
+
+
+def test_names_that_are_no_text_and_hidden_folders_are_reached_too(
+    site: Site, boss: httpx.Client, operator: httpx.Client
+) -> None:
+    folder = site.home.photos / ".hidden" / "deep"
+    folder.mkdir(parents=True)
+    odd = os.fsdecode(b"caf\xe9 & 50%#?.jpg")  # as an old camera wrote it
+    (folder / odd).write_bytes(PHOTO)
+    key = operator.post("/api/v1/backup/create", json={}).json()["run_id"]
+    assert site.ended(operator, key)["outcome"] == "done"
+    shutil.rmtree(site.home.photos / ".hidden")
+    name = site.home.archives[-1].name
+    inside = boss.get(f"/backups/{name}", params={"path": "photos/.hidden/deep"}).text
+    assert 'href="?path=photos/.hidden#files">One folder up' in inside
+    link = re.search(r'href="(/backups/[^"]*/file\?path=[^"]*)" download', inside)
+    assert link and boss.get(link[1]).content == PHOTO
+    picture = re.search(r'<img[^>]* src="([^"]*)"', inside)
+    assert picture and boss.get(picture[1]).content == PHOTO
+    told = operator.get(f"/api/v1/backup/files/{name}", params={"path": "photos/.hidden/deep"}).json()
+    assert told["entries"][0]["name"] == odd
+    assert operator.get("/api/v1/search", params={"pattern": "caf*"}).json()["found"][0]["path"].endswith(odd)
+    assert "caf" in boss.get("/search", params={"q": "caf*"}).text
 
 
 def test_nothing_is_put_back_unless_it_is_typed(site: Site, made: str, boss: httpx.Client) -> None:

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from typing_extensions import TypedDict
 
@@ -32,7 +32,14 @@ MOST = 2_000
 OPENS = Role.OPERATOR
 """Whoever may see what is in a backup."""
 
-Inner = Annotated[str, Query(max_length=4096, description="a path in the backup")]
+
+def inner(request: Request, path: Annotated[str, Query(max_length=4096, description="in the backup")] = "") -> str:
+    """The path that is asked for, byte for byte: names of files need not be text."""
+    asked = parse_qs(request.scope["query_string"].decode("latin-1"), errors="surrogateescape")
+    return str(asked.get("path", [path])[-1])
+
+
+Inner = Annotated[str, Depends(inner)]
 
 
 class FileJson(TypedDict):
@@ -53,7 +60,7 @@ class Folder(TypedDict):
 
 
 @router.get("/api/v1/backup/files/{name}", dependencies=OPERATOR)
-async def look_into(desk: TheDesk, name: Name, path: Inner = "") -> Folder:
+async def look_into(desk: TheDesk, name: Name, path: Inner) -> Folder:
     """What lies in one folder of a backup, or at its top."""
     store, stored = await desk.manager.find(name)
     stop = Stop()

@@ -33,7 +33,7 @@ PICTURES = {
 
 _MOST_FOUND = 200
 
-Inner = Annotated[str, Query(max_length=4096)]
+Inner = files.Inner
 
 
 @router.get("/backups")
@@ -44,7 +44,7 @@ async def backups(request: Request, desk: TheDesk, who: Guest) -> Response:
 
 
 @router.get("/backups/{name}")
-async def backup(request: Request, desk: TheDesk, who: Guest, name: str, path: Inner = "") -> Response:
+async def backup(request: Request, desk: TheDesk, who: Guest, name: str, path: Inner) -> Response:
     store, stored = await desk.manager.find(name)
     stop = Stop()
     there: list[files.FileJson] = []
@@ -61,7 +61,7 @@ async def backup(request: Request, desk: TheDesk, who: Guest, name: str, path: I
         there=stored,
         state=next((one.state for one in await desk.manager.listing() if one.backup.path == stored.path), "unreadable"),
         path=path.strip("/"),
-        above=str(PurePosixPath(path.strip("/")).parent).removeprefix("."),
+        above=path.strip("/").rpartition("/")[0],
         entries=there[: files.MOST],
         more=len(there) > files.MOST,
         pictures=PICTURES,
@@ -147,7 +147,9 @@ def must_be_typed(typed: str) -> None:
 
 
 @router.get("/search")
-async def search(request: Request, desk: TheDesk, who: Helper, q: Inner = "") -> Response:
+async def search(
+    request: Request, desk: TheDesk, who: Helper, q: Annotated[str, Query(max_length=4096)] = ""
+) -> Response:
     found, wrong, looked = [], "", 0
     if q.strip():
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from functools import cache
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import HTMLResponse
@@ -26,9 +27,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"size": words.size, "files": words.files, "duration": words.duration}
+    environment.filters |= {"size": words.size, "files": words.files, "duration": words.duration, "inner": _inner}
     environment.globals |= {"Role": Role}
     return environment
+
+
+def _inner(path: str) -> str:
+    """A path in a backup, for an address: its very bytes, as ``files.inner`` reads them."""
+    return quote(path, safe="/", errors="surrogateescape")
 
 
 def page(request: Request, template: str, who: Who | None, status: int = 200, **values: Any) -> HTMLResponse:
@@ -53,7 +59,7 @@ def page(request: Request, template: str, who: Who | None, status: int = 200, **
             **values,
         )
     )
-    return HTMLResponse(content, status)
+    return HTMLResponse(content.encode("utf-8", "replace"), status)  # a file's name may be no text
 
 
 def line(activity: Activity) -> dict[str, Any]:
