@@ -21,6 +21,10 @@ class Glance:
         self._begun_s = 0.0
         self._then: tuple[str, ...] = ()
 
+    def forget(self) -> None:
+        """Somebody has just changed how things stand, and looks next."""
+        self._looking = None
+
     async def reports(self) -> Mapping[str, StatusReport]:
         """As ``Manager.reports_in_full``."""
         now_s, now = time.monotonic(), tuple(f"{a.id} {a.outcome}" for a in self._manager.under_way.all())

@@ -39,8 +39,8 @@ Inner = files.Inner
 @router.get("/backups")
 async def backups(request: Request, desk: TheDesk, who: Guest) -> Response:
     listed = await desk.manager.listing()
-    none = "" if listed else str(await desk.manager.none_yet())
-    return page(request, "backups.html", who, listed=listed, none=none)
+    nothing = "" if listed else str(await desk.manager.none_yet())
+    return page(request, "backups.html", who, listed=listed, nothing=nothing)
 
 
 @router.get("/backups/{name}")

@@ -63,6 +63,7 @@ async def overview(request: Request, desk: TheDesk, who: Guest) -> Response:
         tested = [words.restore_test(report.drill, now, zone)] if report.drill else []
         more = [one for one in words.details(report, told, now, zone) if one not in tested]
         jobs.append((job, words.status_message(report, now, zone).splitlines()[1:] + tested, more))
+    asked = [(words.question(r.doubts), r.in_doubt.filename) for r in reports.values() if r.in_doubt]
     free = next((r for r in reports.values() if r.free_bytes is not None), None)
     until = now.astimezone(zone).date()
     full = None
@@ -76,6 +77,7 @@ async def overview(request: Request, desk: TheDesk, who: Guest) -> Response:
         verdict=_VERDICTS[worst],
         jobs=jobs,
         off=manager.config.off,
+        asked=asked,
         names=list(manager.config.jobs),
         drives=[(drive, words.drive_age(drive, now, zone)) for r in list(reports.values())[:1] for drive in r.drives],
         free=free.free_bytes if free else None,
@@ -136,6 +138,13 @@ async def start(desk: TheDesk, who: Helper, job: Annotated[str, Form(max_length=
     return RedirectResponse("/", 303)
 
 
+@router.post("/accept")
+async def accept(desk: TheDesk, who: Head, backup: Annotated[str, Form(max_length=255)]) -> Response:
+    await desk.manager.accept(*await desk.manager.find(backup), asker(who))
+    desk.glance.forget()
+    return RedirectResponse("/", 303)
+
+
 @router.post("/undo")
 async def undo(desk: TheDesk, who: Head) -> Response:
     """In the background, as services stop and start for it."""
@@ -187,6 +196,7 @@ async def trust(
     desk: TheDesk, who: Head, drive: Annotated[str, Form(max_length=255)], name: Words = "", kept_at: Words = ""
 ) -> Response:
     await desk.manager.passports.trust(drive, asker(who), called=name.strip(), kept_at=kept_at.strip())
+    desk.glance.forget()
     return RedirectResponse("/drives", 303)
 
 
