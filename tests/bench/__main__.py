@@ -14,13 +14,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from tests.bench import corpus, measure, table
-from tests.bench.corpus import MB, Size
+from tests.bench.corpus import CACHE
 from tests.bench.measure import Sample, run
 from tests.bench.table import Figures
 from tests.bench.tools import PEERS, Memu, Tool, lacking, prove_seconds
 from tests.disks import loop_disk, own_bytes
 
-CACHE = Path(".bench")
 CHANGED = 0.01
 
 
@@ -28,13 +27,9 @@ def main() -> int:
     options = _options()
     if lacking():
         return 1
-    CACHE.mkdir(exist_ok=True)
-    size = Size(options.size_mb * MB, options.small, options.small_bytes)
-    # In a process of its own: a child's peak memory begins with what its parent ever had.
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-        place = (CACHE / f"corpus-{options.size_mb}-{options.small}").absolute()
-        household = builder.submit(corpus.build, place, size).result()
-        builder.submit(measure.read_once, household).result()
+    household, size = corpus.made(options)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as reader:
+        reader.submit(measure.read_once, household).result()
     tools: list[type[Tool]] = [Memu] if options.alone else [Memu, *PEERS]
     work = (CACHE / "work").absolute()
     shutil.rmtree(work, ignore_errors=True)

@@ -9,8 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -19,12 +17,11 @@ import asyncpg
 from memu_backup.postgres.programs import programs
 from memu_backup.postgres.server import PostgresServer
 from tests.bench import corpus
-from tests.bench.corpus import MB, Size
+from tests.bench.corpus import CACHE, Size
 from tests.bench.measure import Sample, run
 from tests.bench.table import mark
 from tests.bench.tools import MEMU, lacking
 
-CACHE = Path(".bench")
 DATABASE = "chat"
 ROWS_A_MB = 4_000
 SPEC_GB, SPEC_MINUTES = 50, 60
@@ -205,11 +202,7 @@ def main() -> int:
     options, _ = parser.parse_known_args()
     if lacking():
         return 1
-    CACHE.mkdir(exist_ok=True)
-    size = Size(options.size_mb * MB, options.small, options.small_bytes)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-        place = (CACHE / f"corpus-{options.size_mb}-{options.small}").absolute()
-        household = builder.submit(corpus.build, place, size).result()
+    household, size = corpus.made(options)
     work = (CACHE / "back").absolute()
     shutil.rmtree(work, ignore_errors=True)
     server = PostgresServer(work / "server")

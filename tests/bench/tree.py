@@ -6,18 +6,15 @@ import argparse
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 from tests.bench import corpus
-from tests.bench.corpus import MB, Size
+from tests.bench.corpus import CACHE, Size
 from tests.bench.measure import Sample, run
 from tests.bench.table import mark
 from tests.bench.tools import Borg, Memu, Restic, lacking, prove_seconds
 
-CACHE = Path(".bench")
 CHANGED = 0.01
 
 
@@ -57,11 +54,7 @@ def main() -> int:
     options, _ = parser.parse_known_args()
     if lacking("rsync"):
         return 1
-    CACHE.mkdir(exist_ok=True)
-    size = Size(options.size_mb * MB, options.small, options.small_bytes)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-        place = (CACHE / f"corpus-{options.size_mb}-{options.small}").absolute()
-        household = builder.submit(corpus.build, place, size).result()
+    household, size = corpus.made(options)
     work = (CACHE / "tree").absolute()
     shutil.rmtree(work, ignore_errors=True)
     try:

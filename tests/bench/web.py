@@ -9,10 +9,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from datetime import datetime
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -20,12 +18,11 @@ import aiohttp
 
 from memu_backup.postgres.server import PostgresServer
 from tests.bench import corpus
-from tests.bench.corpus import MB, Size
+from tests.bench.corpus import CACHE, MB
 from tests.bench.table import mark
 from tests.bench.tools import MEMU
 from tests.web.site import free_port
 
-CACHE = Path(".bench")
 READERS, DOWNLOADS = 50, 4
 SLOW_BYTES_A_S = 2 * MB
 P95_S, SLOWER = 0.1, 1.2
@@ -126,11 +123,7 @@ def main() -> int:
     corpus.add_options(parser)
     parser.add_argument("--rounds", type=int, default=3, help="how many backups of each kind (default: 3)")
     options, _ = parser.parse_known_args()
-    CACHE.mkdir(exist_ok=True)
-    size = Size(options.size_mb * MB, options.small, options.small_bytes)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as builder:
-        folder = (CACHE / f"corpus-{options.size_mb}-{options.small}").absolute()
-        household = builder.submit(corpus.build, folder, size).result()
+    household, size = corpus.made(options)
     work = (CACHE / "web").absolute()
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
