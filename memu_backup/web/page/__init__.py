@@ -6,10 +6,10 @@ from importlib import resources
 
 from fastapi import APIRouter, HTTPException, Response
 
-from memu_backup.web.page import backups, entering, overview, uploads
+from memu_backup.web.page import backups, deeds, drives, entering, overview, records, uploads
 
 router = APIRouter(include_in_schema=False)
-for part in (entering, overview, backups, uploads):
+for part in (entering, overview, deeds, backups, uploads, drives, records):
     router.include_router(part.router)
 
 _KINDS = {

@@ -1,37 +1,29 @@
-"""One glance: is everything safe, what runs, which nights have a backup; the drives, and what the settings say."""
+"""One glance: is everything safe, what runs, which nights have a backup, and how large they become."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from functools import partial
-from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
-from fastapi.responses import RedirectResponse, StreamingResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 
-from memu_backup import config_shown, words
-from memu_backup.access import Role, Who
-from memu_backup.errors import UsageError
+from memu_backup import words
+from memu_backup.access import Role
 from memu_backup.model import Health, Run, Status
 from memu_backup.sources import told
-from memu_backup.under_way import Note, UnderWay
-from memu_backup.web.api import backups as api
-from memu_backup.web.api import restores
-from memu_backup.web.desk import Desk
-from memu_backup.web.page.guest import GUEST, Guest, Head, Helper
+from memu_backup.under_way import UnderWay
+from memu_backup.web.page.guest import GUEST, Guest
 from memu_backup.web.page.shown import line, page
-from memu_backup.web.who import TheDesk, asker
+from memu_backup.web.who import TheDesk
 
 router = APIRouter()
 
 _WEEKS = 5
 _BARS = 30
 _VERDICTS = {Health.HEALTHY: "Safe", Health.WARNING: "Look at this", Health.CRITICAL: "Act now"}
-
-Words = Annotated[str, Form(max_length=100)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +81,8 @@ async def overview(request: Request, desk: TheDesk, who: Guest) -> Response:
     )
 
 
-def calendar(runs: Sequence[Run], today: date, day_of: object) -> list[list[Day]]:
+def calendar(runs: Sequence[Run], today: date, day_of: Callable[[Run], date]) -> list[list[Day]]:
     """Weeks from Monday on, the newest last; each day with the best that was made on it."""
-    assert callable(day_of)
     made: dict[date, list[Run]] = {}
     for run in runs:
         made.setdefault(day_of(run), []).append(run)
@@ -116,9 +107,8 @@ def _day(day: date, runs: Sequence[Run], *, expected: bool) -> Day:
     return Day(day, state, said.get(state, "it failed"))
 
 
-def chart(runs: Sequence[Run], when: object) -> list[Bar]:
+def chart(runs: Sequence[Run], when: Callable[[Run], str]) -> list[Bar]:
     """The last good ones, the newest last."""
-    assert callable(when)
     good = [run for run in runs if run.status is Status.SUCCESS and run.size_bytes][:_BARS][::-1]
     largest = max((run.size_bytes for run in good), default=1)
     longest = max((run.duration_seconds or 0 for run in good), default=0) or 1
@@ -132,47 +122,6 @@ def chart(runs: Sequence[Run], when: object) -> list[Bar]:
     ]
 
 
-@router.post("/start")
-async def start(desk: TheDesk, who: Helper, job: Annotated[str, Form(max_length=255)], called: Words = "") -> Response:
-    api.begin(desk, who, desk.manager.config.job(job).name, api.fit(called.strip()) if called.strip() else "")
-    return RedirectResponse("/", 303)
-
-
-@router.post("/accept")
-async def accept(desk: TheDesk, who: Head, backup: Annotated[str, Form(max_length=255)]) -> Response:
-    await desk.manager.accept(*await desk.manager.find(backup), asker(who))
-    desk.glance.forget()
-    return RedirectResponse("/", 303)
-
-
-@router.post("/undo")
-async def undo(desk: TheDesk, who: Head) -> Response:
-    """In the background, as services stop and start for it."""
-    undoing = partial(_undone, desk, who)
-    restores.begin(desk, who, "the last restore, the other way round", undoing)
-    return RedirectResponse("/", 303)
-
-
-async def _undone(desk: Desk, who: Who, note: Note) -> None:
-    done = await desk.manager.returns.undo(None, asker(who), note.step)
-    note.step(" ".join(["All of it is exchanged.", *(ran.problem for ran in done.ran if ran.problem)]))
-
-
-@router.post("/release")
-async def release(desk: TheDesk, who: Head, stamp: Annotated[str, Form(max_length=64)], typed: Words = "") -> Response:
-    if typed.strip().casefold() != "remove":
-        raise UsageError("Type the word remove to do this; nothing was changed.")
-    await desk.manager.returns.release(stamp, asker(who))
-    return RedirectResponse("/", 303)
-
-
-@router.post("/cancel")
-async def cancel(desk: TheDesk, who: Helper, activity: Annotated[str, Form(max_length=64)]) -> Response:
-    ended = desk.manager.under_way.cancel(activity, asker(who))
-    await desk.manager.note(asker(who), "cancel", f"{ended.what} {ended.subject}", "asked")
-    return RedirectResponse("/", 303)
-
-
 @router.get("/live", dependencies=GUEST)
 async def live(desk: TheDesk) -> StreamingResponse:
     """What is under way, in the words of the page."""
@@ -182,41 +131,3 @@ async def live(desk: TheDesk) -> StreamingResponse:
 async def _live(under_way: UnderWay) -> AsyncIterator[str]:
     async for there in under_way.watch():
         yield f"data: {json.dumps([line(one) for one in there])}\n\n"
-
-
-@router.get("/drives")
-async def drives(request: Request, desk: TheDesk, who: Guest) -> Response:
-    now, zone = desk.clock(), desk.manager.config.zone
-    known = desk.manager.passports.known.drives()
-    return page(request, "drives.html", who, drives=[(d, words.days_ago(d.last_copied_at, now, zone)) for d in known])
-
-
-@router.post("/drives/trust")
-async def trust(
-    desk: TheDesk, who: Head, drive: Annotated[str, Form(max_length=255)], name: Words = "", kept_at: Words = ""
-) -> Response:
-    await desk.manager.passports.trust(drive, asker(who), called=name.strip(), kept_at=kept_at.strip())
-    desk.glance.forget()
-    return RedirectResponse("/drives", 303)
-
-
-@router.post("/drives/rename")
-async def rename(
-    desk: TheDesk, who: Helper, drive: Annotated[str, Form(max_length=255)], name: Words = "", kept_at: Words = ""
-) -> Response:
-    await desk.manager.passports.rename(drive, asker(who), called=name.strip() or None, kept_at=kept_at.strip())
-    return RedirectResponse("/drives", 303)
-
-
-@router.get("/activity")
-async def activity(request: Request, desk: TheDesk, who: Helper) -> Response:
-    manager = desk.manager
-    runs, away = await manager.history.known_runs(host=manager.config.host, quiet=True)
-    events = [] if away else await manager.history.audit_log(50)
-    return page(request, "activity.html", who, runs=runs[:50], events=events, away=away)
-
-
-@router.get("/settings")
-async def settings(request: Request, desk: TheDesk, who: Helper) -> Response:
-    shown = json.dumps(config_shown.show(desk.manager.config), indent=2, ensure_ascii=False, default=str)
-    return page(request, "settings.html", who, settings=shown, file=str(desk.manager.config.path))
