@@ -5,28 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memu_backup import (
-    alarms,
     anywhere,
     catalog,
     clean,
-    digest,
     guard,
     lock,
     place,
     rebuild,
     recover,
-    report,
     restores,
     schedule,
     standstill,
-    status,
     verify,
     whole,
 )
@@ -38,14 +33,14 @@ from memu_backup.checks import Finding
 from memu_backup.clean import Decision, Shelf
 from memu_backup.clock import Clock, now
 from memu_backup.config import Config, Job
-from memu_backup.digest import Digest
 from memu_backup.drills import Drills
 from memu_backup.errors import LockHeld, RestoreError, StoreError, UnknownBackup, UsageError
 from memu_backup.history import History
-from memu_backup.model import Backup, Drill, Level, Problem, ReportKind, Run, StatusReport, Trigger
+from memu_backup.model import Backup, Level, Run, Trigger
 from memu_backup.passports import Passports
 from memu_backup.rereading import Rereading
 from memu_backup.returns import Returns
+from memu_backup.standing import Standing
 from memu_backup.stores import OnProgress, Store, Verdict
 from memu_backup.stores import kinds as store_kinds
 from memu_backup.under_way import Note, UnderWay
@@ -102,6 +97,17 @@ class Manager:
             clock,
         )
         self.rereading = Rereading(config, history, self._audit, self.stores(), clock)
+        self.standing = Standing(
+            config,
+            history,
+            self.passports,
+            self.visits,
+            self.rereading,
+            self._shelf,
+            self.stores,
+            self.left_down,
+            clock,
+        )
         self.drills = Drills(
             config,
             history,
@@ -341,10 +347,6 @@ class Manager:
                 return store, stored
         raise UnknownBackup("That backup is not there any more. See what there is with: memu-backup list")
 
-    async def waiting(self) -> dict[str, Run]:
-        """By job, the suspicious backup of which nobody has said yet that it is as it should be."""
-        return {job: report.in_doubt for job, report in (await self.reports()).items() if report.in_doubt}
-
     async def search(self, pattern: str, on_progress: OnProgress = nobody_watches) -> tuple[list[Backup], Found]:
         """Look for a file in all backups, of every job, machine and place; these backups, and what was found.
 
@@ -366,43 +368,8 @@ class Manager:
         jobs = {name: self.store(self.config.job(name)) for name in self.config.jobs}
         stores = {store: [n for n, s in jobs.items() if s.directory == store.directory] for store in self.stores()}
         left = self.left_down()
-        async for finding in check.check(self.config, stores, self.history, self.reports, left, self._clock):
+        async for finding in check.check(self.config, stores, self.history, self.standing.reports, left, self._clock):
             yield finding
-
-    async def reports(self) -> dict[str, StatusReport]:
-        """Where each job stands. Always answers, see ``report.of_job``. One that is switched off is no concern, unless
-        all are.
-        """
-        on = [name for name, job in self.config.jobs.items() if job.enabled] or list(self.config.jobs)
-        drills, _ = await self.history.drills()
-        found = {name: await self._report(self.config.job(name), drills) for name in on}
-        if self.left_down():
-            found = {name: status.with_problem(report, Problem.SERVICES_DOWN) for name, report in found.items()}
-        chat = alarms.read(alarms.file_in(self.config.state_dir)).alarms.get(alarms.CHAT)
-        if chat and not chat.over and chat.told.due <= self._clock():
-            problem = Problem.CHAT_ENDED if chat.cause == alarms.SIGNED_OUT else Problem.CHAT_BROKEN
-            found = {name: status.with_problem(report, problem) for name, report in found.items()}
-        drives, copying = tuple(d for d in self.passports.known.drives() if d.trusted_at), self.visits.copying()
-        return {name: replace(report, drives=drives, copying=copying) for name, report in found.items()}
-
-    async def reports_in_full(self) -> dict[str, StatusReport]:
-        """The same, with how much of what is stored was re-read in time."""
-        covered = await self.rereading.coverage()
-        return {job: replace(report, coverage=covered) for job, report in (await self.reports()).items()}
-
-    async def digest(self, kind: ReportKind) -> Digest:
-        """A report on the jobs of this machine. Always answers, see ``digest``; without what lies on a disk that is
-        away.
-        """
-        runs, away = await self.history.known_runs(host=self.config.host, quiet=True)
-        try:
-            stored = [there for _, there in await catalog.backups(self.stores())]
-        except StoreError as error:
-            log.info("%s", error)
-            stored = []
-        mine = [b for b in stored if b.manifest and b.manifest.host == self.config.host]
-        known = status.with_unrecorded(runs, mine)
-        return digest.digest(kind, await self.reports(), known, mine, self._clock(), history_away=away)
 
     async def at_work(self, job: str) -> bool:
         """Whether somebody works in the place of a job, in this process or another; True where that cannot be seen."""
@@ -411,27 +378,6 @@ class Manager:
             return await place.seen(store, partial(lock.taken, store.directory))
         except StoreError:
             return True
-
-    async def _report(self, job: Job, drills: Sequence[Drill]) -> StatusReport:
-        wait = schedule.usual_wait(job.cron, self.config.zone, self._clock()) if job.cron else None
-        copied = [d.last_copied_at for d in self.passports.known.drives() if d.last_copied_at]
-        return await report.of_job(
-            self._shelf(job),
-            self.history,
-            self._clock,
-            interval=wait,
-            usb_overdue_days=self.config.usb.overdue_days if job.to_drives else 0,
-            usb_copied_at=max(copied, default=None),
-            drills=[drill for drill in drills if drill.job == job.name] if self.config.drill.enabled else None,
-        )
-
-    async def reports_elsewhere(self) -> dict[tuple[str, str], StatusReport]:
-        """Where the jobs of the other machines stand that share this history, see ``report.elsewhere``."""
-        return await report.elsewhere(self.history, self.config.host, self._clock)
-
-    async def attempts(self, name: str) -> list[Run]:
-        """The newest runs of a job, see ``report.attempts``."""
-        return await report.attempts(self._shelf(self.config.job(name)), self.history, self._clock)
 
     def _shelf(self, job: Job) -> Shelf:
         return Shelf(self.store(job), job.name, self.config.host, job.retention, self.config.zone)

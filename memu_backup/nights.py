@@ -104,7 +104,7 @@ class Nights:
         if job in self._under_way:
             return  # it is this service's own thread, and its end is taken up where it is made
         before = watch.last
-        last = next(filter(_counts, await self._manager.attempts(job)), None)
+        last = next(filter(_counts, await self._manager.standing.attempts(job)), None)
         if last and watch.last == before:  # else something was begun meanwhile
             watch.last = last.created_at
             self._pause(last)
@@ -113,7 +113,7 @@ class Nights:
     async def _catch_up(self, job: str, due: datetime) -> None:
         """One backup for all that were missed, unless somebody made one by hand since."""
         when = f"{due.astimezone(self._config.zone):%Y-%m-%d %H:%M}"
-        attempts = await self._manager.attempts(job)
+        attempts = await self._manager.standing.attempts(job)
         if any(run.created_at >= due and run.status is not Status.FAILED for run in attempts):
             log.info("The backup of job %s that was due %s was made by hand since.", job, when)
             return
@@ -122,7 +122,7 @@ class Nights:
 
     async def _try_again(self, job: str, failed: Run) -> None:
         """Another attempt for the same night, unless there was a run since."""
-        attempts = await self._manager.attempts(job)
+        attempts = await self._manager.standing.attempts(job)
         if all(run.created_at <= failed.created_at for run in attempts if _counts(run)):
             await self._back_up(job, failed.trigger, failed.attempt + 1)
 

@@ -219,7 +219,7 @@ class Teller:
             blind = not away and any(report.history_away for report in self._reports.values())
             if before == seen and sunday <= at <= now < following and not blind:
                 return
-        self._reports = await self._manager.reports()
+        self._reports = await self._manager.standing.reports()
         self._looked = seen, now, self._next_look(now)
         self.on_rows()
 
@@ -278,7 +278,7 @@ class Teller:
             topic = f"report:{kind}/{since.isoformat()}"
             alarm = self._book.alarms.get(topic)
             heard = alarm and (ROOM in alarm.told.by or (alarm.told.by and not self.expects_room))
-            text = "" if heard else digest.text(await self._manager.digest(kind), zone)
+            text = "" if heard else digest.text(await self._manager.standing.digest(kind), zone)
             due.append(Trouble(topic, "report", text, once=True))
         return due
 

@@ -92,6 +92,7 @@ FLOORS = (
         "rereading",
         "returns",
         "teller",
+        "standing",
         "under_way",
         "visits",
     }

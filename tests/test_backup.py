@@ -136,7 +136,7 @@ async def test_two_machines_with_one_history_and_one_folder_leave_each_other_alo
         assert {a.name for a in home.archives} == {first.filename, mine.filename}
         assert (await ours.find("latest"))[1].name == mine.filename
         assert (await theirs.find("latest"))[1].name == first.filename
-        assert (await ours.reports())["nightly"].stored_count == 1
+        assert (await ours.standing.reports())["nightly"].stored_count == 1
     assert {(r["host"], bool(r["deleted_at"])) for r in home.rows()} == {
         ("other", False),
         ("family-server", True),

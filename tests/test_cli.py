@@ -277,12 +277,12 @@ def test_backups_that_cannot_be_looked_at_are_not_taken_for_none(empty: Home) ->
 
 
 BROKEN = """
-from memu_backup import cli, manager
+from memu_backup import cli, standing
 
 async def reports(self):
     raise ValueError("moonlight")
 
-manager.Manager.reports = reports
+standing.Standing.reports = reports
 cli.main()
 """
 

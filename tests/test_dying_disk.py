@@ -155,7 +155,7 @@ async def test_a_run_into_a_disk_that_hangs_is_given_up_and_holds_up_nothing_els
             with disk.hangs():
                 heart = asyncio.create_task(beat())
                 run = await asyncio.wait_for(manager.back_up("nightly", Trigger.SCHEDULE, SCHEDULER), 20)
-                for asked in (manager.listing, manager.reports, manager.recover):
+                for asked in (manager.listing, manager.standing.reports, manager.recover):
                     with suppress(StoreError):
                         await asyncio.wait_for(asked(), 20)
                 heart.cancel()

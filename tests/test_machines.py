@@ -112,7 +112,7 @@ async def test_rows_of_another_machine_are_found_below_any_number_of_ours(homes:
             "INSERT INTO backup_history (filename, size_bytes, status) VALUES ('by the script', 0, 'success')",
             "SELECT 1",
         )
-        reports = await manager.reports_elsewhere()
+        reports = await manager.standing.elsewhere()
     assert list(reports) == [("cellar", "old")]
 
 

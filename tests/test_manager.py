@@ -78,8 +78,8 @@ async def test_recovering_settles_what_killed_runs_left(manager: Manager, home: 
     with lock.held(home.backups, "backup job nightly"):
         await manager.recover()  # somebody is at work: theirs is not touched
         assert (home.backups / ".stage-0000").exists()
-        assert (await manager.reports())["nightly"].in_progress == begun
-    assert (await manager.reports())["nightly"].in_progress is None
+        assert (await manager.standing.reports())["nightly"].in_progress == begun
+    assert (await manager.standing.reports())["nightly"].in_progress is None
 
     await manager.recover()
     assert home.leftovers() == []
@@ -114,7 +114,7 @@ async def test_a_row_follows_its_file_that_went_or_came_back_without_a_word(mana
     assert await deleted() == []
     (home.backups / newest.filename).rename(home.folder / "kept")
     assert await deleted() == []
-    assert (await manager.reports())["nightly"].problems == (Problem.BACKUP_GONE,)
+    assert (await manager.standing.reports())["nightly"].problems == (Problem.BACKUP_GONE,)
     (home.folder / "kept").rename(home.backups / newest.filename)
     home.backups.rename(home.folder / "mounted")
     home.backups.mkdir()
@@ -134,7 +134,7 @@ async def test_rows_are_found_below_any_number_of_newer_ones(manager: Manager, h
         "SELECT 1",
     )
     assert [listed.state for listed in await manager.listing()] == ["damaged"]
-    assert (await manager.reports())["nightly"].last_good is None
+    assert (await manager.standing.reports())["nightly"].last_good is None
     store, stored = await manager.find("latest")
     assert (await manager.verify(store, stored, Level.FULL, GRANDMA)).good
     (row,) = await manager.history.runs(called=[run.run_id])
@@ -200,7 +200,7 @@ async def test_an_error_of_the_history_that_nobody_thought_of_costs_no_backup(
         strange.setattr(asyncpg, "connect", odd)
         run = await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)
         assert run.status is Status.SUCCESS and len(home.archives) == 2
-        assert (await manager.reports())["nightly"].history_away
+        assert (await manager.standing.reports())["nightly"].history_away
         # And where even the spool breaks, in a way of its own.
         strange.setattr(rows, "to_json", lambda _: 1 / 0)
         assert (await manager.back_up("nightly", Trigger.MANUAL, GRANDMA)).status is Status.SUCCESS
@@ -261,7 +261,7 @@ async def test_settings_that_share_the_history_but_not_the_place_leave_each_othe
     (row,) = [r for r in await manager.history.runs() if r.status is Status.IN_PROGRESS]
     assert row.location == str(home.backups / row.filename)
     await theirs.recover()  # nobody holds their folder
-    assert (await theirs.reports())["nightly"].problems == (Problem.NO_BACKUP,)
+    assert (await theirs.standing.reports())["nightly"].problems == (Problem.NO_BACKUP,)
     first = await theirs.back_up("nightly", Trigger.MANUAL, GRANDMA)
     assert [r for r in await manager.history.runs() if r.error_code] == []
     ours = await running
@@ -270,7 +270,7 @@ async def test_settings_that_share_the_history_but_not_the_place_leave_each_othe
         r.run_id for r in (done, first, ours)
     }
     for each, last in ((manager, ours), (theirs, first)):
-        report = (await each.reports())["nightly"]
+        report = (await each.standing.reports())["nightly"]
         assert (report.problems, report.last) == ((), last)
 
 

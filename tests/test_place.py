@@ -84,7 +84,7 @@ async def test_a_mark_below_the_mount_point_does_not_let_the_night_fill_the_root
             assert fingerprints(home.backups) == empty
             assert (run.status, run.error_code) == (Status.FAILED, "not_mounted") and run.error
             assert "are not there" in run.error or "is not there" in run.error
-            assert (await manager.reports())["nightly"].health is Health.CRITICAL
+            assert (await manager.standing.reports())["nightly"].health is Health.CRITICAL
             for asked in (("list",), ("find", "lake.jpg"), ("restore",), ("verify",)):
                 said = home.run(*asked)
                 assert "its disk is probably not mounted. Mount it and type the same again." in said.out + said.err
@@ -134,7 +134,7 @@ async def test_who_only_asks_how_things_stand_waits_once_for_a_disk_that_hangs_a
         async with managed(home, [NIGHT]) as manager:
             for longest_s in (2.0, 0.3, 0.3):
                 began = time.monotonic()
-                report = (await manager.reports())["nightly"]
+                report = (await manager.standing.reports())["nightly"]
                 assert report.problems[0] is Problem.CANNOT_LOOK and time.monotonic() - began < longest_s
                 assert await manager.at_work("nightly")
             with pytest.raises(NotMounted, match="does not answer"):
@@ -142,7 +142,7 @@ async def test_who_only_asks_how_things_stand_waits_once_for_a_disk_that_hangs_a
             assert threading.active_count() == before + 1
     async with managed(home, [NIGHT]) as manager:
         deadline = time.monotonic() + 10
-        while Problem.CANNOT_LOOK in (await manager.reports())["nightly"].problems:
+        while Problem.CANNOT_LOOK in (await manager.standing.reports())["nightly"].problems:
             assert time.monotonic() < deadline, "it is asked again when it answers"
             await asyncio.sleep(0.05)
 

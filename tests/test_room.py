@@ -123,7 +123,7 @@ async def test_the_first_backup_asks_for_nothing_but_what_shall_stay_free(home: 
 async def test_the_status_tells_of_a_disk_before_it_is_full_and_what_it_tells_comes_true(home: Home) -> None:
     async def report(nights: int) -> StatusReport:
         async with managed(home, [BEGIN + timedelta(days=nights, hours=-1)]) as manager:
-            return (await manager.reports())["nightly"]
+            return (await manager.standing.reports())["nightly"]
 
     await made(home, 2, "keep_last = 9")
     told = await report(2)
@@ -148,9 +148,9 @@ async def test_while_a_backup_is_made_nothing_is_told_of_a_disk_that_it_half_fil
     await made(home, 7, "keep_last = 9")
     async with managed(home, [BEGIN + timedelta(days=6, hours=1)]) as manager:
         with lock.held(home.backups, "backup job nightly"):
-            told = (await manager.reports())["nightly"]
+            told = (await manager.standing.reports())["nightly"]
         assert (told.problems, told.free_bytes) == ((), None)
-        assert (await manager.reports())["nightly"].problems == (Problem.NO_ROOM,)
+        assert (await manager.standing.reports())["nightly"].problems == (Problem.NO_ROOM,)
 
 
 @pytest.mark.slow

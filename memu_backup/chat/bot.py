@@ -124,7 +124,7 @@ class Bot:
 
     async def _status(self) -> Reply:
         self._manager.config.must_have_jobs()
-        return markup.status(await self._manager.reports_in_full(), self._clock(), self._manager.config.zone)
+        return markup.status(await self._manager.standing.reports_in_full(), self._clock(), self._manager.config.zone)
 
     async def _list(self) -> str:
         jobs, found = self._manager.config.jobs, []
@@ -155,7 +155,7 @@ class Bot:
         if job is None:
             return markup.headed(messages.which_job(jobs))
         now, zone = self._clock(), self._manager.config.zone
-        reports = await self._manager.reports()
+        reports = await self._manager.standing.reports()
         for report in reports.values():
             if report.in_progress:
                 return markup.headed(messages.running(report.in_progress.created_at, now, zone))
@@ -209,7 +209,7 @@ class Bot:
         """What is named, or the one that waits for an answer."""
         if name:
             return await self._accepted(*await self._manager.find(name), sender)
-        waiting = list((await self._manager.waiting()).values())
+        waiting = list((await self._manager.standing.waiting()).values())
         if len(waiting) == 1:
             return await self._accepted(*await self._manager.of_run(waiting[0].run_id), sender)
         said = messages.which_backup([run.filename for run in waiting]) if waiting else messages.nothing_waits()
@@ -218,12 +218,12 @@ class Bot:
     async def _accepted(self, store: Store, backup: Backup, sender: str) -> Reply:
         """Only as long as that is asked: what a newer backup has settled needs no answer."""
         job = backup.manifest.job if backup.manifest else ""
-        if job not in await self._manager.waiting():
+        if job not in await self._manager.standing.waiting():
             return markup.headed(messages.nothing_waits())
         accepted = await self._manager.accept(store, backup, Asker(sender, "chat"))
         if not accepted:
             return markup.headed(messages.nothing_waits())
-        still = (await self._manager.waiting()).get(job)
+        still = (await self._manager.standing.waiting()).get(job)
         times = [there.created_at for there in accepted]
         said = still.error or "" if still else ""
         return markup.headed(messages.accepted(times, said, self._clock(), self._manager.config.zone))

@@ -49,11 +49,11 @@ async def status(
     away = ""
     async with the_manager() as manager:
         host, zone, off = manager.config.host, manager.config.zone, manager.config.off
-        mine = await (manager.reports_in_full() if details or json else manager.reports())
+        mine = await (manager.standing.reports_in_full() if details or json else manager.standing.reports())
         in_brief = briefly.brief(manager.config, mine) if brief else None
         reports = {(host, job): report for job, report in mine.items()}
         try:
-            reports |= await manager.reports_elsewhere() if everywhere else {}
+            reports |= await manager.standing.elsewhere() if everywhere else {}
         except HistoryAway as error:
             away = f"Of other machines nothing can be told: {error}"
     if brief:
@@ -86,7 +86,7 @@ async def report(
     from memu_backup import as_json, console, digest
 
     async with the_manager() as manager:
-        told = await manager.digest(kind)
+        told = await manager.standing.digest(kind)
         zone, off = manager.config.zone, manager.config.off
     if json:
         console.print_json(as_json.digest(told))

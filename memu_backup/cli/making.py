@@ -132,7 +132,7 @@ async def accept(
 
 async def _waiting(manager: Manager) -> tuple[Store, Backup] | None:
     """The backup that somebody is asked about. Raises UsageError where there are several."""
-    runs = list((await manager.waiting()).values())
+    runs = list((await manager.standing.waiting()).values())
     if len(runs) > 1:
         raise UsageError(f"Which backup? Name one of these: {', '.join(run.location for run in runs)}")
     return await manager.of_run(runs[0].run_id) if runs else None

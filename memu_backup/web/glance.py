@@ -26,9 +26,9 @@ class Glance:
         self._looking = None
 
     async def reports(self) -> Mapping[str, StatusReport]:
-        """As ``Manager.reports_in_full``."""
+        """As ``Standing.reports_in_full``."""
         now_s, now = time.monotonic(), tuple(f"{a.id} {a.outcome}" for a in self._manager.under_way.all())
         if self._looking is None or now_s - self._begun_s > _FRESH_S or now != self._then:
             self._begun_s, self._then = now_s, now
-            self._looking = asyncio.create_task(self._manager.reports_in_full(), name="a glance")
+            self._looking = asyncio.create_task(self._manager.standing.reports_in_full(), name="a glance")
         return await asyncio.shield(self._looking)

@@ -24,12 +24,14 @@ from memu_backup.chat.account import Account, Safe
 from memu_backup.chat.bot import run as bot_runs
 from memu_backup.chat.heard import Heard
 from memu_backup.clock import Clock, now
-from memu_backup.config import load
+from memu_backup.config import Config, load
 from memu_backup.errors import ChatError
+from memu_backup.history import History
 from memu_backup.lock import held
 from memu_backup.manager import Manager, history_of
 from memu_backup.model import StatusReport
 from memu_backup.postgres.server import PostgresServer
+from memu_backup.standing import Standing
 from memu_backup.teller import Teller
 from tests.chat.conftest import Person
 from tests.chat.family import Family, configure, joined, start, until
@@ -185,7 +187,7 @@ async def test_a_failure_that_comes_as_the_history_goes_is_told_when_it_is_back(
     home.configure(sources=NO_DATABASE)
     name = database.rpartition("/")[2].partition("?")[0]
 
-    class Between(Manager):
+    class Between(Standing):
         outage = False
 
         async def reports(self) -> dict[str, StatusReport]:
@@ -198,7 +200,12 @@ async def test_a_failure_that_comes_as_the_history_goes_is_told_when_it_is_back(
             finally:
                 await query(postgres.url(), f"ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true", "SELECT 1")
 
-    async with telling(home, now, receiver, kind=Between):
+    class Watched(Manager):
+        def __init__(self, config: Config, history: History, clock: Clock) -> None:
+            super().__init__(config, history, clock)
+            self.standing.__class__ = Between
+
+    async with telling(home, now, receiver, kind=Watched):
         await asyncio.sleep(1)
         Between.outage = True
         await query(

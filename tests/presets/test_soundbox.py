@@ -194,7 +194,7 @@ async def test_a_hundred_nights_and_all_of_it_lost(box: SoundBox) -> None:
 
     async with box.managed(at) as manager:
         await nights(manager, at, end, before, after)
-        state = brief(manager.config, await manager.reports())
+        state = brief(manager.config, await manager.standing.reports())
     assert len(made) == 100 and 21 <= len(dated(box.backups)) <= 23
     last = state.pop("last_backup")
     assert state == {
