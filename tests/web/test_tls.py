@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.home import Home
-from tests.web.site import Site
+from tests.web.site import Site, free_port
 
 
 def test_with_a_certificate_of_its_own_the_cookie_never_goes_without_it(
@@ -29,25 +30,27 @@ def test_with_a_certificate_of_its_own_the_cookie_never_goes_without_it(
         site.stop()
 
 
-def test_a_certificate_that_is_none_is_said_and_costs_no_backup(tmp_path: Path, database: str) -> None:
+@pytest.mark.parametrize("what", ["certificate", "port"])
+def test_where_it_cannot_listen_that_is_said_and_costs_no_backup(tmp_path: Path, database: str, what: str) -> None:
     for name in ("web.crt", "web.key"):
         (tmp_path / name).write_text("nonsense")
     home = Home(tmp_path / "home", database)
-    home.configure(more=f'[web]\nenabled = true\nport = 18471\ncertificate_file = "{tmp_path}/web.crt"\n'
-                   f'key_file = "{tmp_path}/web.key"\n')  # fmt: skip
-    running = home.started("run")
-    try:
-        lines: list[str] = []
-        assert running.stderr
-        for line in running.stderr:
-            lines.append(line)
-            if "The page is not there" in line:
-                break
-        assert "are no certificate and its key" in lines[-1] and "Backups are made all the same" in lines[-1]
-        assert home.run("start").status == 0
-    finally:
-        running.terminate()
-        running.communicate(timeout=15)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1] if what == "port" else free_port()
+        tls = f'certificate_file = "{tmp_path}/web.crt"\nkey_file = "{tmp_path}/web.key"\n'
+        home.configure(more=f"[web]\nenabled = true\nport = {port}\n{tls if what == 'certificate' else ''}")
+        running = home.started("run")
+        try:
+            assert running.stderr
+            said = next(line for line in running.stderr if "The page is not there" in line)
+            why = (
+                "are no certificate and its key" if what == "certificate" else "cannot be listened on (Address already"
+            )
+            assert why in said and "Backups are made all the same" in said
+            assert home.run("start").status == 0
+        finally:
+            running.terminate()
+            running.communicate(timeout=15)
 
 
 def test_behind_a_proxy_it_is_known_for_whom_it_asks(tmp_path: Path, database: str) -> None:
