@@ -31,6 +31,8 @@ PHONE = {"width": 375, "height": 740}
 SHOTS = os.environ.get("MEMU_SCREENSHOTS", "")
 """A folder: pictures of the page are kept there."""
 
+expect.set_options(timeout=20_000)  # beside three other tests on two cores
+
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium package"),
     pytest.mark.xdist_group("browser"),
