@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
@@ -11,6 +12,8 @@ from memu_backup.access import Role, Who
 from memu_backup.audit import Asker
 from memu_backup.errors import NotAllowed
 from memu_backup.web.desk import Desk
+
+log = logging.getLogger(__name__)
 
 COOKIE = "memu_backup"
 
@@ -60,6 +63,7 @@ def must_not_guess(desk: Desk, address: str) -> None:
     if (wait_s := desk.patience.must_wait_s(address)) > 0:
         said = f"Too many attempts from your address. Try again in {wait_s:.0f} s."
         raise HTTPException(429, said, {"Retry-After": str(max(1, round(wait_s)))})
+    log.warning("Somebody at %s sent a token, a link or a cookie that is not good.", address)
     desk.patience.failed(address)
 
 
