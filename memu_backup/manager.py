@@ -16,6 +16,7 @@ from memu_backup import (
     clean,
     guard,
     lock,
+    logs,
     place,
     rebuild,
     recover,
@@ -187,6 +188,7 @@ class Manager:
             note.step(run.error or "")
             return run
 
+        logs.run_id.set(order.run_id)  # what our caller says of it, too: the work itself is a task of its own
         run = await self.under_way.carry_out("backup", job, asker, work, activity_id=order.run_id)
         await self._save_history(order.store)  # now that the audit knows how it ended
         return run

@@ -229,4 +229,4 @@ async def _listed(desk: Desk, stored: Backup) -> as_json.ListedJson:
     for one in await desk.manager.listing():
         if one.backup.path == stored.path:
             return as_json.listed(one)
-    raise UsageError(f"{shown(stored.name)} went meanwhile.")
+    raise NotThere(f"{shown(stored.name)} went meanwhile.")
