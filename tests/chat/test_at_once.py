@@ -18,18 +18,24 @@ class Polls:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._go_on = asyncio.Event()
         self._go_on.set()
+        self._under_way = 0
         real = Session._poll
 
         async def poll(session: Session, *arguments: Any, **more: Any) -> Any:
             await self._go_on.wait()
-            return await real(session, *arguments, **more)
+            self._under_way += 1
+            try:
+                return await real(session, *arguments, **more)
+            finally:
+                self._under_way -= 1
 
         monkeypatch.setattr(Session, "_poll", poll)
 
     async def at_once(self, family: Family, *texts: str) -> None:
         self._go_on.clear()
         await family.anna.say(family.room, "hello")  # ends the poll that is under way, if one is
-        await asyncio.sleep(0.5)
+        while self._under_way:  # one that ended later would hear the first of them alone
+            await asyncio.sleep(0.01)
         for text in texts:
             await family.anna.say(family.room, text)
         self._go_on.set()
