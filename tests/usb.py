@@ -66,7 +66,7 @@ class Stick:
     def plug(self, *, read_only: bool = False) -> None:
         flags = ["--read-only"] if read_only else []
         subprocess.run(["losetup", *flags, self.node, self.image], check=True)
-        self.hub.udevadm("trigger", "--action=add", f"--name-match={self.node}")
+        self.hub.udevadm("trigger", "--settle", "--action=add", f"--name-match={self.node}")
 
     def divide(self) -> tuple[Path, Path]:
         """Plug it in as a disk with two partitions, ONE and TWO, each half of it; their nodes."""
@@ -190,8 +190,12 @@ class Hub:
     async def reaches(self, port: int) -> AsyncIterator[None]:
         """Who is in there gets through to 127.0.0.1:PORT out here."""
 
+        writers: list[asyncio.StreamWriter] = []
+
         async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
             there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(there_writer)
 
             async def pour(one: asyncio.StreamReader, other: asyncio.StreamWriter) -> None:
                 with suppress(OSError):
@@ -207,6 +211,10 @@ class Hub:
             yield
         finally:
             server.close()
+            await asyncio.sleep(0.1)  # a connection that was just accepted is served a moment later
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     def _socket(self, port: int) -> socket.socket:
         made: list[socket.socket] = []

@@ -47,7 +47,7 @@ class Wire:
             yield server.sockets[0].getsockname()[1]
         finally:
             server.close()
-            await asyncio.sleep(0.02)  # a connection that was just accepted is served a moment later, and closed below
+            await asyncio.sleep(0.1)  # a connection that was just accepted is served a moment later, and closed below
             for task in self._serving:
                 task.cancel()
             await asyncio.gather(*self._serving, return_exceptions=True)
